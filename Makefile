@@ -1,0 +1,52 @@
+# Two commands do everything: `make demo` and `make test`. Needs make, Python >= 3.11 and its venv module
+# (Debian, Ubuntu: apt install make python3-venv). Everything goes into ./.venv; nothing is installed system-wide.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+export ORT_DISABLE_TELEMETRY := 1
+
+.PHONY: demo test check lint fuzz docs lock clean
+
+demo: $(VENV)/demo.stamp
+	$(BIN)/strongroom demo
+
+test: $(VENV)/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term
+
+check: $(VENV)/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" -q
+
+fuzz: $(VENV)/test.stamp
+	$(BIN)/python fuzz/run.py --minutes 30
+
+docs: $(VENV)/test.stamp
+	$(BIN)/python tools/docs.py
+
+lock:
+	$(PYTHON) tools/lock.py
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Strongroom needs Python 3.11 or newer; say which with: make PYTHON=python3.12 ...")'
+	@$(PYTHON) -c 'import ensurepip, venv' || { echo "Python's venv module is missing (Debian, Ubuntu: apt install python3-venv)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/demo.stamp: requirements.lock pyproject.toml | $(VENV)/bin/python
+	@echo "Installing pinned dependencies into $(VENV) (about 130 MB to download the first time)"
+	@sed '/^# --- development/,$$d' requirements.lock > $(VENV)/demo.txt
+	$(PIP) install -q --require-hashes --no-deps --only-binary :all: -r $(VENV)/demo.txt
+	$(PIP) install -q --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/test.stamp: $(VENV)/demo.stamp
+	$(PIP) install -q --require-hashes --no-deps --only-binary :all: -r requirements.lock
+	@touch $@

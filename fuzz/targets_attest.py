@@ -1,0 +1,168 @@
+"""Fuzz targets of the trust documents: evidence answer, keyset, simulated evidence, verification, leaf,
+policy.
+
+Oracle: a value or a `strongroom.errors.Error`, nothing else. Where there is more to say, the target says it:
+a keyset that was read encodes to the same bytes; evidence that was accepted is the genuine one; a policy that
+was read is written and read back as the same; the empty or altered one never accepts more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import UTC, datetime
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from strongroom import attest
+from strongroom.attest import sim
+from strongroom.attest.evidence import (
+    Absent,
+    Evidence,
+    EvidenceAnswer,
+    Leaf,
+    NoChannel,
+    encode_answer,
+    parse_answer,
+    report_data,
+)
+from strongroom.attest.keyset import Key, Keyset, SecurityConfiguration, encode_keyset, parse_keyset
+from strongroom.attest.policy import NAMED_POLICIES, lint, parse_policy, policy_for_measurement, render_policy
+from strongroom.errors import Error
+
+NOW = datetime(2026, 11, 23, 12, 0, 0, tzinfo=UTC)
+NONCE = bytes(range(32))
+ROOT = Ed25519PrivateKey.from_private_bytes(b"r" * 32)
+TLS = ec.derive_private_key(12345, ec.SECP256R1())
+MEASUREMENT = "ab" * 32
+
+
+def _spki(key: Ed25519PrivateKey | ec.EllipticCurvePrivateKey) -> bytes:
+    return key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+KEYSET = encode_keyset(
+    Keyset(
+        keys=(Key("tls", "ECDSA-P256", _spki(TLS)), Key("receipt", "Ed25519", _spki(ROOT))),
+        not_after=int(NOW.timestamp()) + 3600,
+        store_id="00" * 16,
+        binding="spki",
+        security=SecurityConfiguration(
+            sealing="simulated",
+            host_excluded=False,
+            isolation="in_process",
+            sandbox=("no_dumps",),
+            admission="structural",
+            anonymous_upload=False,
+            verify_on_load="tags",
+            logging="no_content",
+        ),
+    )
+)
+EVIDENCE = sim.issue(
+    root_key=ROOT,
+    measurement=MEASUREMENT,
+    svn=1,
+    report_data=report_data(nonce=NONCE, keyset_bytes=KEYSET),
+    now=NOW,
+)
+ANSWER = encode_answer(EvidenceAnswer(Evidence("sim", EVIDENCE, (("a.pem", b"x"),)), KEYSET))
+ROOT_DIGEST = sim.root_digest(ROOT.public_key())
+POLICY_TEXT = policy_for_measurement(MEASUREMENT, root=ROOT_DIGEST, now=NOW)
+POLICY = parse_policy(POLICY_TEXT)
+HARDWARE = NAMED_POLICIES["production"] + (
+    f'[[nitro]]\nmeasurements = ["{MEASUREMENT}"]\nsigners = ["{MEASUREMENT}"]\nproducts = [1]\nmin_svn = 1\n'
+    'tcb_statuses = ["UpToDate"]\naccepted_advisories = ["INTEL-SA-00615"]\nmax_evidence_age_s = 60\n'
+)
+# A self-signed P-256 certificate: `openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj
+# /CN=a`
+CERTIFICATE = bytes.fromhex(
+    "3082016d30820113a00302010202142f3f8f084b99ec0bb9aea541becec270bec004e3300a06082a8648ce3d040302300c31"
+    "0a300806035504030c0161301e170d3236313132333137323432395a170d3336313132303137323432395a300c310a300806"
+    "035504030c01613059301306072a8648ce3d020106082a8648ce3d030107034200041d00d964721034d6802472606b9cbade"
+    "97fc565ed80d8ab9dff8553b7a24fda6c4d4ecf1640ef0d547c1575ac172e55bd6ec7a5fabea57eecb591e2bf6724934a353"
+    "3051301d0603551d0e041604149aaee84624af1b309dd5a00b74d063599a812cb9301f0603551d230418301680149aaee846"
+    "24af1b309dd5a00b74d063599a812cb9300f0603551d130101ff040530030101ff300a06082a8648ce3d0403020348003045"
+    "0221009013963927210e24f6928a0bafd36763ee13f199181fafdd77395bc2f321c05202206814bcbcd3c10307d7763c02bd"
+    "7d7b4a96a3b64b727734cbb05aece0ff799daf"
+)
+
+SEEDS = {
+    "fuzz_evidence_answer": (ANSWER, b"{}"),
+    "fuzz_keyset": (KEYSET,),
+    "fuzz_sim_evidence": (EVIDENCE,),
+    "fuzz_verify_evidence": (EVIDENCE,),
+    "fuzz_verify_keyset": (KEYSET,),
+    "fuzz_leaf": (CERTIFICATE,),
+    "fuzz_policy": (POLICY_TEXT.encode(), HARDWARE.encode()),
+}
+
+
+def fuzz_evidence_answer(data: bytes) -> None:
+    """An answer that was read means the same after writing it."""
+    try:
+        answer = parse_answer(data)
+    except Error:
+        return
+    assert parse_answer(encode_answer(answer)) == answer
+
+
+def fuzz_keyset(data: bytes) -> None:
+    """A keyset has one spelling: what was read encodes to the very same bytes."""
+    try:
+        keyset = parse_keyset(data)
+    except Error:
+        return
+    assert encode_keyset(keyset) == data
+
+
+def fuzz_sim_evidence(data: bytes) -> None:
+    """Nothing raises, and claims come only out of the document that the root signed."""
+    found = sim.examine_sim(data, endorsements=(), roots=(ROOT_DIGEST,), now=NOW)
+    assert isinstance(found.claims, Absent) or data == EVIDENCE
+
+
+def fuzz_verify_evidence(data: bytes) -> None:
+    """Only the genuine evidence is accepted."""
+    _verify(data, KEYSET)
+
+
+def fuzz_verify_keyset(data: bytes) -> None:
+    """Only the keyset that the evidence speaks of is accepted."""
+    _verify(EVIDENCE, data)
+
+
+def _verify(evidence: bytes, keyset: bytes) -> None:
+    try:
+        attest.verify(
+            Evidence("sim", evidence, ()),
+            POLICY,
+            nonce=NONCE,
+            keyset_bytes=keyset,
+            channel=NoChannel("fuzzing"),
+            endorsements=(),
+            now=NOW,
+        )
+    except Error:
+        return
+    assert (evidence, keyset) == (EVIDENCE, KEYSET)
+
+
+def fuzz_leaf(data: bytes) -> None:
+    """The key of a certificate, or our error."""
+    try:
+        spki = Leaf(data).spki()
+    except Error:
+        return
+    assert len(hashlib.sha256(spki).digest()) == 32
+
+
+def fuzz_policy(data: bytes) -> None:
+    """A policy that was read lints, and is written and read back as the same policy."""
+    try:
+        policy = parse_policy(data.decode("utf-8", "replace"))
+    except Error:
+        return
+    assert lint(policy, NOW)
+    assert parse_policy(render_policy(policy, heading="fuzzed")) == policy

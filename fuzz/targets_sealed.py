@@ -1,0 +1,142 @@
+"""Fuzz targets of the sealed store's parsers.
+
+A value or `strongroom.errors.Error`, nothing else, and no forgery opens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+
+from strongroom.errors import Error
+from strongroom.models.info import ONNX_RULES, ModelInfo, TensorSpec
+from strongroom.sealed import (
+    Sealer,
+    chunk_count,
+    open_sealed,
+    parse_container_header,
+    sealed_size,
+    unwrap_key,
+    wrap_key,
+)
+from strongroom.state import (
+    NO_PREDECESSOR,
+    Entry,
+    ModelVersion,
+    Name,
+    Record,
+    StateHeader,
+    encode_record,
+    open_state,
+    parse_record,
+    parse_state_file,
+    seal_state,
+)
+
+KEY = b"k" * 32
+FILE_ID = b"f" * 32
+CHUNK = 32
+PLAIN = bytes(range(100))
+FACTS = b"facts"
+HEADER = StateHeader(store_id="0a" * 16, sealing_class="simulated", sealed_for="ab" * 32, security="cd" * 32)
+
+
+def _container() -> bytes:
+    sealer = Sealer(KEY, file_id=FILE_ID, chunk_size=CHUNK)
+    return b"".join((sealer.header, *sealer.update(PLAIN), sealer.finish()))
+
+
+def record() -> Record:
+    """A record with two versions of one name and a tombstone."""
+    info = ModelInfo(
+        format="onnx",
+        inputs=(TensorSpec(name="x", datatype="FP32", shape=("rows", None, 4)),),
+        outputs=(TensorSpec(name="y", datatype="INT64", shape=None),),
+        primary_output="y",
+        feature_names=("a", "\ud800"),
+        notes=(("opset", 17), ("missing", -1.5), ("classes", ("no", "yes", None))),
+        rules=ONNX_RULES,
+    )
+    entries = tuple(
+        Entry(
+            model=ModelVersion(
+                name="modèle",
+                version=number,
+                owner="a1" * 32,
+                access="private",
+                format="onnx",
+                sha256="0d" * 32,
+                canonical_sha256="0e" * 32,
+                size=3000 + number,
+                created=1_800_000_000,
+                info=info,
+            ),
+            file=f"{number:032x}",
+            file_id=bytes([number]) * 32,
+            length=2900 + number,
+            chunk_size=1024,
+            chunks=chunk_count(2900 + number, chunk_size=1024),
+            wrapped_key=bytes([number]) * 112,
+        )
+        for number in (2, 5)
+    )
+    names = (Name("modèle", "a1" * 32, 6, entries), Name("gone", "", 3, ()))
+    return Record(epoch=9, previous=NO_PREDECESSOR, names=names)
+
+
+CONTAINER = _container()
+WRAPPED = wrap_key(KEY, PLAIN[:32], associated=FACTS, random=random.Random(1).randbytes)
+STATE = seal_state(record(), header=HEADER, state_key=KEY, random=random.Random(2).randbytes)
+SEEDS = {
+    "fuzz_sealed_container": (CONTAINER,),
+    "fuzz_sealed_header": (CONTAINER[:80],),
+    "fuzz_sealed_key": (WRAPPED,),
+    "fuzz_sealed_state": (STATE,),
+    "fuzz_sealed_record": (
+        encode_record(record()),
+        encode_record(Record(epoch=1, previous=NO_PREDECESSOR, names=())),
+    ),
+}
+
+
+def fuzz_sealed_container(data: bytes) -> None:
+    """A file in the place of a sealed one: opens only if it is that very file."""
+
+    def read(offset: int, buffer: memoryview) -> int:
+        piece = data[offset : offset + len(buffer)]
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+    with contextlib.suppress(Error):
+        opened = open_sealed(
+            read, data_key=KEY, file_id=FILE_ID, chunk_size=CHUNK, length=len(PLAIN), file_size=len(data)
+        )
+        assert data == CONTAINER and opened == PLAIN, "a forgery opened"
+        assert len(data) == sealed_size(len(PLAIN), chunk_size=CHUNK)
+
+
+def fuzz_sealed_header(data: bytes) -> None:
+    """A header that parses is written again as it was."""
+    with contextlib.suppress(Error):
+        assert parse_container_header(data).encode() == data
+
+
+def fuzz_sealed_key(data: bytes) -> None:
+    """A wrapped key opens only if it is that very one."""
+    with contextlib.suppress(Error):
+        assert unwrap_key(KEY, data, associated=FACTS) == PLAIN[:32]
+        assert data == WRAPPED, "a forgery opened"
+
+
+def fuzz_sealed_state(data: bytes) -> None:
+    """A state file parses or is refused, and opens only if it is that very one."""
+    with contextlib.suppress(Error):
+        file = parse_state_file(data)
+        assert open_state(file, state_key=KEY) == record()
+        assert data == STATE, "a forgery opened"
+
+
+def fuzz_sealed_record(data: bytes) -> None:
+    """A record that parses is written again as it was."""
+    with contextlib.suppress(Error):
+        assert encode_record(parse_record(data)) == data

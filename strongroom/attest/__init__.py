@@ -1,0 +1,333 @@
+"""Verification of a server's evidence: `verify()`, the one function that makes `Attested` and `Appraised`.
+
+Pure: bytes, a policy and one time go in; no file, socket or clock is touched. docs/spec/evidence.md §4
+numbers the steps as they are numbered here; steps 1, 2 and 7 (the connection, the question and the pin)
+belong to the client.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Callable
+from datetime import datetime
+from typing import overload
+
+from strongroom.attest.appraisal import Policy
+from strongroom.attest.evidence import (
+    PROOF,
+    REPORT_DATA_SIZE,
+    Absent,
+    Appraised,
+    Attested,
+    Channel,
+    Check,
+    Claims,
+    Evidence,
+    Examination,
+    Leaf,
+    NoChannel,
+    Verdict,
+    boot_report_data,
+    check,
+    check_impossible,
+    report_data,
+)
+from strongroom.attest.keyset import Keyset, SecurityConfiguration, keyset_digest, parse_keyset
+from strongroom.attest.policy import policy_for
+from strongroom.attest.requirements import HARDWARE_FORMATS
+from strongroom.attest.sim import examine_sim
+from strongroom.errors import AttestationRefused, MalformedInput
+
+VERIFIERS: dict[str, Callable[..., Examination]] = {"sim": examine_sim}
+"""Format -> the function that examines evidence of it. A literal: no import can add one."""
+
+
+@overload
+def verify(
+    evidence: Evidence,
+    policy: Policy,
+    *,
+    nonce: bytes,
+    keyset_bytes: bytes,
+    channel: Leaf,
+    endorsements: tuple[tuple[str, bytes], ...],
+    now: datetime,
+) -> Attested: ...
+
+
+@overload
+def verify(
+    evidence: Evidence,
+    policy: Policy,
+    *,
+    nonce: bytes,
+    keyset_bytes: bytes,
+    channel: NoChannel,
+    endorsements: tuple[tuple[str, bytes], ...],
+    now: datetime,
+) -> Appraised: ...
+
+
+def verify(
+    evidence: Evidence,
+    policy: Policy,
+    *,
+    nonce: bytes,
+    keyset_bytes: bytes,
+    channel: Channel,
+    endorsements: tuple[tuple[str, bytes], ...],
+    now: datetime,
+) -> Attested | Appraised:
+    """Verifies that `evidence` answers `nonce` for `keyset_bytes`, that `channel` ends there, and that
+    `policy` accepts it, at `now`.
+
+    3. The evidence itself
+       3.1 this version has a verifier for its format
+       3.2 the policy's kind admits the format (simulation goes with no other kind)
+       3.3 the policy names the format
+       3.4 the format's own checks, its signature chain to a pinned root first (`sim.examine_sim` numbers
+           them)
+    4. The answer to the nonce
+       4.1 report data is there: 64 bytes, not all zero
+       4.2 it equals what nonce and keyset bytes, as received, make it; compared in constant time
+    5. The channel
+       5.1 the keyset is the strict document of §3
+       5.2 the keyset's epoch has not ended
+       5.3 the keyset's TLS key is the key of the certificate of this very connection (only with a `Leaf`)
+    6. The policy's appraisal of claims and security configuration (`Policy.appraise` numbers its checks)
+
+    Every check is made and recorded also after one has failed, so that a person sees the whole picture; one
+    that had nothing left to check has failed. `endorsements` are the documents to use with the evidence: the
+    stapled ones, or others from elsewhere.
+
+    Raises:
+        AttestationRefused: a check failed; `code` is the first failure's, `verdict` holds every check.
+        TypeError: `now` has no time zone.
+    """
+    if now.tzinfo is None:
+        raise TypeError("now: expected an aware datetime")
+    checks: list[Check] = []
+    # 3. the evidence itself
+    claims = _examine(checks, evidence, policy, endorsements=endorsements, now=now)
+    # 4. the answer to the nonce
+    _check_report_data(checks, claims, nonce=nonce, keyset_bytes=keyset_bytes, channel=channel)
+    # 5. the channel
+    keyset = _check_keyset(checks, keyset_bytes, now=now, evidence_format=evidence.format)
+    if isinstance(channel, Leaf):
+        _check_channel(checks, keyset, channel)
+    # 6. the policy
+    security: SecurityConfiguration | Absent = keyset if isinstance(keyset, Absent) else keyset.security
+    # 3.2 and 3.3 come back unchanged: one line for one check
+    checks += [c for c in policy.appraise(claims, security=security, now=now) if c not in checks]
+
+    verdict = _verdict(checks, evidence, claims, keyset_bytes=keyset_bytes, channel=channel)
+    # The two `Absent` cases always come with a failed check; naming them here lets no later edit forget that.
+    if not verdict.passed or isinstance(claims, Absent) or isinstance(keyset, Absent):
+        raise _refusal(verdict)
+    proof = Attested if isinstance(channel, Leaf) else Appraised
+    return proof(
+        verdict=verdict,
+        claims=claims,
+        keyset=keyset,
+        keyset_bytes=keyset_bytes,
+        spki_sha256=hashlib.sha256(keyset.key("tls").spki).hexdigest(),
+        verified_at=now,
+        expires_in_s=_lifetime(keyset, policy, now),
+        proof=PROOF,
+    )
+
+
+def draft_policy(evidence: Evidence, *, keyset_bytes: bytes, now: datetime) -> str:
+    """Returns the text of a policy that accepts what this server shows, and nothing else (`policy init URL`).
+
+    What it shows is authentic only as far as its own signature: compare the measurement with one that you
+    computed or trust. The policy then still has to pass `verify`, which ties it to nonce and channel.
+
+    Raises:
+        AttestationRefused: the evidence's signature does not verify, or this version cannot verify its
+        format. MalformedInput: the keyset is malformed. InvalidPolicy: what was shown is nothing that a
+        policy may accept.
+    """
+    examine = VERIFIERS.get(evidence.format)
+    if examine is None:
+        message = "this version cannot verify evidence of this format"
+        raise AttestationRefused(message, code="evidence_format_unsupported")
+    found = examine(evidence.data, endorsements=evidence.endorsements, roots=(), now=now)
+    if isinstance(found.claims, Absent):
+        raise AttestationRefused(found.claims.why, code=next(c.code for c in found.checks if not c.passed))
+    return policy_for(found.claims, security=parse_keyset(keyset_bytes).security, now=now)
+
+
+def _examine(
+    checks: list[Check],
+    evidence: Evidence,
+    policy: Policy,
+    *,
+    endorsements: tuple[tuple[str, bytes], ...],
+    now: datetime,
+) -> Claims | Absent:
+    """Step 3."""
+    # 3.1
+    examine = VERIFIERS.get(evidence.format)
+    later = (
+        " (this version cannot verify it; a later one will)" if evidence.format in HARDWARE_FORMATS else ""
+    )
+    checks.append(
+        check(
+            "evidence.format",
+            "This version can verify evidence of this format",
+            examine is not None,
+            expected=" or ".join(VERIFIERS),
+            got=evidence.format + later,
+            code="evidence_format_unsupported",
+        )
+    )
+    # 3.2, 3.3: before the evidence is opened; `appraise` makes them again of what the claims say
+    checks += policy.check_format(evidence.format)
+    # 3.4
+    if examine is None:
+        return Absent(evidence.format, "no verifier for this format")
+    found = examine(evidence.data, endorsements=endorsements, roots=policy.roots(evidence.format), now=now)
+    checks += found.checks
+    return found.claims
+
+
+def _check_report_data(
+    checks: list[Check], claims: Claims | Absent, *, nonce: bytes, keyset_bytes: bytes, channel: Channel
+) -> None:
+    """Step 4."""
+    present = ("evidence.report_data_present", "The evidence carries report data")
+    answers = ("evidence.report_data", "The evidence answers this nonce, for this keyset")
+    wanted = f"{REPORT_DATA_SIZE} bytes, not all zero"
+    expected = report_data(nonce=nonce, keyset_bytes=keyset_bytes)
+    if isinstance(claims, Absent):
+        for (check_id, title), text, code in (
+            (present, wanted, "report_data_missing"),
+            (answers, expected.hex(), "report_data_mismatch"),
+        ):
+            checks.append(check_impossible(check_id, title, expected=text, why=claims.why, code=code))
+        return
+    # 4.1 an empty or short value must not be padded, truncated or skipped into equality
+    got = claims.report_data
+    full = len(got) == REPORT_DATA_SIZE and any(got)
+    size = f"{len(got)} bytes" if any(got) or not got else f"{len(got)} bytes, all zero"
+    checks.append(check(*present, full, expected=wanted, got=size, code="report_data_missing"))
+    # 4.2
+    equal = hmac.compare_digest(got, expected)
+    code, shown = "report_data_mismatch", f"{got.hex()}: another nonce, or another keyset"
+    if not equal and _is_boot_evidence(got, keyset_bytes, channel):
+        code, shown = "report_data_other_label", f"{got.hex()}: boot-time evidence, which answers no nonce"
+    checks.append(
+        check(*answers, equal, expected=expected.hex(), got=got.hex() if equal else shown, code=code)
+    )
+
+
+def _is_boot_evidence(got: bytes, keyset_bytes: bytes, channel: Channel) -> bool:
+    """Whether report data that does not answer is that of a certificate of this keyset's or leaf's key: told
+    apart for the person.
+    """
+    spkis = []
+    try:
+        spkis.append(parse_keyset(keyset_bytes).key("tls").spki)
+        if isinstance(channel, Leaf):
+            spkis.append(channel.spki())
+    except MalformedInput:
+        pass  # steps 5.1 and 5.3 record it
+    return any(hmac.compare_digest(got, boot_report_data(spki=spki)) for spki in spkis)
+
+
+def _check_keyset(
+    checks: list[Check], keyset_bytes: bytes, *, now: datetime, evidence_format: str
+) -> Keyset | Absent:
+    """Steps 5.1 and 5.2."""
+    form = ("keyset.form", "The keyset is a well-formed document in its one spelling")
+    expiry = ("keyset.expiry", "The keyset's keys are still in their epoch")
+    after = f"not_after later than {int(now.timestamp())}"
+    # 5.1
+    try:
+        keyset = parse_keyset(keyset_bytes)
+    except MalformedInput as exc:
+        checks.append(
+            check(
+                *form,
+                False,
+                expected="a keyset in its one spelling (docs/spec/evidence.md §3)",
+                got=exc.message,
+                code=exc.code,
+            )
+        )
+        why = "the keyset is malformed"
+        checks.append(check_impossible(*expiry, expected=after, why=why, code="keyset_expired"))
+        return Absent(evidence_format, why)
+    digest = keyset_digest(keyset_bytes).hex()
+    checks.append(
+        check(
+            *form,
+            True,
+            expected="a keyset in its one spelling (docs/spec/evidence.md §3)",
+            got=f"sha256 {digest}",
+            code="keyset_malformed",
+        )
+    )
+    # 5.2
+    valid = keyset.not_after > now.timestamp()
+    checks.append(
+        check(*expiry, valid, expected=after, got=f"not_after {keyset.not_after}", code="keyset_expired")
+    )
+    return keyset
+
+
+def _check_channel(checks: list[Check], keyset: Keyset | Absent, channel: Leaf) -> None:
+    """Step 5.3: without it, genuine evidence of a genuine server can be relayed by anybody in between."""
+    spki = ("channel.spki", "This connection ends where the keyset says")
+    code = "channel_key_mismatch"
+    if isinstance(keyset, Absent):
+        checks.append(check_impossible(*spki, expected="the keyset's TLS key", why=keyset.why, code=code))
+        return
+    expected = hashlib.sha256(keyset.key("tls").spki).hexdigest()
+    try:
+        got = hashlib.sha256(channel.spki()).hexdigest()
+    except MalformedInput as exc:
+        checks.append(check(*spki, False, expected=f"sha256 {expected}", got=exc.message, code=exc.code))
+        return
+    equal = hmac.compare_digest(got, expected)
+    checks.append(check(*spki, equal, expected=f"sha256 {expected}", got=f"sha256 {got}", code=code))
+
+
+def _lifetime(keyset: Keyset, policy: Policy, now: datetime) -> int:
+    """Whole seconds until keyset, policy or the verdict itself runs out, whichever is first (step 7)."""
+    remaining = keyset.not_after - now.timestamp()
+    return int(min(remaining, policy.max_verdict_age_s, (policy.expires - now).total_seconds()))
+
+
+def _verdict(
+    checks: list[Check],
+    evidence: Evidence,
+    claims: Claims | Absent,
+    *,
+    keyset_bytes: bytes,
+    channel: Channel,
+) -> Verdict:
+    failed = [c for c in checks if not c.passed]
+    if isinstance(channel, Leaf):
+        tied = f"certificate sha256 {hashlib.sha256(channel.der).hexdigest()}"
+    else:
+        tied = f"no channel: {channel.reason}"
+    return Verdict(
+        passed=not failed,
+        format=evidence.format,
+        simulated=evidence.format == "sim" or (isinstance(claims, Claims) and claims.simulated),
+        checks=tuple(checks),
+        code=failed[0].code if failed else None,
+        claims=claims if isinstance(claims, Claims) else None,
+        keyset_digest=keyset_digest(keyset_bytes).hex(),
+        channel=tied,
+    )
+
+
+def _refusal(verdict: Verdict) -> AttestationRefused:
+    first = verdict.failures[0]
+    label = f"[{verdict.label}] " if verdict.label else ""
+    message = f"{label}{first.id}: {first.title}: expected {first.expected}; got {first.got}"
+    return AttestationRefused(message, code=first.code, verdict=verdict)

@@ -1,0 +1,151 @@
+"""`policy lint`: what a policy means, in plain words, and where it accepts too much.
+
+Each requirement explains itself (`requirements`); this file adds what only the whole policy shows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from strongroom.attest.appraisal import DEVELOPMENT, PRODUCTION, UNSAFE_SIMULATION, USUAL_VERDICT_AGE, Policy
+from strongroom.attest.requirements import NotDebug, Requirement, SecurityRequirement
+
+KIND_MEANS = {
+    PRODUCTION: "hardware evidence only; the host is excluded; no debug mode",
+    DEVELOPMENT: "hardware evidence, but weaker settings may be accepted; for no real data",
+    UNSAFE_SIMULATION: "SIMULATED evidence only: it protects nothing from the machine's owner; for trials",
+}
+MEMBER_MEANS = {
+    "root": "SHA-256 of the public key (DER SPKI) of the root that signs the evidence",
+    "measurements": "builds of the code that are accepted",
+    "signers": "signers whose builds are accepted unseen, together with `products`",
+    "products": "product numbers of those signers",
+    "min_svn": "lowest security version of the code",
+    "tcb_statuses": "what the vendor may say of the platform",
+    "accepted_advisories": "advisories that may apply to the platform",
+    "max_evidence_age_s": "seconds: oldest evidence, by its own clock",
+    "unsafe_accept_debug": "true lets the host read the memory",
+    "sealing": "what the keys of stored models are bound to",
+    "host_excluded": "whether the host cannot read the server's memory",
+    "isolation": "what shares one process",
+    "sandbox": "layers that must all have taken hold; more are welcome",
+    "admission": "how models are examined before they run",
+    "anonymous_upload": "whether models are taken from callers without a key",
+    "verify_on_load": "what is checked when a stored model is loaded",
+    "logging": "what may reach a log",
+}
+
+
+INFO, WARNING, DANGER = "info", "warning", "danger"
+FAR_EXPIRY = timedelta(days=400)
+"""A policy that outlives a year of releases accepts code whose holes have been published."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of `lint`: `level` info (what a member means), warning or danger (it accepts too much, or
+    nothing).
+    """
+
+    level: str
+    member: str
+    text: str
+
+    def to_json(self) -> dict[str, str]:
+        """The finding for `--json`."""
+        return {"level": self.level, "member": self.member, "text": self.text}
+
+
+def lint(policy: Policy, now: datetime) -> tuple[Finding, ...]:
+    """Explains every member of `policy` in plain words, in the order of the file, and says what accepts too
+    much or nothing.
+    """
+    found = [Finding(INFO, "kind", f"{policy.kind}: {KIND_MEANS[policy.kind]}.")]
+    if policy.kind == UNSAFE_SIMULATION:
+        text = "SIMULATED evidence is accepted: the machine's owner can read everything. Send nothing real."
+        found.append(Finding(DANGER, "kind", text))
+    if policy.kind == DEVELOPMENT:
+        found.append(Finding(WARNING, "kind", "Kind development accepts what kind production would not."))
+    found += _lint_times(policy, now)
+    if not policy.requirements:
+        found.append(Finding(WARNING, "entries", "No code is named: this policy refuses every server."))
+    counts: dict[str, int] = {}
+    for requirement in policy.requirements:
+        at = counts[requirement.format] = counts.get(requirement.format, -1) + 1
+        found += _lint_entry(requirement, f"{requirement.format}[{at}]")
+    for name in SecurityRequirement.__dataclass_fields__:
+        found += _lint_security(name, getattr(policy.security, name))
+    return tuple(found)
+
+
+def _lint_times(policy: Policy, now: datetime) -> list[Finding]:
+    found = [Finding(INFO, "expires", f"From {policy.expires.isoformat()} on, everything is refused.")]
+    if policy.expires <= now:
+        found.append(Finding(DANGER, "expires", "The policy has expired: it refuses every server."))
+    elif policy.requirements and policy.expires - now > FAR_EXPIRY:
+        text = "More than 400 days ahead: its code stays accepted long after its holes are published."
+        found.append(Finding(WARNING, "expires", text))
+    age = policy.max_verdict_age_s
+    found.append(
+        Finding(INFO, "max_verdict_age_s", f"A server is verified again after {age} s at the latest.")
+    )
+    if age > USUAL_VERDICT_AGE:
+        text = f"A server's stolen key can be used for {age} s; the usual value is {USUAL_VERDICT_AGE}."
+        found.append(Finding(WARNING, "max_verdict_age_s", text))
+    return found
+
+
+def _lint_entry(requirement: Requirement, member: str) -> list[Finding]:
+    found = []
+    for rule in requirement.rules:
+        found.append(Finding(INFO, member, rule.explain()))
+        found += [Finding(WARNING, member, text) for text in rule.weaknesses()]
+    if not any(isinstance(rule, NotDebug) for rule in requirement.rules):
+        text = "TEEs in debug mode are accepted: the host can read their memory. Send nothing real."
+        found.append(Finding(DANGER, member, text))
+    if requirement.format != "sim":
+        text = f"This version has no verifier for {requirement.format} evidence yet and refuses it."
+        found.append(Finding(INFO, member, text))
+    return found
+
+
+_SECURITY_WEAK: dict[tuple[str, str | bool], tuple[str, str]] = {
+    ("sealing", "signer"): (
+        WARNING,
+        "any code of the same signer, also later code, can open the stored models",
+    ),
+    ("sealing", "operator"): (DANGER, "the operator holds the key of the stored models"),
+    ("sealing", "simulated"): (
+        DANGER,
+        "the operator holds the root key, and with it the key of the stored models",
+    ),
+    ("host_excluded", False): (DANGER, "the host may read the server's memory"),
+    ("anonymous_upload", True): (
+        WARNING,
+        "anybody can place models on the server that others may run by mistake",
+    ),
+}
+
+
+def _lint_security(name: str, accepted: tuple[str | bool, ...]) -> list[Finding]:
+    member, words = f"security.{name}", _words(accepted)
+    if name == "sandbox":
+        text = (
+            f"All of these layers must have taken hold: {words}."
+            if accepted
+            else "No sandbox layer is required."
+        )
+        return [Finding(INFO, member, text)]
+    found = [Finding(INFO, member, f"{MEMBER_MEANS[name].capitalize()}; accepted: {words}.")]
+    for value in accepted:
+        if (name, value) in _SECURITY_WEAK:
+            level, why = _SECURITY_WEAK[name, value]
+            found.append(Finding(level, member, f"{_words(value)} is accepted: {why}."))
+    return found
+
+
+def _words(values: object) -> str:
+    if isinstance(values, tuple):
+        return " or ".join(map(_words, values))
+    return str(values).lower() if isinstance(values, bool) else str(values)

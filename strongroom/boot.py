@@ -1,0 +1,142 @@
+"""The first code of a server's process: hardens it, measures it, and lets only measured code in.
+
+Order (docs/spec/sealed.md and docs/spec/channel.md rely on it): import hook (the launcher's bootstrap) -> no
+core dumps and not dumpable -> settings -> measurement -> the hook admits what was measured and nothing else.
+Only then does `server` import what it needs and any secret come to exist.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import resource
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from strongroom import config
+from strongroom.attest.keyset import SecurityConfiguration
+from strongroom.config import Config
+from strongroom.errors import Error, Failure, InvalidConfig, Refused, Unavailable, Unusable
+from strongroom.importing import MeasuredImports
+from strongroom.launch import dependency_folders
+from strongroom.measure import Measurement, measure_at
+
+PACKAGE: Final = Path(__file__).resolve().parent
+
+_PR_SET_DUMPABLE: Final = 4
+_PR_SET_NO_NEW_PRIVS: Final = 38
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Boot:
+    """What is known before the server is composed."""
+
+    settings: Config
+    security: SecurityConfiguration
+    measurement: Measurement
+    preload: tuple[tuple[str, str], ...]
+    """(name, hex SHA-256) of each preloaded model, as measured: the bytes that are served must be these."""
+    room: Path
+    """The folder with this process's empty folders; removed at the end."""
+
+
+def prepare(room: Mapping[str, Any], imports: MeasuredImports) -> Boot:
+    """Everything that happens before the server's own imports. `room` is the launcher's message.
+
+    `imports`: the hook, which found all that was imported so far.
+
+    Raises:
+        InvalidConfig, Failure: the settings cannot be used, or the code cannot be measured.
+    """
+    harden()
+    folders = [str(folder) for folder in room["paths"]]
+    path = Path(room["config"]) if room["config"] is not None else None
+    settings = config.load(path, variables=config.environment(), base=Path(room["base"]))
+    preload = preload_digests(settings)
+    measurement = _measure(settings, preload, folders)
+    imports.admit(dict(measurement.files))
+    return Boot(
+        settings=settings,
+        security=security_configuration(settings),
+        measurement=measurement,
+        preload=preload,
+        room=Path(room["room"]),
+    )
+
+
+def report(error: Error) -> int:
+    """Says on stderr why the server does not start; returns the exit code of the error's family."""
+    sys.stderr.write(f"strongroom: cannot start: {error.message} [{error.code}]\n")
+    if isinstance(error, Refused):
+        return 10
+    if isinstance(error, Unavailable):
+        return 30
+    return 20 if isinstance(error, Unusable) else 1
+
+
+def harden() -> None:
+    """No core dumps, not dumpable (nor readable by debuggers of the same user), no new privileges.
+
+    The last two are Linux's; on macOS only core dumps are off.
+
+    Raises:
+        Failure: the system does not let us (code `start_refused`).
+    """
+    os.umask(0o077)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None, use_errno=True)
+        for option, value in ((_PR_SET_DUMPABLE, 0), (_PR_SET_NO_NEW_PRIVS, 1)):
+            if libc.prctl(option, value, 0, 0, 0) != 0:
+                raise Failure(f"prctl: error {ctypes.get_errno()}", code="start_refused")
+
+
+def security_configuration(settings: Config) -> SecurityConfiguration:
+    """The attested configuration that a server with these settings runs with."""
+    return SecurityConfiguration(
+        sealing="simulated",
+        host_excluded=False,
+        isolation="in_process",
+        sandbox=(),
+        admission="structural",
+        anonymous_upload=settings.security.anonymous_upload,
+        verify_on_load=settings.security.verify_on_load,
+        logging="no_content",
+    )
+
+
+def planned_measurement(settings: Config) -> Measurement:
+    """The measurement that a server started from here with these settings will have; starts nothing.
+
+    Raises:
+        InvalidConfig: a preloaded model cannot be read (code `preload_unreadable`).
+        Failure: a dependency is missing, or a file cannot be measured.
+    """
+    return _measure(settings, preload_digests(settings), dependency_folders())
+
+
+def _measure(settings: Config, preload: tuple[tuple[str, str], ...], folders: list[str]) -> Measurement:
+    return measure_at(
+        PACKAGE, search_path=folders, security=security_configuration(settings), preload=preload
+    )
+
+
+def preload_digests(settings: Config) -> tuple[tuple[str, str], ...]:
+    """(name, hex SHA-256) of each preloaded model's file.
+
+    Raises:
+        InvalidConfig: one cannot be read (code `preload_unreadable`).
+    """
+    return tuple((model.name, _file_digest(Path(model.path))) for model in settings.preload)
+
+
+def _file_digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as exc:
+        raise InvalidConfig(f"preload: {path.name} cannot be read", code="preload_unreadable") from exc

@@ -1,0 +1,471 @@
+"""The `strongroom` command: one function per sub-command, over the public API.
+
+Exit codes: 0 ok, 10 refused by policy or admission, 20 unusable input, 30 server unreachable, 1 a bug, 130
+interrupted. Errors too say SIMULATED where a server was verified by simulated evidence. Imports are inside the
+functions: `strongroom --help` and the client's commands load nothing of the server.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from strongroom.calls import printable
+from strongroom.cli_policy import policy
+from strongroom.errors import AttestationRefused, Error, InvalidConfig, InvalidRequest
+from strongroom.terminal import (
+    EXIT_BUG,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_REFUSED,
+    EXIT_UNUSABLE,
+    exit_code,
+    note_simulated,
+    progress,
+    show_error,
+    show_json,
+    show_models,
+    show_verdict,
+)
+
+if TYPE_CHECKING:
+    from strongroom.client import Client
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+class _Commands(click.Group):
+    """The command line's edge: whatever happens becomes one of the exit codes."""
+
+    def main(  # the signature of click's own, whose place it takes
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Runs a command; in standalone mode it ends the process with the exit code."""
+        given = list(sys.argv[1:] if args is None else args)
+        noted = _Noted()
+        options = {"complete_var": complete_var, "windows_expand_args": windows_expand_args, **extra}
+        run_command = partial(super().main, given, "strongroom", standalone_mode=False, obj=noted, **options)
+        if not standalone_mode:
+            return run_command()
+        sys.exit(_exit_code_of(run_command, as_json="--json" in given, noted=noted))
+
+
+@dataclass(slots=True)
+class _Noted:
+    """What a command found out before it failed."""
+
+    simulated: bool = False
+
+
+def _note_simulated() -> None:
+    """From here on whatever this command says rests on simulated evidence, also an error."""
+    noted = click.get_current_context().find_object(_Noted)
+    if noted is not None:
+        noted.simulated = True
+
+
+def _exit_code_of(run_command: Callable[[], Any], *, as_json: bool, noted: _Noted) -> int:
+    try:
+        result = run_command()
+        return result if isinstance(result, int) else EXIT_OK
+    except click.ClickException as exc:
+        if as_json:
+            usage = InvalidRequest(exc.format_message(), code="usage_invalid")
+            show_error(usage, as_json=True, simulated=False)
+        else:
+            exc.show()
+        return EXIT_UNUSABLE
+    except (click.Abort, KeyboardInterrupt):
+        return EXIT_INTERRUPTED
+    except Error as error:
+        show_error(error, as_json=as_json, simulated=noted.simulated)
+        if exit_code(error) == EXIT_BUG:
+            click.echo("this is a fault of the software: please report it", err=True)
+        return exit_code(error)
+    except Exception:  # noqa: BLE001 - whatever it is, it is a bug and must leave as one
+        traceback.print_exc()
+        click.echo("this is a bug: please report it with the lines above", err=True)
+        return EXIT_BUG
+
+
+@click.group(
+    cls=_Commands,
+    name="strongroom",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(package_name="strongroom", prog_name="strongroom")
+def main() -> None:
+    """Confidential machine-learning inference: attest the server first, then send it your model or data.
+
+    Exit codes: 0 ok; 10 refused by policy or admission; 20 unusable input; 30 server unreachable; 1 a bug.
+    """
+
+
+main.add_command(policy)
+
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+_timeout_option = click.option(
+    "--timeout", type=click.FloatRange(min=0.1), default=60.0, show_default=True, metavar="SECONDS",
+    help="Give up after this long without a byte.",
+)  # fmt: skip
+_policy_option = click.option(
+    "--policy", "policy_path", envvar="STRONGROOM_POLICY", required=True, metavar="FILE", show_envvar=True,
+    help="Policy file, or the name of a built-in policy (production).",
+)  # fmt: skip
+_config_option = click.option(
+    "--config", "config_path", type=click.Path(path_type=Path), default=None, metavar="FILE",
+    help="The server's configuration file (docs/configuration.md).",
+)  # fmt: skip
+_version_option = click.option("--version", "version", metavar="N", help="An exact version; else the latest.")
+
+
+def _to_server(command: _F) -> _F:
+    """The options of every command that talks to a server."""
+    url = click.option(
+        "--url", envvar="STRONGROOM_URL", required=True, metavar="URL", show_envvar=True,
+        help="The server, https://host:port.",
+    )  # fmt: skip
+    key = click.option(
+        "--key", "key_path", envvar="STRONGROOM_KEY", metavar="FILE", show_envvar=True,
+        help="Your key, as `strongroom keygen` wrote it.",
+    )  # fmt: skip
+    for option in (_json_option, _timeout_option, key, _policy_option, url):
+        command = option(command)
+    return command
+
+
+def _connect(url: str, policy_path: str, key_path: str | None, timeout: float) -> Client:
+    from strongroom.client import connect
+
+    client = connect(url, policy=policy_path, key=key_path, timeout=timeout)
+    if client.attestation.simulated:
+        _note_simulated()
+    return client
+
+
+# --- trust --------------------------------------------------------------------------------------------------
+
+
+@main.command()
+@click.argument("url", envvar="STRONGROOM_URL")
+@_policy_option
+@click.option(
+    "--certificate", type=click.Path(path_type=Path), metavar="FILE",
+    help="Write the certificate of the verified connection there (PEM), if the server is accepted.",
+)  # fmt: skip
+@_timeout_option
+@_json_option
+@click.pass_context
+def verify(
+    ctx: click.Context, url: str, policy_path: str, certificate: Path | None, timeout: float, as_json: bool
+) -> None:
+    """Verify a server: one line per check with what was expected and what came.
+
+    Sends nothing but the question for evidence. Exit code 0 where the policy accepts the server, 10 where
+    not.
+    """
+    from strongroom.client import Client
+
+    pem = ""
+    with Client(url, policy=policy_path, timeout=timeout) as client:
+        try:
+            verdict = client.attest()
+            pem = client.certificate
+        except AttestationRefused as refusal:
+            if refusal.verdict is None:
+                raise
+            verdict = refusal.verdict
+    if verdict.simulated:
+        _note_simulated()
+    if certificate is not None and verdict.passed:
+        _write_public(certificate, pem)
+    if as_json:
+        show_json(verdict.to_json())
+    else:
+        show_verdict(verdict)
+    ctx.exit(EXIT_OK if verdict.passed else EXIT_REFUSED)
+
+
+def _write_public(path: Path, text: str) -> None:
+    """Writes a file that everybody may read, over one that is there."""
+    try:
+        path.write_text(text, encoding="ascii")
+        path.chmod(0o644)
+    except OSError as exc:
+        raise InvalidRequest(f"{path} cannot be written", code="output_unwritable") from exc
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@_json_option
+def keygen(file: Path, as_json: bool) -> None:
+    """Make a key: who you are to servers. Keep FILE; models belong to it.
+
+    Writes an Ed25519 private key (PKCS#8 PEM) that only you may read, and prints the principal's id.
+    """
+    import os
+
+    from strongroom.tokens import load_key, new_key_pem, principal_id
+
+    pem = new_key_pem()
+    try:
+        # O_EXCL: an existing key is never overwritten, for its models would be lost with it.
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError as exc:
+        raise InvalidRequest(f"{file} exists already and is left as it is", code="key_exists") from exc
+    except OSError as exc:
+        raise InvalidRequest(f"{file} cannot be written", code="output_unwritable") from exc
+    with os.fdopen(descriptor, "wb") as sink:
+        sink.write(pem)
+    principal = principal_id(load_key(pem).public_key())
+    if as_json:
+        show_json({"file": str(file), "principal": principal})
+    else:
+        click.echo(f"principal {principal}")
+
+
+# --- models -------------------------------------------------------------------------------------------------
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--name", metavar="NAME", help="Name of the model; else the file's without its ending.")
+@click.option(
+    "--access", type=click.Choice(["private", "public"]), default="private", show_default=True,
+    help="Who may run it: only you, or everybody.",
+)  # fmt: skip
+@click.option(
+    "--format", "format_", type=click.Choice(["onnx", "xgboost-json", "xgboost-ubj"]),
+    help="Its format; else found out from its bytes.",
+)  # fmt: skip
+@_to_server
+def upload(
+    file: Path, name: str | None, access: str, format_: str | None, as_json: bool, **server: Any
+) -> None:
+    """Upload a model, sealed, to a server that the policy accepts. Needs a key."""
+    with _connect(**server) as client, progress(f"uploading {file.name}", quiet=as_json) as bar:
+        model = client.upload_model(file, name=name or file.stem, access=access, format=format_, progress=bar)
+    metadata = model.metadata
+    if as_json:
+        show_json(metadata.to_json())
+    else:
+        click.echo(f"{metadata.id}  {metadata.format}, {metadata.size} bytes, sha256 {metadata.sha256}")
+        note_simulated(metadata.simulated)
+
+
+@main.command()
+@click.argument("name")
+@click.argument("file", type=click.Path(path_type=Path))
+@_version_option
+@click.option("--digest", metavar="HEX", help="SHA-256 that the model must have been uploaded with.")
+@click.option(
+    "--output", "outputs", multiple=True, metavar="NAME", help="An output to fetch; may be repeated."
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="FILE",
+    help="Write the result to a .npy, .npz, .csv or .json file.",
+)  # fmt: skip
+@_to_server
+def run(
+    name: str, file: Path, version: str | None, digest: str | None, outputs: tuple[str, ...], out: Path |
+    None, as_json: bool, **server: Any,
+) -> None:  # fmt: skip
+    """Run the model NAME on the inputs in FILE: .npy, .npz, .csv or .json.
+
+    Without --output an array gives the model's primary output, several named arrays give all outputs.
+    """
+    import json
+
+    from strongroom import inference, tabular
+
+    if out is not None:
+        tabular.check_output(out, arrays=1)
+    with _connect(**server) as client:
+        model = client.model(name, version, expect_digest=digest)
+        metadata = model.metadata
+        inputs = tabular.read_inputs(file, metadata=metadata)
+        asked = list(outputs or inputs.outputs) or None
+        named = isinstance(inputs.value, dict)
+        wanted = inference.wanted_outputs(metadata, dict_in=named, outputs=asked)
+        if out is not None:
+            tabular.check_output(out, arrays=len(wanted.names))
+        with progress("receiving the result", quiet=as_json) as bar:
+            result = model.run(inputs.value, asked, progress=bar)
+    arrays = result if isinstance(result, dict) else {metadata.primary_output: result}
+    if out is not None:
+        tabular.write_result(out, arrays, metadata=metadata)
+    if as_json:
+        document = (
+            json.loads(tabular.as_response(arrays, metadata=metadata)) if out is None else {"file": str(out)}
+        )
+        show_json({**document, "sha256": metadata.sha256, "simulated": metadata.simulated})
+        return
+    if out is None:
+        for output, array in arrays.items():
+            text = tabular.as_text(array)
+            click.echo(f"{printable(output)} =\n{text}" if len(arrays) > 1 else text)
+    else:
+        click.echo(f"wrote {out}", err=True)
+    note_simulated(metadata.simulated)
+
+
+@main.command()
+@_to_server
+def models(as_json: bool, **server: Any) -> None:
+    """List the models that you may see."""
+    with _connect(**server) as client:
+        found, simulated = client.models(), client.attestation.simulated
+    if as_json:
+        show_json({"models": [metadata.to_json() for metadata in found], "simulated": simulated})
+    else:
+        show_models(found)
+        note_simulated(simulated)
+
+
+@main.command()
+@click.argument("name")
+@click.option("--version", "version", metavar="N", help="An exact version; else every version.")
+@_to_server
+def delete(name: str, version: str | None, as_json: bool, **server: Any) -> None:
+    """Delete a model, or one version of it. The host may have kept copies of the sealed files."""
+    with _connect(**server) as client:
+        gone, simulated = client.delete_model(name, version), client.attestation.simulated
+    if as_json:
+        show_json({"deleted": list(gone), "simulated": simulated})
+    else:
+        click.echo("\n".join(f"deleted {model_id}" for model_id in gone))
+        note_simulated(simulated)
+
+
+@main.command()
+@click.argument("name")
+@_version_option
+@_to_server
+def load(name: str, version: str | None, as_json: bool, **server: Any) -> None:
+    """Load a model into the server's memory ahead of its first use."""
+    with _connect(**server) as client:
+        metadata = client.load_model(name, version)
+    if as_json:
+        show_json(metadata.to_json())
+    else:
+        click.echo(f"{metadata.id} loaded")
+        note_simulated(metadata.simulated)
+
+
+@main.command()
+@click.argument("name")
+@_version_option
+@_to_server
+def unload(name: str, version: str | None, as_json: bool, **server: Any) -> None:
+    """Evict a model from the server's memory; it stays in the sealed store."""
+    with _connect(**server) as client:
+        metadata = client.unload_model(name, version)
+    if as_json:
+        show_json(metadata.to_json())
+    else:
+        click.echo(f"{metadata.id} unloaded")
+        note_simulated(metadata.simulated)
+
+
+# --- the operator's side ------------------------------------------------------------------------------------
+
+
+@main.command()
+@click.option("--color", is_flag=True, help="Colours even where the output is no terminal.")
+@click.pass_context
+def demo(ctx: click.Context, color: bool) -> None:
+    """Show the main job with real models, on this machine, with every refusal actually happening."""
+    from strongroom.demo import run as run_demo
+
+    if color:
+        ctx.color = True
+    run_demo()
+
+
+@main.command()
+@_config_option
+def serve(config_path: Path | None) -> None:
+    """Start the server (needs the `server` extra)."""
+    from strongroom.launch import serve as launch
+
+    launch(config_path)
+
+
+@main.command()
+@_config_option
+@_json_option
+def measure(config_path: Path | None, as_json: bool) -> None:
+    """Print the measurement that a server with this configuration will have; works without a server.
+
+    Where the simulated root key of that configuration exists, says which root it is: `policy init` wants both.
+    """
+    from strongroom.config import load_config
+    from strongroom.server import planned_measurement
+
+    settings = load_config(config_path)
+    _note_simulated()
+    measurement = planned_measurement(settings)
+    root = _simulated_root(settings.root_key_path)
+    if as_json:
+        facts = {"measurement": measurement.digest, "root": root, "simulated": True}
+        show_json({**facts, "document": measurement.document})
+        return
+    click.echo(measurement.digest)
+    if root is not None:
+        click.echo(f"simulated root {root}", err=True)
+    note_simulated(True)
+
+
+def _simulated_root(path: Path) -> str | None:
+    """The name of the root key in a file, None where there is none that we may read."""
+    from strongroom.attester import load_or_create_root, root_digest
+
+    try:
+        return root_digest(load_or_create_root(path)) if path.exists() else None
+    except (OSError, InvalidConfig):
+        click.echo(f"the simulated root key in {path} cannot be used", err=True)
+        return None
+
+
+@main.command()
+@_config_option
+@_json_option
+@click.pass_context
+def check(ctx: click.Context, config_path: Path | None, as_json: bool) -> None:
+    """Open the store of a stopped server and check every file in it, its tags and its SHA-256."""
+    from strongroom.config import load_config
+    from strongroom.server import check_store
+
+    settings = load_config(config_path)
+    _note_simulated()
+    results = check_store(settings)
+    failed = [result for result in results if not result.passed]
+    if as_json:
+        listed = [
+            {"subject": r.subject, "passed": r.passed, "code": r.code, "detail": r.detail} for r in results
+        ]
+        show_json({"passed": not failed, "results": listed, "simulated": True})
+    else:
+        for result in results:
+            word = "PASS" if result.passed else "FAIL"
+            click.echo(f"{word}  {result.subject}  {result.detail}".rstrip())
+        click.echo(f"{len(results)} checked, {len(failed)} failed")
+        note_simulated(True)
+    ctx.exit(EXIT_REFUSED if failed else EXIT_OK)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,595 @@
+"""The client: `connect` to a server, attest it, and only then send it models or data.
+
+    import strongroom
+
+    with strongroom.connect("https://host:8443", policy="policy.toml") as client:
+        model = client.model("tumour")
+        scores = model.predict(rows)
+
+`Client` blocks, `AsyncClient` has the same methods for asyncio. Neither contains a step of the protocol: each
+call is one generator below, which both drive (`flow`). `docs/client.md` is the guide.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import ssl
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar, overload
+
+import numpy.typing as npt
+
+from strongroom import calls, formats, inference, tokens
+from strongroom.attest.evidence import Attested, Verdict
+from strongroom.calls import Answer, ModelMetadata, Progress, Request
+from strongroom.errors import InvalidRequest
+from strongroom.flow import Clock, Flow, Outcome, Session, attest_flow, call_flow, drive_to_end
+from strongroom.inference import Array
+from strongroom.sources import (
+    KeySource,
+    ModelSource,
+    PolicySource,
+    Upload,
+    load_key,
+    load_policy,
+    prepare_upload,
+)
+from strongroom.transport import AsyncTransport, Transport, parse_origin
+
+_T = TypeVar("_T")
+
+DEFAULT_TIMEOUT_S: Final = 60.0
+"""Seconds without a byte in either direction after which a request is given up."""
+PATIENCE_S: Final = 15.0
+"""Seconds for which a server that was verified before may be gone: a restart takes a few."""
+SYSTEM_CLOCK: Final = Clock(now=lambda: datetime.now(UTC), monotonic=time.monotonic)
+
+
+# --- the calls, each one generator --------------------------------------------------------------------------
+
+
+def _expect(session: Session, request: Request) -> Flow[Answer]:
+    answer = yield from call_flow(session, request)
+    if not 200 <= answer.status < 300:
+        raise calls.error_of(answer)
+    return answer
+
+
+def _upload_flow(
+    session: Session, upload: Upload, *, name: str, access: str, format: str | None, progress: Progress | None
+) -> Flow[ModelMetadata]:
+    detected = formats.detect(upload.head)
+    request = calls.upload_request(
+        upload.body, name=name, format=format or detected, access=access, progress=progress
+    )
+    answer = yield from _expect(session, request)
+    metadata = calls.read_metadata(calls.json_object(answer))
+    calls.check_digest(metadata, expected=upload.body.sha256.hex())
+    return metadata
+
+
+def _models_flow(session: Session) -> Flow[tuple[ModelMetadata, ...]]:
+    found: tuple[ModelMetadata, ...] = ()
+    after = ""
+    for _ in range(calls.MAX_PAGES):
+        try:
+            answer = yield from _expect(session, calls.models_request(after=after))
+        except InvalidRequest as exc:
+            if not after or exc.code != "parameter_invalid":
+                raise
+            found, after = (), ""  # the model that the page begins behind was deleted: anew
+            continue
+        page, after = calls.read_models(answer)
+        found += page
+        if not after:
+            return found
+    raise calls.malformed("a list of models that ends")
+
+
+def _model_flow(
+    session: Session, model_id: str, version: str | None, expect_digest: str | None
+) -> Flow[ModelMetadata]:
+    name, named = calls.split_model_id(model_id)
+    answer = yield from _expect(session, calls.metadata_request(name, version=version or named))
+    metadata = calls.read_metadata(calls.json_object(answer))
+    calls.check_digest(metadata, expected=expect_digest)
+    return metadata
+
+
+def _infer_flow(
+    session: Session,
+    model: str | ModelMetadata,
+    inputs: object,
+    outputs: str | Sequence[str] | None,
+    progress: Progress | None,
+) -> Flow[Any]:
+    metadata = (
+        model if isinstance(model, ModelMetadata) else (yield from _model_flow(session, model, None, None))
+    )
+    wanted = inference.wanted_outputs(metadata, dict_in=isinstance(inputs, Mapping), outputs=outputs)
+    arrays = inference.fit_inputs(metadata, inputs)
+    request = inference.infer_request(metadata, arrays, wanted=wanted, received=progress)
+    answer = yield from _expect(session, request)
+    return inference.read_result(answer, metadata=metadata, wanted=wanted)
+
+
+def _delete_flow(session: Session, model_id: str, version: str | None) -> Flow[tuple[str, ...]]:
+    name, named = calls.split_model_id(model_id)
+    answer = yield from _expect(session, calls.delete_request(name, version=version or named))
+    return calls.read_deleted(answer)
+
+
+def _lifecycle_flow(session: Session, model_id: str, version: str | None, action: str) -> Flow[ModelMetadata]:
+    name, named = calls.split_model_id(model_id)
+    answer = yield from _expect(
+        session, calls.lifecycle_request(name, version=version or named, action=action)
+    )
+    return calls.read_metadata(calls.json_object(answer))
+
+
+def _attest_again(session: Session) -> Flow[Verdict]:
+    endpoint = yield from attest_flow(session)
+    session.release(endpoint)
+    attested: Attested | None = endpoint.attested
+    if attested is None:  # pragma: no cover - attest_flow returns verified endpoints only
+        raise AssertionError("an endpoint without a verification")
+    return attested.verdict
+
+
+def _table(X: object) -> object:
+    """What `predict` takes: rows and columns, as scikit-learn has it."""
+    ndim = getattr(X, "ndim", None)
+    if ndim is None and isinstance(X, list | tuple):
+        ndim = 2 if X and all(isinstance(row, list | tuple) for row in X) else 1
+    if ndim != 2:
+        raise InvalidRequest(
+            f"predict takes a table: rows x columns, got {ndim} dimension(s)", code="input_not_2d"
+        )
+    return X
+
+
+# --- models -------------------------------------------------------------------------------------------------
+
+
+class _ModelBase:
+    """One version of one model on the server, tied to its bytes: results come from exactly these or not at
+    all.
+    """
+
+    def __init__(self, metadata: ModelMetadata) -> None:
+        self._metadata = metadata
+
+    @property
+    def metadata(self) -> ModelMetadata:
+        """What the server says about this version: inputs, outputs, digests, owner."""
+        return self._metadata
+
+    @property
+    def id(self) -> str:
+        """`name/versions/N`."""
+        return self._metadata.id
+
+    def __repr__(self) -> str:
+        label = " SIMULATED" if self._metadata.simulated else ""
+        return f"<{type(self).__name__} {self.id} sha256={self._metadata.sha256[:16]}{label}>"
+
+
+class Model(_ModelBase):
+    """One version of one model; see `Client.model`."""
+
+    def __init__(self, client: Client, metadata: ModelMetadata) -> None:
+        super().__init__(metadata)
+        self._client = client
+
+    @overload
+    def run(self, inputs: object, outputs: str, *, progress: Progress | None = None) -> Array: ...
+    @overload
+    def run(
+        self, inputs: object, outputs: list[str] | tuple[str, ...], *, progress: Progress | None = None
+    ) -> dict[str, Array]: ...
+    @overload
+    def run(
+        self, inputs: dict[str, Any], outputs: None = None, *, progress: Progress | None = None
+    ) -> dict[str, Array]: ...
+    @overload
+    def run(
+        self, inputs: npt.ArrayLike, outputs: None = None, *, progress: Progress | None = None
+    ) -> Array: ...
+    def run(
+        self, inputs: object, outputs: str | Sequence[str] | None = None, *, progress: Progress | None = None
+    ) -> Any:
+        """Runs the model. An array in gives the primary output, a dict of arrays gives a dict of all outputs.
+
+        `outputs`: the name of one output (gives its array) or a list of names (gives a dict). Values are
+        brought to the model's datatypes: floats by rounding, whole numbers only from such that fit.
+        `progress(done, total)`: bytes of the result.
+
+        Raises:
+            InvalidRequest: inputs or outputs that are not the model's.
+            Conflict: the model behind the name is another now (code `model_digest_mismatch`).
+        """
+        return self._client._drive(
+            _infer_flow(self._client._session, self._metadata, inputs, outputs, progress)
+        )
+
+    def predict(self, X: npt.ArrayLike) -> Array:
+        """Rows x columns in, the primary output for each row out, as scikit-learn has it."""
+        result: Array = self._client._drive(
+            _infer_flow(self._client._session, self._metadata, _table(X), self._metadata.primary_output, None)
+        )
+        return result
+
+
+class AsyncModel(_ModelBase):
+    """One version of one model; see `AsyncClient.model`."""
+
+    def __init__(self, client: AsyncClient, metadata: ModelMetadata) -> None:
+        super().__init__(metadata)
+        self._client = client
+
+    @overload
+    async def run(self, inputs: object, outputs: str, *, progress: Progress | None = None) -> Array: ...
+    @overload
+    async def run(
+        self, inputs: object, outputs: list[str] | tuple[str, ...], *, progress: Progress | None = None
+    ) -> dict[str, Array]: ...
+    @overload
+    async def run(
+        self, inputs: dict[str, Any], outputs: None = None, *, progress: Progress | None = None
+    ) -> dict[str, Array]: ...
+    @overload
+    async def run(
+        self, inputs: npt.ArrayLike, outputs: None = None, *, progress: Progress | None = None
+    ) -> Array: ...
+    async def run(
+        self, inputs: object, outputs: str | Sequence[str] | None = None, *, progress: Progress | None = None
+    ) -> Any:
+        """As `Model.run`."""
+        return await self._client._drive(
+            _infer_flow(self._client._session, self._metadata, inputs, outputs, progress)
+        )
+
+    async def predict(self, X: npt.ArrayLike) -> Array:
+        """As `Model.predict`."""
+        result: Array = await self._client._drive(
+            _infer_flow(self._client._session, self._metadata, _table(X), self._metadata.primary_output, None)
+        )
+        return result
+
+
+# --- clients ------------------------------------------------------------------------------------------------
+
+
+class _ClientBase:
+    """What both clients share: their settings and what they verified."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        policy: PolicySource,
+        key: KeySource | None = None,
+        timeout: float = DEFAULT_TIMEOUT_S,
+        clock: Clock = SYSTEM_CLOCK,
+        random: Callable[[int], bytes] = secrets.token_bytes,
+        patience: float = PATIENCE_S,
+    ) -> None:
+        self._origin = parse_origin(url)
+        self._timeout = timeout
+        self._session = Session(
+            policy=load_policy(policy), key=load_key(key), clock=clock, random=random, patience_s=patience
+        )
+        self._start()
+
+    def _start(self) -> None:
+        raise NotImplementedError
+
+    @property
+    def url(self) -> str:
+        """The server's address, as given."""
+        return self._origin.url
+
+    @property
+    def attestation(self) -> Verdict:
+        """The verdict of the latest verification that passed, with every check that was made.
+
+        Raises:
+            InvalidRequest: nothing was verified yet (code `not_attested`).
+        """
+        return self._attested.verdict
+
+    @property
+    def certificate(self) -> str:
+        """The certificate (PEM) of the connection on which the latest verification passed, for tools that can
+        only be told to trust one. It ends with the server's key epoch, and with every restart.
+
+        Raises:
+            InvalidRequest: nothing was verified yet (code `not_attested`).
+        """
+        leaf = self._session.leaf
+        if leaf is None:
+            raise _nothing_verified()
+        return ssl.DER_cert_to_PEM_cert(leaf)
+
+    @property
+    def store_id(self) -> str:
+        """Which store the server uses (32 hex characters): two accepted servers need not hold the same
+        models.
+        """
+        return self._attested.keyset.store_id
+
+    @property
+    def principal(self) -> str | None:
+        """Who this client is to the server: hex SHA-256 of its public key; None without a key."""
+        key = self._session.key
+        return None if key is None else tokens.principal_id(key.public_key())
+
+    @property
+    def _attested(self) -> Attested:
+        attested = self._session.attested
+        if attested is None:
+            raise _nothing_verified()
+        return attested
+
+    def __repr__(self) -> str:
+        attested = self._session.attested
+        state = "not attested" if attested is None else attested.verdict.label or "attested"
+        return f"<{type(self).__name__} {self.url} {state}>"
+
+
+class Client(_ClientBase):
+    """A blocking client of one server address, for use from several threads. Made by `connect`, which attests
+    at once.
+
+    `key`: who is asking (needed to upload); `timeout`: seconds without a byte after which a request is given
+    up. Everything raises `AttestationRefused` where the server that is there now is not one that the policy
+    accepts, and `Unavailable` where there is none; both before anything of the request was sent.
+    """
+
+    def _start(self) -> None:
+        self._transport = Transport(self._origin, timeout_s=self._timeout)
+
+    def attest(self) -> Verdict:
+        """Verifies the server anew, on a new connection, with a new nonce.
+
+        Raises:
+            AttestationRefused: it is not one that the policy accepts; carries the verdict.
+            Unavailable: no server there.
+        """
+        return self._drive(_attest_again(self._session))
+
+    def upload_model(
+        self,
+        model: ModelSource,
+        *,
+        name: str,
+        access: str = "private",
+        format: str | None = None,
+        progress: Progress | None = None,
+    ) -> Model:
+        """Uploads a model: a path, bytes, or a file opened in binary mode. A name that exists gets a new
+        version.
+
+        `access`: "private" (only this key runs it) or "public". `format`: detected from the bytes where it is
+        None. `progress(done, total)`: bytes sent. The server's digest of what arrived is compared with ours.
+
+        Raises:
+            AdmissionRefused: the server will not run this model.
+            AccessRefused: no key, or the name belongs to another.
+            Unavailable: the answer was lost or is not taken; the model may have been stored (see `models`).
+        """
+        upload = prepare_upload(model)
+        flow = _upload_flow(self._session, upload, name=name, access=access, format=format, progress=progress)
+        return Model(self, self._drive(flow))
+
+    def models(self) -> tuple[ModelMetadata, ...]:
+        """Every model version that this caller may see, in short: `feature_names` and `notes` may be empty."""
+        return self._drive(_models_flow(self._session))
+
+    def model(
+        self, name: str, version: str | int | None = None, *, expect_digest: str | None = None
+    ) -> Model:
+        """The latest version of a model, or an exact one; `expect_digest`: hex SHA-256 of the bytes it was
+        uploaded as.
+
+        The result is tied to the version and digest found now; call again to get a newer version.
+
+        Raises:
+            NotFound: no such model, or not for this caller.
+            Conflict: another digest (code `model_digest_mismatch`).
+        """
+        return Model(self, self._drive(_model_flow(self._session, name, _version(version), expect_digest)))
+
+    def run_model(self, model: str | Model, inputs: Any, outputs: str | Sequence[str] | None = None) -> Any:
+        """`model(...).run(...)` in one call; `model` is a `Model`, `"name"` or `"name/versions/N"`."""
+        target = model.metadata if isinstance(model, Model) else model
+        return self._drive(_infer_flow(self._session, target, inputs, outputs, None))
+
+    def delete_model(self, model: str | Model, version: str | int | None = None) -> tuple[str, ...]:
+        """Deletes one version, or all of a name's; the ids that are gone. The host may keep copies of sealed
+        files.
+        """
+        return self._drive(_delete_flow(self._session, _id_of(model), _version(version)))
+
+    def load_model(self, model: str | Model, version: str | int | None = None) -> ModelMetadata:
+        """Loads a model into memory ahead of its first use."""
+        return self._drive(_lifecycle_flow(self._session, _id_of(model), _version(version), "load"))
+
+    def unload_model(self, model: str | Model, version: str | int | None = None) -> ModelMetadata:
+        """Evicts a model from memory; it stays in the store."""
+        return self._drive(_lifecycle_flow(self._session, _id_of(model), _version(version), "unload"))
+
+    def close(self) -> None:
+        """Closes every connection."""
+        self._transport.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _drive(self, flow: Flow[_T]) -> _T:
+        try:
+            return drive_to_end(flow, self._transport.perform)
+        finally:
+            self._transport.discard(self._session.closable())
+
+
+class AsyncClient(_ClientBase):
+    """The same methods for asyncio, each awaited. Made by `aconnect`; to be used within one event loop."""
+
+    def _start(self) -> None:
+        self._transport = AsyncTransport(self._origin, timeout_s=self._timeout)
+
+    async def attest(self) -> Verdict:
+        """As `Client.attest`."""
+        return await self._drive(_attest_again(self._session))
+
+    async def upload_model(
+        self,
+        model: ModelSource,
+        *,
+        name: str,
+        access: str = "private",
+        format: str | None = None,
+        progress: Progress | None = None,
+    ) -> AsyncModel:
+        """As `Client.upload_model`; files are read in a thread."""
+        upload = await asyncio.to_thread(prepare_upload, model)
+        flow = _upload_flow(self._session, upload, name=name, access=access, format=format, progress=progress)
+        return AsyncModel(self, await self._drive(flow))
+
+    async def models(self) -> tuple[ModelMetadata, ...]:
+        """As `Client.models`."""
+        return await self._drive(_models_flow(self._session))
+
+    async def model(
+        self, name: str, version: str | int | None = None, *, expect_digest: str | None = None
+    ) -> AsyncModel:
+        """As `Client.model`."""
+        flow = _model_flow(self._session, name, _version(version), expect_digest)
+        return AsyncModel(self, await self._drive(flow))
+
+    async def run_model(
+        self, model: str | AsyncModel, inputs: Any, outputs: str | Sequence[str] | None = None
+    ) -> Any:
+        """As `Client.run_model`."""
+        target = model.metadata if isinstance(model, AsyncModel) else model
+        return await self._drive(_infer_flow(self._session, target, inputs, outputs, None))
+
+    async def delete_model(
+        self, model: str | AsyncModel, version: str | int | None = None
+    ) -> tuple[str, ...]:
+        """As `Client.delete_model`."""
+        return await self._drive(_delete_flow(self._session, _id_of(model), _version(version)))
+
+    async def load_model(self, model: str | AsyncModel, version: str | int | None = None) -> ModelMetadata:
+        """As `Client.load_model`."""
+        return await self._drive(_lifecycle_flow(self._session, _id_of(model), _version(version), "load"))
+
+    async def unload_model(self, model: str | AsyncModel, version: str | int | None = None) -> ModelMetadata:
+        """As `Client.unload_model`."""
+        return await self._drive(_lifecycle_flow(self._session, _id_of(model), _version(version), "unload"))
+
+    async def close(self) -> None:
+        """Closes every connection."""
+        await self._transport.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def _drive(self, flow: Flow[_T]) -> _T:
+        try:
+            command = next(flow)
+            while True:
+                try:
+                    result = await self._transport.perform(command)
+                except Outcome as outcome:
+                    command = flow.throw(outcome)
+                else:
+                    command = flow.send(result)
+        except StopIteration as stop:
+            value: _T = stop.value
+            return value
+        finally:
+            flow.close()
+            await self._transport.discard(self._session.closable())
+
+
+def _nothing_verified() -> InvalidRequest:
+    return InvalidRequest("nothing was verified yet: connect or call attest() first", code="not_attested")
+
+
+def _id_of(model: str | _ModelBase) -> str:
+    return model.id if isinstance(model, _ModelBase) else model
+
+
+def _version(version: str | int | None) -> str | None:
+    return None if version is None else str(version)
+
+
+# --- connecting ---------------------------------------------------------------------------------------------
+
+
+def connect(
+    url: str, *, policy: PolicySource, key: KeySource | None = None, timeout: float = DEFAULT_TIMEOUT_S
+) -> Client:
+    """Connects to `https://host[:port]` and attests the server: when this returns, the policy accepted it.
+
+    `policy`: the path of a policy file, a `Policy`, or "production". `key`: the path of a key that
+    `strongroom keygen` wrote, its PEM, or the key itself; None to verify, list public models and run them.
+
+    Raises:
+        AttestationRefused: the server is not one that the policy accepts; `.verdict` has every check. Nothing
+        but the question for evidence was sent.
+        Unavailable: no server there (code `server_unreachable`).
+        InvalidPolicy: the policy cannot be applied.
+    """
+    client = Client(url, policy=policy, key=key, timeout=timeout)
+    try:
+        client.attest()
+    except BaseException:
+        client.close()
+        raise
+    return client
+
+
+class Connecting:
+    """What `aconnect` returns: `client = await aconnect(...)` or `async with aconnect(...) as client:`."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+
+    def __await__(self) -> Generator[Any, None, AsyncClient]:
+        return self._open().__await__()
+
+    async def __aenter__(self) -> AsyncClient:
+        return await self._open()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._client.close()
+
+    async def _open(self) -> AsyncClient:
+        try:
+            await self._client.attest()
+        except BaseException:
+            await self._client.close()
+            raise
+        return self._client
+
+
+def aconnect(
+    url: str, *, policy: PolicySource, key: KeySource | None = None, timeout: float = DEFAULT_TIMEOUT_S
+) -> Connecting:
+    """`connect` for asyncio; to be awaited, or entered with `async with`."""
+    return Connecting(AsyncClient(url, policy=policy, key=key, timeout=timeout))

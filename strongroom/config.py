@@ -1,0 +1,507 @@
+"""The server's settings: one TOML file, then environment variables `STRONGROOM_*` over it.
+
+Rules
+  - This is the only module that reads the process environment.
+  - A setting exists in exactly one place: the dataclass field below, which carries its default, unit, range
+    and meaning. `SETTINGS` is made from the fields, docs/configuration.md from `SETTINGS`; a test compares.
+  - Unknown names are refused, in the file and in the environment: a misspelt limit would otherwise be no
+    limit. Only the variables that Kubernetes plants for a service called "strongroom" are passed over.
+  - The host writes this file. What it may change unnoticed is its own business (ports, limits); what decides
+    confidentiality (`[security]`, the digests of `[[preload]]`) is attested and part of the measurement.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from strongroom.errors import InvalidConfig
+
+_T = TypeVar("_T")
+
+PREFIX: Final = "STRONGROOM_"
+_CLIENT: Final = frozenset({"STRONGROOM_URL", "STRONGROOM_POLICY", "STRONGROOM_KEY"})
+"""What the command's client side takes from the environment; a shell that exported them can start a server too."""
+_KUBERNETES: Final = re.compile(r"STRONGROOM_(SERVICE_.*|PORT|PORT_\d+_.*)")
+_MAX_FILE: Final = 1 << 20  # bytes of a configuration file; ours are a few hundred
+
+
+def _setting(
+    default: _T,
+    text: str,
+    *,
+    unit: str = "",
+    low: int | None = None,
+    high: int | None = None,
+    choices: tuple[str, ...] = (),
+) -> _T:
+    """A dataclass field that knows its documentation; typed as its value, as dataclasses want it."""
+    metadata = {"text": text, "unit": unit, "low": low, "high": high, "choices": choices}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """`[limits]`: how much this server takes. Each is enforced on what arrives, never on what is declared."""
+
+    model_bytes: int = _setting(1 << 30, "Largest model upload.", unit="bytes", low=1, high=2 << 30)
+    request_bytes: int = _setting(
+        64 << 20, "Largest body of an inference request.", unit="bytes", low=1, high=2 << 30
+    )
+    response_bytes: int = _setting(
+        64 << 20, "Largest body of an inference response.", unit="bytes", low=1, high=2 << 30
+    )
+    body_bytes_in_flight: int = _setting(
+        512 << 20,
+        "Bodies of inference requests held in memory at one time, all requests together; above it: 503.",
+        unit="bytes",
+        low=1,
+        high=1 << 40,
+    )
+    tensors: int = _setting(64, "Tensors in one request.", unit="tensors", low=1, high=10_000)
+    tensor_bytes: int = _setting(
+        64 << 20, "One tensor of a request, unpacked.", unit="bytes", low=1, high=2 << 30
+    )
+    tensors_bytes: int = _setting(
+        128 << 20, "All tensors of a request together, unpacked.", unit="bytes", low=1, high=4 << 30
+    )
+    elements: int = _setting(
+        16 << 20, "Elements of all tensors of a request together.", unit="elements", low=1, high=2 << 30
+    )
+    name_length: int = _setting(
+        128,
+        "Length of a model's name. The least is that of the name that `/model/upload` gives.",
+        unit="characters",
+        low=15,  # len("iris-classifier"): `service.DEFAULT_SEED_NAME`
+        high=200,
+    )
+    tensor_name_length: int = _setting(
+        512, "Length of a tensor's name.", unit="characters", low=1, high=65_536
+    )
+    models: int = _setting(
+        1000, "Model versions in the store, of all owners together.", unit="versions", low=1, high=100_000
+    )
+    models_per_owner: int = _setting(
+        200,
+        "Model versions of one owner (anonymous uploads count as one).",
+        unit="versions",
+        low=1,
+        high=100_000,
+    )
+    store_bytes: int = _setting(
+        64 << 30, "Models in the store together, as uploaded.", unit="bytes", low=1, high=1 << 50
+    )
+    loaded_bytes: int = _setting(
+        4 << 30,
+        "Estimated memory of loaded models; the least recently used are unloaded to stay below it.",
+        unit="bytes",
+        low=1,
+        high=1 << 50,
+    )
+    connections: int = _setting(512, "Open connections.", unit="connections", low=1, high=100_000)
+    concurrent_requests: int = _setting(
+        64,
+        "Requests being worked on; the next is answered 503. Health and evidence are not counted.",
+        unit="requests",
+        low=1,
+        high=10_000,
+    )
+    concurrent_requests_per_caller: int = _setting(
+        32,
+        "The same for one caller (a principal, or an address that shows no key); the next is answered 429.",
+        unit="requests",
+        low=1,
+        high=10_000,
+    )
+    concurrent_runs: int = _setting(
+        2, "Model runs at one time, each on one thread; further ones wait.", unit="threads", low=1, high=1024
+    )
+    concurrent_uploads: int = _setting(
+        4,
+        "Uploads at one time, one of which is being examined; the next is answered 503.",
+        unit="uploads",
+        low=1,
+        high=1024,
+    )
+    evidence_per_minute: int = _setting(
+        120,
+        "Evidence requests of one address in a minute; above it: 429. Clients behind one balancer share it.",
+        unit="requests",
+        low=1,
+        high=1_000_000,
+    )
+    evidence_waiting: int = _setting(
+        32,
+        "Evidence requests waiting for their turn; the next is answered 503.",
+        unit="requests",
+        low=1,
+        high=10_000,
+    )
+    header_bytes: int = _setting(
+        16 << 10, "Request line and headers of one request.", unit="bytes", low=1024, high=1 << 20
+    )
+    header_deadline_s: int = _setting(
+        10, "Time for a request's headers to arrive, from its first byte.", unit="seconds", low=1, high=600
+    )
+    body_idle_s: int = _setting(20, "Longest pause within a request's body.", unit="seconds", low=1, high=600)
+    body_rate: int = _setting(
+        8192,
+        "Slowest average arrival of a body after its first 10 seconds; below it: 408.",
+        unit="bytes/second",
+        low=0,
+        high=1 << 30,
+    )
+    send_idle_s: int = _setting(
+        30, "Longest time in which a client takes nothing of its response.", unit="seconds", low=1, high=600
+    )
+    keep_alive_s: int = _setting(
+        60, "Time an idle connection is kept open between requests.", unit="seconds", low=1, high=3600
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Simulated:
+    """`[simulated]`: the simulated TEE. It protects nothing from the host: for development and tests."""
+
+    root_key: str = _setting(
+        "",
+        "Ed25519 key (PKCS#8 PEM) that stands for the hardware vendor; made at the first start if it is "
+        "missing. Empty: `sim-root.pem` in `state_dir`.",
+        unit="path",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Security:
+    """`[security]`: attested. Clients see these in the keyset, and their policies can rule on them."""
+
+    anonymous_upload: bool = _setting(
+        False, "Whether models are taken from callers without a key; such models are public."
+    )
+    verify_on_load: str = _setting(
+        "tags",
+        "What the store checks when it reads a model: the authentication tags of every chunk, or also the "
+        "SHA-256 of the whole. The digest is compared once more, in either case, before the engine gets the model.",
+        choices=("tags", "sha256"),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preload:
+    """`[[preload]]`: a model shipped with the server, admitted at start; its digest is measured."""
+
+    name: str = _setting("", "Name under which it is served; nobody can upload under it.")
+    path: str = _setting("", "The model file.", unit="path")
+    access: str = _setting(
+        "public",
+        "Who may run it. A preloaded model has no owner, so nobody could run it were it private.",
+        choices=("public",),
+    )
+    format: str = _setting(
+        "",
+        "Its format. Empty: found out from its bytes.",
+        choices=("", "onnx", "xgboost-json", "xgboost-ubj"),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Everything a server is told. `load` makes one; paths in it are absolute."""
+
+    platform: str = _setting("simulated", "The TEE this server runs in.", choices=("simulated",))
+    bind: str = _setting(
+        "127.0.0.1:8443", "Address and port to listen on; port 0 takes a free one.", unit="host:port"
+    )
+    state_dir: str = _setting(
+        "strongroom-state", "Folder of the sealed store; made if it is missing.", unit="path"
+    )
+    hosts: tuple[str, ...] = _setting(
+        ("localhost", "127.0.0.1", "::1"),
+        "Names and addresses in the TLS certificate, besides that of `bind`.",
+        unit="list",
+    )
+    epoch_s: int = _setting(
+        43_200,
+        "Life of one set of keys (TLS and receipt key); the next is made before its end.",
+        unit="seconds",
+        low=10,
+        high=7 * 86_400,
+    )
+    shutdown_s: int = _setting(
+        30, "Time for requests under way to end after SIGTERM or SIGINT.", unit="seconds", low=0, high=3600
+    )
+    limits: Limits = field(default_factory=Limits)
+    simulated: Simulated = field(default_factory=Simulated)
+    security: Security = field(default_factory=Security)
+    preload: tuple[Preload, ...] = ()
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port of `bind`."""
+        return parse_bind(self.bind)
+
+    @property
+    def state_path(self) -> Path:
+        """The state folder."""
+        return Path(self.state_dir)
+
+    @property
+    def root_key_path(self) -> Path:
+        """The simulated TEE's root key."""
+        return Path(self.simulated.root_key) if self.simulated.root_key else self.state_path / "sim-root.pem"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """One row of the reference."""
+
+    section: str  # "" for the top level, "limits", ..., "preload"
+    name: str
+    default: Any
+    unit: str
+    low: int | None
+    high: int | None
+    choices: tuple[str, ...]
+    text: str
+
+    @property
+    def key(self) -> str:
+        """How messages name it: `bind`, `limits.model_bytes`."""
+        return f"{self.section}.{self.name}" if self.section else self.name
+
+    @property
+    def variable(self) -> str:
+        """The environment variable that sets it; empty for members of `[[preload]]`, which have none."""
+        return "" if self.section == "preload" else PREFIX + self.key.replace(".", "_").upper()
+
+
+_SECTIONS: Final[dict[str, type]] = {
+    "": Config,
+    "limits": Limits,
+    "simulated": Simulated,
+    "security": Security,
+    "preload": Preload,
+}
+
+
+def _settings() -> tuple[Setting, ...]:
+    rows = []
+    for section, kind in _SECTIONS.items():
+        entry: Field[Any]
+        for entry in fields(kind):
+            if "text" in entry.metadata:
+                rows.append(
+                    Setting(section=section, name=entry.name, default=entry.default, **entry.metadata)
+                )
+    return tuple(rows)
+
+
+SETTINGS: Final[tuple[Setting, ...]] = _settings()
+"""Every setting there is, in the order of the reference."""
+
+
+def environment() -> dict[str, str]:
+    """A copy of this process's environment: what `load` and the launcher look at."""
+    return dict(os.environ)
+
+
+def load_config(path: Path | None) -> Config:
+    """Reads the configuration as a server started here and now would: see `load`.
+
+    Raises:
+        InvalidConfig: see `load`.
+    """
+    return load(path, variables=environment(), base=Path.cwd())
+
+
+def load(path: Path | None, *, variables: Mapping[str, str], base: Path) -> Config:
+    """Reads the configuration file, if one is named, and lays the `STRONGROOM_*` of `variables` over it.
+
+    Relative paths in the file are relative to the file, those in variables and defaults to `base`.
+
+    Raises:
+        InvalidConfig: codes `config_unreadable`, `config_malformed`, `config_unknown_setting`,
+            `config_wrong_type`, `config_out_of_range`, `config_preload`.
+    """
+    document = {} if path is None else _read(path)
+    folder = base if path is None else path.resolve().parent
+    for name in document.keys() - {entry.name for entry in fields(Config)}:
+        raise InvalidConfig(f"unknown setting {name!r}", code="config_unknown_setting")
+    chosen: dict[str, dict[str, Any]] = {section: {} for section in _SECTIONS}
+    for section in ("", "limits", "simulated", "security"):
+        table = (
+            {k: v for k, v in document.items() if k not in _SECTIONS}
+            if not section
+            else document.get(section, {})
+        )
+        chosen[section] = _table(section, table, folder)
+    for setting, text in _from_environment(variables):
+        chosen[setting.section][setting.name] = _check(setting, _parse(setting, text), base)
+    for setting in SETTINGS:  # a default path is relative to `base` too
+        if setting.unit == "path" and setting.default and setting.section != "preload":
+            chosen[setting.section].setdefault(setting.name, str(base / setting.default))
+    config = Config(
+        **chosen[""],
+        limits=Limits(**chosen["limits"]),
+        simulated=Simulated(**chosen["simulated"]),
+        security=Security(**chosen["security"]),
+        preload=_preload(document.get("preload", []), folder),
+    )
+    parse_bind(config.bind)
+    return config
+
+
+def parse_bind(text: str) -> tuple[str, int]:
+    """Splits `host:port`; an IPv6 host stands in brackets.
+
+    Raises:
+        InvalidConfig: anything else (code `config_out_of_range`).
+    """
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+)):(\d{1,5})", text)
+    if match is None or int(match[3]) > 65_535:
+        raise InvalidConfig(
+            f"bind: expected HOST:PORT or [IPv6]:PORT, got {text!r}", code="config_out_of_range"
+        )
+    return match[1] or match[2], int(match[3])
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_FILE + 1)
+    except OSError as exc:
+        raise InvalidConfig(f"{path}: cannot be read", code="config_unreadable") from exc
+    if len(data) > _MAX_FILE:
+        raise InvalidConfig(f"{path}: longer than {_MAX_FILE} bytes", code="config_unreadable")
+    try:
+        return tomllib.loads(data.decode("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as exc:
+        where = (
+            str(exc).rpartition("(")[2].rstrip(")")
+            if isinstance(exc, tomllib.TOMLDecodeError)
+            else "not UTF-8 text"
+        )
+        raise InvalidConfig(f"{path}: not valid TOML ({where})", code="config_malformed") from exc
+
+
+def _table(section: str, table: object, folder: Path) -> dict[str, Any]:
+    if not isinstance(table, dict):
+        raise InvalidConfig(f"{section}: expected a table", code="config_wrong_type")
+    known = {setting.name: setting for setting in SETTINGS if setting.section == section}
+    for name in table.keys() - known.keys():
+        shown = f"{section}.{name}" if section else name
+        raise InvalidConfig(f"unknown setting {shown!r}", code="config_unknown_setting")
+    return {name: _check(known[name], value, folder) for name, value in table.items()}
+
+
+def _preload(entries: object, folder: Path) -> tuple[Preload, ...]:
+    if not isinstance(entries, list):
+        raise InvalidConfig("preload: expected [[preload]] tables", code="config_wrong_type")
+    models = tuple(Preload(**_table("preload", entry, folder)) for entry in entries)
+    for model in models:
+        if (
+            not model.path
+            or re.fullmatch(r"[A-Za-z0-9._-]+", model.name) is None
+            or not model.name.strip(".")
+        ):
+            raise InvalidConfig(
+                "preload: each needs a path, and a name of letters, digits, '.', '_' and '-'",
+                code="config_preload",
+            )
+    if len({model.name for model in models}) != len(models):
+        raise InvalidConfig("preload: two models have the same name", code="config_preload")
+    return models
+
+
+def _from_environment(variables: Mapping[str, str]) -> list[tuple[Setting, str]]:
+    known = {setting.variable: setting for setting in SETTINGS if setting.variable}
+    found = []
+    for name, text in variables.items():
+        if name in known:
+            found.append((known[name], text))
+        elif name.startswith(PREFIX) and name not in _CLIENT and not _KUBERNETES.fullmatch(name):
+            raise InvalidConfig(f"unknown environment variable {name}", code="config_unknown_setting")
+    return found
+
+
+def _parse(setting: Setting, text: str) -> object:
+    """The value of an environment variable, in the type of the setting's default."""
+    if isinstance(setting.default, bool):
+        if text not in ("true", "false"):
+            raise InvalidConfig(f"{setting.variable}: expected true or false", code="config_wrong_type")
+        return text == "true"
+    if isinstance(setting.default, int):
+        if re.fullmatch(r"\d{1,18}", text) is None:
+            raise InvalidConfig(f"{setting.variable}: expected a whole number", code="config_wrong_type")
+        return int(text)
+    if isinstance(setting.default, tuple):
+        return [part.strip() for part in text.split(",") if part.strip()]
+    return text
+
+
+def _check(setting: Setting, value: object, folder: Path) -> Any:
+    """The value in its final form, or a refusal that says what was expected."""
+    if isinstance(setting.default, tuple):
+        if not isinstance(value, list) or not all(isinstance(part, str) for part in value):
+            raise InvalidConfig(f"{setting.key}: expected a list of strings", code="config_wrong_type")
+        return tuple(value)
+    if type(value) is not type(setting.default):  # bool is an int to isinstance
+        raise InvalidConfig(
+            f"{setting.key}: expected {_KINDS[type(setting.default)]}", code="config_wrong_type"
+        )
+    if setting.choices and value not in setting.choices:
+        wanted = ", ".join(repr(choice) for choice in setting.choices)
+        raise InvalidConfig(f"{setting.key}: expected {wanted}, got {value!r}", code="config_out_of_range")
+    if isinstance(value, int) and not isinstance(value, bool):
+        low, high = setting.low or 0, setting.high if setting.high is not None else 1 << 62
+        if not low <= value <= high:
+            raise InvalidConfig(
+                f"{setting.key}: expected {low} to {high}, got {value}", code="config_out_of_range"
+            )
+    if setting.unit == "path" and value:
+        if "\0" in str(value):
+            raise InvalidConfig(f"{setting.key}: not a path", code="config_out_of_range")
+        return str(folder / str(value))
+    return value
+
+
+_KINDS: Final[dict[type, str]] = {str: "a string", int: "a whole number", bool: "true or false"}
+
+
+def reference() -> str:
+    """The tables of docs/configuration.md, in Markdown."""
+    titles = {"": "Top level", "preload": "`[[preload]]`, any number"}
+    parts = []
+    for section, kind in _SECTIONS.items():
+        parts.append(f"## {titles.get(section, f'`[{section}]`')}\n")
+        if section:
+            text = (kind.__doc__ or "").split(":", 1)[1].strip()
+            parts.append(text[:1].upper() + text[1:] + "\n")
+        parts.append("| setting | default | unit | range | variable | meaning |")
+        parts.append("| --- | --- | --- | --- | --- | --- |")
+        for setting in SETTINGS:
+            if setting.section == section:
+                parts.append(_row(setting))
+        parts.append("")
+    return "\n".join(parts).rstrip("\n") + "\n"
+
+
+def _row(setting: Setting) -> str:
+    default = setting.default
+    if isinstance(default, bool):
+        shown = str(default).lower()
+    elif isinstance(default, tuple):
+        shown = "[" + ", ".join(f'"{part}"' for part in default) + "]"
+    else:
+        shown = str(default) if isinstance(default, int) else f'"{default}"'
+    if setting.choices:
+        allowed = ", ".join(f'`"{choice}"`' for choice in setting.choices)
+    else:
+        allowed = f"{setting.low} to {setting.high}" if setting.high is not None else ""
+    variable = f"`{setting.variable}`" if setting.variable else ""
+    return f"| `{setting.name}` | `{shown}` | {setting.unit} | {allowed} | {variable} | {setting.text} |"

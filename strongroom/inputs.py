@@ -1,0 +1,127 @@
+"""A request's tensors against the metadata of the model that runs on them: the last check before the engine.
+
+Rules
+  - What does not fit is refused here, where a message can be written that holds no content; the runtime's own
+    texts hold names, sizes and values.
+  - A datatype must be the model's own. Only models whose rules say so (XGBoost's: `round_to_float32`) take
+    other numbers, each rounded once, to the nearest float32.
+  - One symbol in the shapes means one size, in all inputs of a request.
+  - Messages name the model's tensors and the request's shapes and datatypes; never a value.
+
+In order: 1. limits, 2. names, 3. datatypes, 4. ranks and sizes, 5. values.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from strongroom.errors import InvalidRequest
+from strongroom.models.info import InputRules, ModelInfo, TensorSpec
+from strongroom.oip import DATATYPES, Array, Tensor, WireLimits, check_size, check_totals, payload_bytes
+
+_ROUNDED: Final = frozenset(
+    {"FP64", "FP16", "INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64"}
+)
+"""Datatypes that become FP32 where a model's rules allow it. BOOL is not among them: it is no measurement."""
+
+
+def check_inputs(
+    info: ModelInfo, request_inputs: tuple[Tensor, ...], *, limits: WireLimits
+) -> dict[str, Array]:
+    """The arrays to run on, by input name: exactly the model's inputs, each as the model wants it.
+
+    Raises:
+        LimitExceeded: more than `limits` (codes `oip_too_...`).
+        InvalidRequest: the request does not fit the model (codes `input_...`).
+    """
+    total = elements = 0
+    for number, tensor in enumerate(request_inputs):
+        size = payload_bytes(tensor.array)
+        check_size(size, f"inputs[{number}]", limits=limits)
+        total, elements = total + size, elements + tensor.array.size
+        check_totals(total, elements, limits=limits)
+    tensors = _by_name(info, request_inputs)
+    arrays: dict[str, Array] = {}
+    symbols: dict[str, tuple[int, str]] = {}
+    for spec in info.inputs:
+        array = _datatype(spec, tensors[spec.name], info.rules)
+        _shape(spec, array.shape, symbols)
+        _values(spec, array, info.rules)
+        arrays[spec.name] = array
+    return arrays
+
+
+def _by_name(info: ModelInfo, request_inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    wanted = [spec.name for spec in info.inputs]
+    expected = f"expected {', '.join(map(repr, wanted)) or 'no inputs'}"
+    tensors: dict[str, Tensor] = {}
+    for number, tensor in enumerate(request_inputs):
+        if tensor.name not in wanted:
+            raise InvalidRequest(
+                f"inputs[{number}] is no input of the model; {expected}", code="input_unknown"
+            )
+        if tensor.name in tensors:
+            raise InvalidRequest(f"input {tensor.name!r} is given twice", code="input_duplicate")
+        tensors[tensor.name] = tensor
+    missing = [name for name in wanted if name not in tensors]
+    if missing:
+        raise InvalidRequest(f"{expected}; without {', '.join(map(repr, missing))}", code="input_missing")
+    return tensors
+
+
+def _datatype(spec: TensorSpec, tensor: Tensor, rules: InputRules) -> Array:
+    if tensor.datatype == spec.datatype:
+        return tensor.array
+    if rules.round_to_float32 and spec.datatype == "FP32" and tensor.datatype in _ROUNDED:
+        # Overflow becomes an infinity, which the rules of such models refuse below.
+        with np.errstate(over="ignore"):
+            return tensor.array.astype(DATATYPES["FP32"])
+    raise InvalidRequest(
+        f"input {spec.name!r}: expected datatype {spec.datatype}, got {tensor.datatype}", code="input_dtype"
+    )
+
+
+def _shape(spec: TensorSpec, shape: tuple[int, ...], symbols: dict[str, tuple[int, str]]) -> None:
+    """Rank, fixed sizes, and symbols: `symbols` holds those met so far, with the input that gave the size."""
+    if spec.shape is None:
+        return
+    written = f"[{', '.join('?' if size is None else str(size) for size in spec.shape)}]"
+    if len(shape) != len(spec.shape):
+        raise InvalidRequest(
+            f"input {spec.name!r}: expected {len(spec.shape)} dimensions {written}, got {list(shape)}",
+            code="input_rank",
+        )
+    for expected, size in zip(spec.shape, shape, strict=True):
+        if isinstance(expected, int) and size != expected:
+            raise InvalidRequest(
+                f"input {spec.name!r}: expected shape {written}, got {list(shape)}", code="input_shape"
+            )
+        if isinstance(expected, str):
+            known, where = symbols.setdefault(expected, (size, spec.name))
+            if size != known:
+                raise InvalidRequest(
+                    f"input {spec.name!r}: {expected!r} is {size} here and {known} in {where!r}",
+                    code="input_symbol",
+                )
+
+
+def _values(spec: TensorSpec, array: Array, rules: InputRules) -> None:
+    if array.dtype.kind != "f":
+        return
+    if not rules.allow_nan and bool(np.isnan(array).any()):
+        raise InvalidRequest(
+            f"input {spec.name!r} has NaN in it, which the model does not take", code="input_nan"
+        )
+    if rules.reject_infinite and bool(np.isinf(array).any()):
+        raise InvalidRequest(
+            f"input {spec.name!r} has an infinity in it, or a number beyond float32", code="input_infinite"
+        )
+    if rules.integer_columns and array.ndim:
+        columns = array[..., list(rules.integer_columns)]
+        # NaN means missing; where it is not allowed it was refused above.
+        if bool(((columns != np.trunc(columns)) & ~np.isnan(columns)).any()):
+            raise InvalidRequest(
+                f"input {spec.name!r}: a category column holds a fraction", code="input_not_integer"
+            )

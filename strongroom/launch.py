@@ -1,0 +1,185 @@
+"""Replaces this process by a clean interpreter that runs the server.
+
+An ordinary `python` runs code that nobody measured: `sitecustomize`, `.pth` files, planted `.pyc` files,
+whatever `PYTHONPATH` or the current folder holds; and OpenSSL loads whatever module `OPENSSL_CONF` names,
+also under `python -I`. So the server runs after an exec as
+
+    python -I -S -B -X pycache_prefix=<empty folder>
+
+  - `-I -S`: no PYTHON* variables, no current folder, no user site, no `site` module, hence no `.pth` files;
+  - `-B`, `pycache_prefix`: byte code is neither written nor found, every module is compiled from its source;
+  - with the variables of `FIXED`, `KEPT` and `STRONGROOM_*`, and no others;
+  - with an import hook that is there before anything is on the path but the standard library (`importing`);
+  - with the standard library and the dependencies' own folders on the path. The folder around the package (a
+    clone, for an editable install) is never on it: the package is loaded by its own path;
+  - in an empty folder, so that no relative path can resolve to anything.
+
+A TEE's manifest does the same with its own words; this is the form for a plain machine. The process id stays.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import secrets
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NoReturn
+
+from strongroom import config
+from strongroom.errors import Error, Failure, InvalidConfig
+
+FIXED: Final[Mapping[str, str]] = {
+    "OPENSSL_CONF": "/dev/null",  # else it may name a provider: foreign code in this very process
+    "ORT_DISABLE_TELEMETRY": "1",  # onnxruntime's wheels send telemetry unless this stands before the import
+    "MALLOC_PERTURB_": "165",  # glibc overwrites freed memory: less of an input outlives its use
+    "OMP_NUM_THREADS": "1",  # results are bit-equal only at one thread
+}
+KEPT: Final = ("LANG", "LC_ALL")
+"""What else is passed on, besides `STRONGROOM_*`. TMPDIR is not: nothing is written to a temporary folder."""
+
+ROOM: Final = "run-"
+"""Prefix of the folder in the state folder that holds this process's empty folders."""
+
+_DEPENDENCIES: Final = (
+    "cbor2",
+    "click",
+    "cryptography",
+    "httptools",
+    "httpx",
+    "jwt",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "rfc8785",
+    "starlette",
+    "uvicorn",
+)
+"""Top-level modules whose folders go on the path; their own dependencies lie beside them."""
+
+# The import hook comes first, while only the standard library can be found: see `importing`.
+_BOOTSTRAP: Final = """\
+import importlib.util, json, sys
+from pathlib import Path
+room, standard = json.loads(sys.argv[1]), list(sys.path)
+found = importlib.util.spec_from_file_location(
+    "strongroom", room["package"] + "/__init__.py", submodule_search_locations=[room["package"]]
+)
+sys.modules["strongroom"] = importlib.util.module_from_spec(found)
+found.loader.exec_module(sys.modules["strongroom"])
+from strongroom.importing import MeasuredImports
+imports = MeasuredImports(standard=standard, dependencies=room["paths"], package=Path(room["package"]))
+imports.install()
+sys.path += room["paths"]
+from strongroom import errors, boot
+try:
+    ready = boot.prepare(room, imports)
+except errors.Error as error:
+    sys.exit(boot.report(error))
+from strongroom import server
+sys.exit(server.main(ready))
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """What is executed: program and arguments, the whole environment, the current folder."""
+
+    arguments: tuple[str, ...]
+    environment: Mapping[str, str]
+    folder: Path
+
+
+def command(config_path: Path | None, *, variables: Mapping[str, str], base: Path) -> Command:
+    """Prepares the clean interpreter; makes the state folder and the empty folders in it.
+
+    Raises:
+        InvalidConfig: the settings cannot be used, or the state folder cannot be made.
+        Failure: a dependency of the server is not installed (code `start_refused`).
+    """
+    settings = config.load(config_path, variables=variables, base=base)
+    room = _make_room(settings.state_path)
+    message = {
+        "config": None if config_path is None else str(config_path.resolve()),
+        "base": str(base),
+        "room": str(room),
+        "package": str(Path(__file__).resolve().parent),
+        "paths": dependency_folders(),
+    }
+    environment = {**{k: v for k, v in variables.items() if _passed_on(k)}, **FIXED}
+    prefix = f"pycache_prefix={room / 'pycache'}"
+    flags = ("-I", "-S", "-B", "-X", prefix, "-X", "utf8")
+    return Command(
+        arguments=(sys.executable, *flags, "-c", _BOOTSTRAP, json.dumps(message)),
+        environment=environment,
+        folder=room / "cwd",
+    )
+
+
+def serve(config_path: str | Path | None = None) -> NoReturn:
+    """Runs the server in place of this process, with the settings of `config_path` (none: defaults).
+
+    Raises:
+        InvalidConfig, Failure: as `command`.
+    """
+    prepared = command(
+        None if config_path is None else Path(config_path), variables=config.environment(), base=Path.cwd()
+    )
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.chdir(prepared.folder)
+    os.execve(prepared.arguments[0], list(prepared.arguments), dict(prepared.environment))  # noqa: S606
+
+
+def _passed_on(name: str) -> bool:
+    return name in KEPT or name.startswith(config.PREFIX)
+
+
+def _make_room(state: Path) -> Path:
+    """Two empty folders of this process's own; the server removes them when it ends."""
+    room = state / (ROOM + secrets.token_hex(8))
+    try:
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        room.mkdir(mode=0o700)
+        (room / "cwd").mkdir(mode=0o500)
+        (room / "pycache").mkdir(mode=0o500)
+    except OSError as exc:
+        raise InvalidConfig(f"state_dir: {state} cannot be used", code="config_unreadable") from exc
+    return room
+
+
+def dependency_folders() -> list[str]:
+    """The folders that hold the dependencies, in the order of this interpreter's own path.
+
+    Raises:
+        Failure: a dependency is not installed (code `start_refused`).
+    """
+    found = set()
+    for name in _DEPENDENCIES:
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.origin is None:
+            raise Failure(
+                f"{name} is not installed: install strongroom with its server extra", code="start_refused"
+            )
+        origin = Path(spec.origin).resolve()
+        found.add(str(origin.parents[1] if spec.submodule_search_locations else origin.parent))
+    return sorted(found, key=lambda folder: (sys.path.index(folder) if folder in sys.path else 0, folder))
+
+
+def main(arguments: list[str]) -> int:
+    """`python -m strongroom.launch [--config FILE]`."""
+    if arguments and (len(arguments) != 2 or arguments[0] != "--config"):
+        sys.stderr.write("usage: python -m strongroom.launch [--config FILE]\n")
+        return 20
+    try:
+        serve(arguments[1] if arguments else None)
+    except Error as error:
+        sys.stderr.write(f"strongroom: {error.message} [{error.code}]\n")
+        return 20
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

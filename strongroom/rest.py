@@ -1,0 +1,430 @@
+"""The HTTP front end: routes, headers and bodies on one side, `service` on the other. It decides nothing.
+
+Rules
+  - Every response has a Content-Length: one that was cut short must never pass as complete. The HTTP edge
+    adds `Connection: close` where a request was answered before all of it had arrived.
+  - Nothing of a body is read, and no `100 Continue` sent, before the service asks for it: by then the caller
+    is known and may do what it asks.
+  - A connection of an earlier key epoch ends with its next response, so that it drains by itself.
+  - Every response carries `Strongroom-Nonce`, the nonce for the caller's next token, and says SIMULATED
+    where the TEE is.
+  - There are no redirects, no cookies, and no content codings in either direction.
+
+Routes (docs/http.md): the native ones under `/v1`, the Open Inference Protocol under `/v2`, and the four
+plain ones of ConfidentialML.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import logging
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route, Router
+from starlette.types import Message, Receive, Scope, Send
+
+from strongroom import __version__, bodies
+from strongroom.attest.evidence import parse_nonce
+from strongroom.bodies import JSON, NPY, NPZ
+from strongroom.errors import Error, Failure, InvalidRequest, MalformedInput, NotFound
+from strongroom.oip import WireLimits
+from strongroom.problems import problem, status_of
+from strongroom.service import DEFAULT_SEED_NAME, ERASURE, Call, Epoch, Service, View, check_name
+from strongroom.store import ModelVersion
+
+log = logging.getLogger("strongroom.rest")
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+_VERSION: Final = re.compile(r"[1-9][0-9]{0,8}")
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
+_DIGEST: Final = re.compile(r"sha-256=:([A-Za-z0-9+/]{43}=):")
+_BEARER: Final = re.compile(r"Bearer +([!-~]+)", re.IGNORECASE)
+
+
+class BodyLost(Exception):
+    """The connection ended before the body did: there is nobody to answer."""
+
+
+class Rest:
+    """The application. `epoch_of` finds the key epoch of the connection that a request came on."""
+
+    def __init__(
+        self,
+        service: Service,
+        *,
+        wire: WireLimits,
+        epoch_of: Callable[[Scope], Epoch],
+        current_epoch: Callable[[], Epoch],
+    ) -> None:
+        self._service = service
+        self._wire = wire
+        self._epoch_of = epoch_of
+        self._current_epoch = current_epoch
+        model, version = "/v1/models/{name}", "/versions/{version}"
+        routes = [
+            _route("/health", GET=self._health),
+            _route("/model/upload", "name", POST=self._upload_seed),
+            _route("/model/predict", "name", POST=self._predict),
+            _route("/attestation/report", GET=self._report),
+            _route("/v1/evidence", "nonce", GET=self._evidence),
+            _route("/v1/models", "after", GET=self._models),
+            _route(model, GET=self._model, PUT=self._upload, DELETE=self._delete),
+            _route("/v2", GET=self._server),
+            _route("/v2/health/live", GET=self._live),
+            _route("/v2/health/ready", GET=self._ready),
+        ]
+        routes += [_route(model + version, GET=self._model, DELETE=self._delete)]
+        for place in ("", version):
+            routes += [
+                _route(model + place + "/load", POST=self._load),
+                _route(model + place + "/unload", POST=self._unload),
+                _route("/v2/models/{name}" + place, GET=self._metadata),
+                _route("/v2/models/{name}" + place + "/ready", GET=self._model_ready),
+                _route("/v2/models/{name}" + place + "/infer", "output", POST=self._infer),
+            ]
+        self._router = Router(routes, redirect_slashes=False, default=_unknown_path)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request, one response, whatever happens inside."""
+        if scope["type"] != "http":
+            raise AssertionError(f"not an HTTP request: {scope['type']}")
+        started = False
+
+        async def answer(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                message["headers"] = [*message["headers"], *self._common(scope)]
+            await send(message)
+
+        try:
+            await self._router(scope, receive, answer)
+            return
+        except BodyLost:
+            return
+        except Error as error:
+            if status_of(error) == 500:
+                _log_fault(error)
+            refusal = error
+        except Exception as fault:  # noqa: BLE001 - the caller gets our words only, the log no words at all
+            _log_fault(fault)
+            refusal = Failure("a fault of this server")
+        if not started:
+            await problem(refusal)(scope, receive, answer)
+
+    def _common(self, scope: Scope) -> list[tuple[bytes, bytes]]:
+        fields = [
+            (b"strongroom-nonce", self._service.nonces.issue().encode("ascii")),
+            (b"cache-control", b"no-store"),
+            (b"x-content-type-options", b"nosniff"),
+        ]
+        if self._service.simulated:
+            fields.append((b"strongroom-evidence", b"SIMULATED"))
+        if self._epoch_of(scope) is not self._current_epoch():
+            fields.append((b"connection", b"close"))
+        return fields
+
+    def _call(self, request: Request) -> Call:
+        scope = request.scope
+        target = scope["raw_path"] + (b"?" + scope["query_string"] if scope["query_string"] else b"")
+        return Call(
+            method=scope["method"],
+            target=target.decode("ascii", "replace"),
+            token=_token(request),
+            address=scope["client"][0] if scope.get("client") else "",
+            epoch=self._epoch_of(scope),
+        )
+
+    def _address(self, request: Request) -> tuple[str, int | None]:
+        """Name and version of the model that the path names."""
+        name = request.path_params["name"]
+        check_name(name, length=self._service.limits.name_length)
+        version = request.path_params.get("version")
+        if version is None:
+            return name, None
+        if _VERSION.fullmatch(version) is None:
+            raise InvalidRequest(
+                "a model's version is a number from 1 to 999999999", code="model_version_invalid"
+            )
+        return name, int(version)
+
+    # The plain endpoints
+
+    async def _health(self, request: Request) -> Response:
+        return _json({"status": "ok", "simulated": self._service.simulated})
+
+    async def _upload_seed(self, request: Request) -> Response:
+        name = _parameter(request, "name", default=DEFAULT_SEED_NAME)
+        view = await self._service.upload_seed(
+            self._call(request),
+            name=name,
+            sha256=_content_digest(request, required=False),
+            body=_body(request),
+        )
+        return _json({"model_id": view.model.name, "status": "uploaded", **self._document(view)}, status=201)
+
+    async def _predict(self, request: Request) -> Response:
+        name = _parameter(request, "name", default="") or None
+        if name is not None:
+            check_name(name, length=self._service.limits.name_length)
+        model, data = await self._service.predict(
+            self._call(request),
+            name=name,
+            body=_body(request),
+            parse=lambda data: bodies.parse_question(data, limits=self._wire),
+        )
+        return Response(data, 200, _served(model), JSON)
+
+    async def _report(self, request: Request) -> Response:
+        evidence = self._epoch_of(request.scope).boot_evidence
+        return _json(bodies.evidence_json(evidence, simulated=self._service.simulated))
+
+    # Attestation and management
+
+    async def _evidence(self, request: Request) -> Response:
+        nonce = parse_nonce(_parameter(request, "nonce", default=""))
+        return Response(await self._service.evidence(self._call(request), nonce=nonce), 200, {}, JSON)
+
+    async def _models(self, request: Request) -> Response:
+        after = _parameter(request, "after", default="")
+        data = await self._service.models(
+            self._call(request),
+            encode=lambda views: bodies.model_list(views, after=after, simulated=self._service.simulated),
+        )
+        return Response(data, 200, {}, JSON)
+
+    async def _model(self, request: Request) -> Response:
+        name, version = self._address(request)
+        return _json(
+            self._document(await self._service.model(self._call(request), name=name, version=version))
+        )
+
+    async def _upload(self, request: Request) -> Response:
+        name, _ = self._address(request)
+        if (declared := request.headers.get("strongroom-format")) is None:
+            raise InvalidRequest("state the model's format in Strongroom-Format", code="format_required")
+        view = await self._service.upload(
+            self._call(request),
+            name=name,
+            access=request.headers.get("strongroom-access", "private"),
+            format=declared,
+            sha256=_content_digest(request, required=True),
+            body=_body(request),
+        )
+        return _json(self._document(view), status=201)
+
+    async def _delete(self, request: Request) -> Response:
+        name, version = self._address(request)
+        gone = await self._service.delete(self._call(request), name=name, version=version)
+        deleted = [{"name": model.name, "version": str(model.version)} for model in gone]
+        return _json({"deleted": deleted, "erasure": ERASURE})
+
+    async def _load(self, request: Request) -> Response:
+        name, version = self._address(request)
+        return _json(
+            self._document(await self._service.load(self._call(request), name=name, version=version))
+        )
+
+    async def _unload(self, request: Request) -> Response:
+        name, version = self._address(request)
+        return _json(
+            self._document(await self._service.unload(self._call(request), name=name, version=version))
+        )
+
+    def _document(self, view: View) -> dict[str, Any]:
+        return bodies.model_json(view, simulated=self._service.simulated)
+
+    # Open Inference Protocol
+
+    async def _server(self, request: Request) -> Response:
+        return _json({"name": "strongroom", "version": __version__, "extensions": []})
+
+    async def _live(self, request: Request) -> Response:
+        return _json({"live": True})
+
+    async def _ready(self, request: Request) -> Response:
+        return _json({"ready": True})
+
+    async def _metadata(self, request: Request) -> Response:
+        name, version = self._address(request)
+        call = self._call(request)
+        view = await self._service.model(call, name=name, version=version)
+        versions = await self._service.versions(call, name=name)
+        return _json(bodies.protocol_metadata(view, versions=versions))
+
+    async def _model_ready(self, request: Request) -> Response:
+        name, version = self._address(request)
+        view = await self._service.model(self._call(request), name=name, version=version)
+        # Models are loaded on demand, so whatever may be run is ready.
+        return _json({"name": view.model.name, "ready": True})
+
+    async def _infer(self, request: Request) -> Response:
+        name, version = self._address(request)
+        form = _content_form(request)
+        answer = _answer_form(request, default=form)
+        outputs = tuple(_parameters(request, "output"))
+        model, data = await self._service.infer(
+            self._call(request),
+            name=name,
+            version=version,
+            expect_sha256=_expected(request),
+            body=_body(request),
+            decode=bodies.decoder(form, outputs=outputs, answer=answer, limits=self._wire),
+            encode=lambda response: bodies.encode(answer, response, simulated=self._service.simulated),
+        )
+        return Response(data, 200, _served(model), answer)
+
+
+class _Methods:
+    """The methods of one path. An ASGI application, so that Starlette leaves methods to it."""
+
+    def __init__(self, handlers: dict[str, Handler], parameters: tuple[str, ...]) -> None:
+        self._handlers = handlers
+        self._parameters = frozenset(parameters)
+        self._allow = ", ".join(sorted({*handlers, *(("HEAD",) if "GET" in handlers else ())}))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]
+        if method in self._handlers:
+            request = Request(scope, receive)
+            self._check_query(request)
+            response = await self._handlers[method](request)
+        else:
+            error = InvalidRequest(f"expected one of {self._allow}", code="method_not_allowed")
+            response = problem(error, headers=(("Allow", self._allow),))
+        await response(scope, receive, send)
+
+    def _check_query(self, request: Request) -> None:
+        """Nothing in a query is passed over: who writes `?name=` on a path without it means something."""
+        if set(request.query_params.keys()) - self._parameters:
+            known = ", ".join(sorted(self._parameters)) or "none"
+            raise InvalidRequest(f"query parameters expected here: {known}", code="parameter_invalid")
+
+
+def _route(path: str, *parameters: str, **handlers: Handler) -> Route:
+    return Route(path, _Methods(handlers, parameters))
+
+
+async def _unknown_path(scope: Scope, receive: Receive, send: Send) -> None:
+    raise NotFound("no such path")
+
+
+def _log_fault(fault: Exception) -> None:
+    """Where and of which type, never what it says: its text may quote a model or an input."""
+    place = fault.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    where = f"{place.tb_frame.f_code.co_filename}:{place.tb_lineno}" if place is not None else "?"
+    code = fault.code if isinstance(fault, Error) else "internal_error"
+    log.error("%s: %s at %s", code, type(fault).__name__, where)
+
+
+def _json(document: dict[str, Any], *, status: int = 200) -> Response:
+    return Response(bodies.dump(document), status, {}, JSON)
+
+
+def _served(model: ModelVersion) -> dict[str, str]:
+    return {
+        "Strongroom-Model-Name": model.name,
+        "Strongroom-Model-Version": str(model.version),
+        "Strongroom-Model-SHA256": model.sha256,
+    }
+
+
+async def _body(request: Request) -> AsyncIterator[bytes]:
+    """The body as it arrives. The first `receive` is what sends 100 Continue."""
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise InvalidRequest("send the body without a content coding", code="media_type_unsupported")
+    more = True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise BodyLost
+        more = message.get("more_body", False)
+        if chunk := message.get("body", b""):
+            yield chunk
+
+
+def _token(request: Request) -> str | None:
+    value = request.headers.get("authorization")
+    if value is None:
+        return None
+    match = _BEARER.fullmatch(value)
+    if match is None:
+        # Not taken for "no key": the caller meant to be somebody.
+        raise InvalidRequest("Authorization: expected Bearer and a token", code="parameter_invalid")
+    return match[1]
+
+
+def _parameters(request: Request, name: str) -> list[str]:
+    """All values of a query parameter."""
+    return request.query_params.getlist(name)
+
+
+def _parameter(request: Request, name: str, *, default: str) -> str:
+    values = _parameters(request, name)
+    if len(values) > 1:
+        raise InvalidRequest(f"expected the query parameter {name} once", code="parameter_invalid")
+    return values[0] if values else default
+
+
+def _content_digest(request: Request, *, required: bool) -> str | None:
+    """The hex SHA-256 of `Content-Digest: sha-256=:<base64>:` (RFC 9530 §2); other algorithms are ignored."""
+    value = request.headers.get("content-digest")
+    if value is None:
+        if required:
+            raise InvalidRequest("state the SHA-256 of the body in Content-Digest", code="digest_required")
+        return None
+    found = [match for part in value.split(",") if (match := _DIGEST.fullmatch(part.strip()))]
+    try:
+        (match,) = found
+        return base64.b64decode(match[1], validate=True).hex()
+    except (ValueError, binascii.Error):
+        raise MalformedInput(
+            "Content-Digest: expected one sha-256=:<base64>:", code="digest_malformed"
+        ) from None
+
+
+def _expected(request: Request) -> str | None:
+    value = request.headers.get("strongroom-model-digest")
+    if value is not None and _SHA256.fullmatch(value) is None:
+        raise MalformedInput(
+            "Strongroom-Model-Digest: expected 64 lower-case hex characters", code="digest_malformed"
+        )
+    return value
+
+
+def _content_form(request: Request) -> str:
+    """The media type of the body; none stands for JSON, as the protocol's own clients send none."""
+    if "inference-header-content-length" in request.headers:
+        raise InvalidRequest("binary tensors in JSON are not served", code="media_type_unsupported")
+    form = _media_type(request.headers.get("content-type", JSON))
+    if form not in bodies.FORMS:
+        raise InvalidRequest(
+            f"Content-Type: expected {', '.join(bodies.FORMS)}", code="media_type_unsupported"
+        )
+    return form
+
+
+def _answer_form(request: Request, *, default: str) -> str:
+    """The media type asked for: the first one known in Accept, whatever its weight."""
+    accept = request.headers.get("accept", "*/*")
+    for part in accept.split(","):
+        kind, _, weight = part.partition(";")
+        if re.fullmatch(r"\s*q\s*=\s*0(\.0*)?\s*", weight):
+            continue
+        if (form := _media_type(kind)) in bodies.FORMS:
+            return form
+        if form in ("*/*", "application/*"):
+            return default
+    raise InvalidRequest(f"Accept: expected one of {JSON}, {NPY}, {NPZ}", code="not_acceptable")
+
+
+def _media_type(value: str) -> str:
+    return value.partition(";")[0].strip().lower()

@@ -1,0 +1,422 @@
+"""The composition root: from settings and measurement to a listening server, in an order that matters.
+
+    (boot: hardened -> measured -> only measured code)
+    -> sealing root -> store -> preloaded models -> keys of the first epoch -> its evidence, verified by the
+    server itself with the function that clients use -> listen
+
+Nothing secret exists before the measurement, nothing listens before its own evidence verifies. The serving
+process does not fork.
+
+Log lines name events, codes and places in the code: never a model, an input, a caller or an address.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import hmac
+import logging
+import os
+import secrets
+import shutil
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal, cast
+
+import uvicorn
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from starlette.types import Scope
+
+from strongroom import boot, models
+from strongroom.attester import SimulatedAttester, load_or_create_root, root_digest
+from strongroom.boot import Boot, planned_measurement
+from strongroom.config import Config, Preload
+from strongroom.edge import EdgeLimits, GuardedProtocol
+from strongroom.engine import Engine, SessionCache
+from strongroom.epochs import Epochs, Origin
+from strongroom.errors import Error, InvalidConfig, SealRefused
+from strongroom.formats import HEAD_BYTES, detect
+from strongroom.launch import ROOM
+from strongroom.listener import EdgeServer, edge_config
+from strongroom.models.info import STANDARD_LIMITS, AdmissionLimits
+from strongroom.oip import WireLimits
+from strongroom.rest import Rest
+from strongroom.runner import Preloaded, RunLimits, Runner
+from strongroom.service import Clocks, Epoch, Service, ServiceLimits, check_name
+from strongroom.store import CheckResult, ModelVersion, Store
+from strongroom.tokens import NonceBook
+
+__all__ = ["check_store", "main", "planned_measurement"]
+
+log = logging.getLogger("strongroom.server")
+
+WARNING = "SIMULATED TEE: protects nothing from the host"
+
+
+def main(ready: Boot) -> int:
+    """Runs the server until SIGTERM or SIGINT; returns the process's exit code."""
+    _log_to_stderr()
+    try:
+        asyncio.run(_serve(ready))
+    except Error as error:
+        return boot.report(error)
+    finally:
+        shutil.rmtree(ready.room, ignore_errors=True)
+    return 0
+
+
+def check_store(settings: Config) -> tuple[CheckResult, ...]:
+    """Opens the store of a stopped server and checks every file in it.
+
+    Raises:
+        SealRefused: the store does not open with this code and configuration.
+        Unavailable: a server has it open (code `store_locked`).
+        InvalidConfig: there is no store, or its root key cannot be used.
+    """
+    if not _store_path(settings).is_dir():
+        raise InvalidConfig(f"there is no store in {settings.state_dir}", code="config_unreadable")
+    root_key = _root_key(settings)
+    attester = SimulatedAttester(root_key, planned_measurement(settings).digest)
+    with _open_store(settings, attester) as store:
+        return store.check()
+
+
+async def _serve(ready: Boot) -> None:
+    settings = ready.settings
+    root_key = _root_key(settings)
+    attester = SimulatedAttester(root_key, ready.measurement.digest)
+    with contextlib.ExitStack() as stack:
+        store = stack.enter_context(_open_store(settings, attester))
+        _sweep_rooms(settings.state_path, keep=ready.room)
+        measured = dict(ready.preload)
+        preloaded = tuple(
+            preload(entry, settings, measured=measured[entry.name]) for entry in settings.preload
+        )
+        host, _ = settings.address
+        origin = Origin(
+            attester=attester,
+            root=root_digest(root_key),
+            security=ready.security,
+            store_id=store.store_id,
+            hosts=tuple(dict.fromkeys((*settings.hosts, *(() if _is_wildcard(host) else (host,))))),
+            lifetime_s=settings.epoch_s,
+        )
+        epochs = Epochs(origin, now=_now)
+        service = _service(settings, store, attester, preloaded)
+        stack.callback(_close_in_time, service, settings.shutdown_s)
+        rest = Rest(
+            service,
+            wire=_wire_limits(settings),
+            epoch_of=lambda scope: _epoch_of(scope, epochs),
+            current_epoch=lambda: epochs.current,
+        )
+        await _listen(settings, rest, epochs, lines=_lines(ready, origin))
+
+
+async def _listen(
+    settings: Config, rest: Rest, epochs: Epochs, *, lines: Callable[[str], tuple[str, ...]]
+) -> None:
+    sock = _bind(settings)
+    limits = _edge_limits(settings)
+    edge = edge_config(
+        rest, context=epochs.context, limits=limits, shutdown_s=settings.shutdown_s, lifespan="off"
+    )
+    url = _url(settings, sock)
+    server = _Server(edge, sock=sock, limits=limits, announce=lambda: _print(lines(url)))
+    rotation = asyncio.get_running_loop().create_task(_rotate(epochs))
+    try:
+        await server.serve()
+    finally:
+        rotation.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await rotation
+
+
+class _Server(EdgeServer):
+    """The listener; says when it listens, and leaves by returning."""
+
+    def __init__(
+        self, config: uvicorn.Config, *, sock: socket.socket, limits: EdgeLimits, announce: Callable[[], None]
+    ) -> None:
+        super().__init__(config, sock=sock, limits=limits)
+        self._announce = announce
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._announce()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        hanging_up = asyncio.get_running_loop().create_task(self._hang_up())
+        await super().shutdown(sockets)
+        hanging_up.cancel()
+
+    async def _hang_up(self) -> None:
+        """Ends connections without a request under way whose clients do not answer the TLS goodbye.
+
+        An idle client in a pool reads nothing, so it would keep the server for the whole grace period.
+        """
+        while True:
+            await asyncio.sleep(1)
+            for connection in list(self.server_state.connections):
+                guarded = cast(GuardedProtocol, connection)
+                cycle: object = guarded.cycle  # None before the first request, whatever the base class says
+                if (cycle is None or guarded.cycle.response_complete) and not guarded.flow.write_paused:
+                    guarded.transport.abort()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As uvicorn's, but does not raise the signal again at the end: the store is still to be closed."""
+        previous = {
+            number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+
+async def _rotate(epochs: Epochs) -> None:
+    """Follows each epoch by the next before it ends. Wakes often: machines sleep through long timers."""
+    while True:
+        await asyncio.sleep(max(0.2, min(30.0, epochs.seconds_left())))
+        if epochs.seconds_left() > 0:
+            continue
+        try:
+            await asyncio.to_thread(epochs.rotate)
+            log.info("key epoch: next")
+        except Exception as fault:  # noqa: BLE001 - whatever it is, the old epoch goes on and we try again
+            log.error("key epoch: %s; the old one goes on", type(fault).__name__)
+            await asyncio.sleep(10)
+
+
+# Parts
+
+
+def _open_store(settings: Config, attester: SimulatedAttester) -> Store:
+    digest = boot.security_configuration(settings).digest()
+    settings.state_path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return Store.open(
+        _store_path(settings),
+        root=attester.sealing_root(),
+        security_digest=digest,
+        now=lambda: int(time.time()),
+    )
+
+
+def _root_key(settings: Config) -> Ed25519PrivateKey:
+    """The simulated root's key. Not made anew beside a store: it would lie where the backup belongs."""
+    path, store = settings.root_key_path, _store_path(settings)
+    if not path.exists() and store.is_dir() and any(store.iterdir()):
+        message = (
+            f"{store} was sealed under the simulated root key {path}, which is missing: put it back, or move "
+            "the store away"
+        )
+        raise InvalidConfig(message, code="root_key_missing")
+    return load_or_create_root(path)
+
+
+def _store_path(settings: Config) -> Path:
+    return settings.state_path / "store"
+
+
+def _sweep_rooms(state: Path, *, keep: Path) -> None:
+    """Removes the empty folders of servers that were killed; safe, because we hold the store's lock."""
+    for folder in state.glob(ROOM + "*"):
+        if folder != keep:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def preload(entry: Preload, settings: Config, *, measured: str) -> Preloaded:
+    """Admits a model that is shipped with the server. `measured`: the SHA-256 (hex) in the measurement.
+
+    Raises:
+        SealRefused: the file is not the measured one, now or whenever it is read again (`preload_changed`).
+        InvalidConfig: it cannot be read (code `preload_unreadable`).
+        AdmissionRefused, MalformedInput, Conflict, LimitExceeded: it is not a model that is run here.
+    """
+    path = Path(entry.path)
+    check_name(entry.name, length=settings.limits.name_length)
+
+    def read() -> bytes:
+        try:
+            data = path.read_bytes()
+        except OSError as exc:
+            raise InvalidConfig(f"preload: {path.name} cannot be read", code="preload_unreadable") from exc
+        # The host may change the file between measuring and reading, and between any two readings.
+        if not hmac.compare_digest(hashlib.sha256(data).hexdigest(), measured):
+            raise SealRefused(
+                "a preloaded model's file is not the one that was measured", code="preload_changed"
+            )
+        return data
+
+    data = read()
+    admitted = models.admit(
+        data, format=entry.format or detect(data[:HEAD_BYTES]), limits=_admission_limits(settings)
+    )
+    model = ModelVersion(
+        name=entry.name,
+        version=1,
+        owner="",
+        access=entry.access,
+        format=admitted.info.format,
+        sha256=admitted.sha256,
+        canonical_sha256=admitted.canonical_sha256,
+        size=len(data),
+        created=int(time.time()),
+        info=admitted.info,
+    )
+    return Preloaded(model=model, read=read)
+
+
+def _service(
+    settings: Config, store: Store, attester: SimulatedAttester, preloaded: tuple[Preloaded, ...]
+) -> Service:
+    limits = settings.limits
+    runner = Runner(
+        store=store,
+        engine=Engine(),
+        cache=SessionCache(limits.loaded_bytes),
+        preloaded=preloaded,
+        verify_on_load=cast(Literal["tags", "sha256"], settings.security.verify_on_load),
+        limits=RunLimits(
+            concurrent_runs=limits.concurrent_runs,
+            waiting=limits.concurrent_requests,
+            response_bytes=limits.response_bytes,
+            wire=_wire_limits(settings),
+            admission=_admission_limits(settings),
+        ),
+    )
+    return Service(
+        store=store,
+        runner=runner,
+        attester=attester,
+        nonces=NonceBook(clock=time.monotonic, random=secrets.token_bytes),
+        preloaded=tuple(entry.model for entry in preloaded),
+        anonymous_upload=settings.security.anonymous_upload,
+        simulated=True,
+        limits=ServiceLimits(
+            model_bytes=limits.model_bytes,
+            request_bytes=limits.request_bytes,
+            body_bytes_in_flight=limits.body_bytes_in_flight,
+            body_rate=limits.body_rate,
+            name_length=limits.name_length,
+            models=limits.models,
+            models_per_owner=limits.models_per_owner,
+            store_bytes=limits.store_bytes,
+            concurrent_requests=limits.concurrent_requests,
+            concurrent_requests_per_caller=limits.concurrent_requests_per_caller,
+            concurrent_uploads=limits.concurrent_uploads,
+            evidence_per_minute=limits.evidence_per_minute,
+            evidence_waiting=limits.evidence_waiting,
+            admission=_admission_limits(settings),
+        ),
+        clocks=Clocks(now=_now, monotonic=time.monotonic),
+    )
+
+
+def _admission_limits(settings: Config) -> AdmissionLimits:
+    return replace(STANDARD_LIMITS, model_bytes=settings.limits.model_bytes)
+
+
+def _wire_limits(settings: Config) -> WireLimits:
+    limits = settings.limits
+    return WireLimits(
+        tensors=limits.tensors,
+        tensor_bytes=limits.tensor_bytes,
+        total_bytes=limits.tensors_bytes,
+        elements=limits.elements,
+        name_length=limits.tensor_name_length,
+    )
+
+
+def _edge_limits(settings: Config) -> EdgeLimits:
+    limits = settings.limits
+    return EdgeLimits(
+        connections=limits.connections,
+        header_bytes=limits.header_bytes,
+        header_deadline_s=limits.header_deadline_s,
+        body_idle_s=limits.body_idle_s,
+        send_idle_s=limits.send_idle_s,
+        keep_alive_s=limits.keep_alive_s,
+    )
+
+
+def _epoch_of(scope: Scope, epochs: Epochs) -> Epoch:
+    return epochs.of(scope["state"]["connection"].epoch)
+
+
+def _close_in_time(service: Service, seconds: int) -> None:
+    """Waits for threads under way, but not for ever: a model may run longer than anybody waits.
+
+    Ending the process then loses nothing: what was acknowledged is in the store, which survives a kill.
+    """
+    closing = threading.Thread(target=service.close, daemon=True)
+    closing.start()
+    closing.join(max(1, seconds))
+    if closing.is_alive():
+        log.error("work did not end within %d s; leaving it", seconds)
+        os._exit(1)
+
+
+# Listening
+
+
+def _bind(settings: Config) -> socket.socket:
+    host, port = settings.address
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=512)
+    except OSError as exc:
+        raise InvalidConfig(f"bind: {settings.bind} cannot be listened on", code="bind_failed") from exc
+
+
+def _url(settings: Config, sock: socket.socket) -> str:
+    host, _ = settings.address
+    shown = f"[{host}]" if ":" in host else host
+    return f"https://{shown}:{sock.getsockname()[1]}"
+
+
+def _is_wildcard(host: str) -> bool:
+    return host in ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
+
+
+def _lines(ready: Boot, origin: Origin) -> Callable[[str], tuple[str, ...]]:
+    """What is said once the server listens; scripts wait for the last line."""
+    return lambda url: (
+        f"strongroom: measurement {ready.measurement.digest}",
+        f"strongroom: simulated root {origin.root}",
+        f"strongroom: serving on {url} ({WARNING})",
+    )
+
+
+def _print(lines: tuple[str, ...]) -> None:
+    for line in lines:
+        print(line, flush=True)  # noqa: T201 - the one thing that the server says on stdout
+
+
+def _log_to_stderr() -> None:
+    """Our own loggers to stderr, and nobody else's: libraries may log what they were given."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("strongroom: %(levelname)s %(name)s: %(message)s"))
+    ours = logging.getLogger("strongroom")
+    ours.handlers[:] = [handler]
+    ours.setLevel(logging.INFO)
+    ours.propagate = False
+    root = logging.getLogger()
+    root.handlers[:] = [logging.NullHandler()]
+    root.setLevel(logging.CRITICAL + 1)
+    logging.getLogger("uvicorn").setLevel(logging.CRITICAL + 1)
+    logging.lastResort = None
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

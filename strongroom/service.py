@@ -1,0 +1,585 @@
+"""The data plane: what this server does for a caller, and in which order it checks. Front ends only convert.
+
+Rules
+  - The order of checks is written here and nowhere else. Every operation on models goes
+
+        authenticate -> authorise -> limits -> digest -> admit -> commit
+
+    1. authenticate: the caller's token, bound to the keyset of *this connection's* key epoch; for a changing
+       call also to its method, target and body digest. Nothing of a body has been read yet.
+    2. authorise: `access.check`, before anything is decrypted. A private model does not exist for others.
+    3. limits: places, rates, quotas; then the body, counted as it arrives.
+    4. digest: what arrived is what the caller said, or what would run is what the caller expects.
+    5. admit: the model is proven (`models.admit`), the tensors fit the model (`inputs.check_inputs`).
+    6. commit: the store's record is replaced; only then does the caller get an answer.
+
+    Steps that an operation does not have are left out, none is moved. (The one exception is `predict`, whose
+    body names the model.)
+  - The event loop never waits for a disk or a computation: both happen in threads of bounded lanes. Evidence
+    has a lane of its own: a crowd asking for evidence does not slow down admitted traffic, nor the reverse.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import re
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final, Literal, Protocol, TypeAlias, TypeVar
+
+from strongroom import models
+from strongroom.access import ANONYMOUS, ANONYMOUS_OWNER, not_found
+from strongroom.access import Action as AccessAction
+from strongroom.access import check as check_access
+from strongroom.attest.evidence import Evidence, EvidenceAnswer, encode_answer, report_data
+from strongroom.errors import AccessRefused, Conflict, InvalidRequest, LimitExceeded, NotFound
+from strongroom.formats import detect
+from strongroom.models.info import AdmissionLimits, ModelInfo
+from strongroom.oip import InferRequest
+from strongroom.runner import Encode, Runner
+from strongroom.store import ModelVersion, Store, Upload
+from strongroom.tokens import Action, NonceBook, Principal, check_token
+from strongroom.traffic import Arrival, Budget, Lane, Rate, Slots
+
+ERASURE: Final = "not_against_host_copies"
+"""What deleting promises: a host that kept an old copy of the store can bring the model back."""
+DEFAULT_SEED_NAME: Final = "iris-classifier"
+"""Name of a model uploaded through `/model/upload` without `?name=`."""
+PIECE: Final = 1 << 20
+"""Bytes of an upload that are sealed and written at a time."""
+
+_NAME: Final = re.compile(r"[A-Za-z0-9._-]+")
+_EMPTY: Final = hashlib.sha256(b"").hexdigest()
+"""Digest of the body of a changing call without one."""
+
+Body: TypeAlias = AsyncIterator[bytes]
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceLimits:
+    """How much the service takes; units and meanings are those of the settings of the same names."""
+
+    model_bytes: int
+    request_bytes: int
+    body_bytes_in_flight: int
+    body_rate: int
+    name_length: int
+    models: int
+    models_per_owner: int
+    store_bytes: int
+    concurrent_requests: int
+    concurrent_requests_per_caller: int
+    concurrent_uploads: int
+    evidence_per_minute: int
+    evidence_waiting: int
+    admission: AdmissionLimits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Epoch:
+    """What the service knows of the key epoch that a connection belongs to for its whole life."""
+
+    keyset_bytes: bytes
+    keyset_digest: bytes
+    not_after: int
+    """Unix seconds."""
+    boot_evidence: Evidence
+    """The evidence in the TLS certificate: no nonce, so it proves nothing about now."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """Who is asking for what, as the front end received it. Nothing in it is verified but `epoch`."""
+
+    method: str
+    target: str
+    """Path and query as sent: what a token for a changing call is bound to."""
+    token: str | None
+    address: str
+    epoch: Epoch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """A model version as a caller may see it."""
+
+    model: ModelVersion
+    loaded: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """The body of `/model/predict`, read as far as it goes without knowing the model."""
+
+    name: str | None
+    version: int | None
+    to_request: Callable[[ModelVersion], InferRequest]
+    encode: Encode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Intent:
+    """What an upload is to become."""
+
+    principal: Principal | None
+    name: str
+    access: str
+    format: str | None
+    sha256: str | None
+
+    @property
+    def owner(self) -> str:
+        return self.principal.id if self.principal else ANONYMOUS_OWNER
+
+
+class Attests(Protocol):
+    """The part of an attester that the service uses."""
+
+    def evidence(self, report_data: bytes, *, now: datetime) -> Evidence:
+        """Evidence that carries `report_data` (64 bytes)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clocks:
+    """Time, handed in: `now` for documents, `monotonic` (seconds) for rates and deadlines."""
+
+    now: Callable[[], datetime]
+    monotonic: Callable[[], float]
+
+
+class Service:
+    """The data plane of one server. Belongs to one event loop."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        runner: Runner,
+        attester: Attests,
+        nonces: NonceBook,
+        preloaded: tuple[ModelVersion, ...],
+        anonymous_upload: bool,
+        simulated: bool,
+        limits: ServiceLimits,
+        clocks: Clocks,
+    ) -> None:
+        self.limits = limits
+        self.simulated = simulated
+        self.nonces = nonces
+        self._store = store
+        self._runner = runner
+        self._attester = attester
+        self._preloaded = {model.name: model for model in preloaded}
+        self._anonymous_upload = anonymous_upload
+        self._clocks = clocks
+        places, uploads = limits.concurrent_requests, limits.concurrent_uploads
+        self._slots = Slots(total=places, per_caller=limits.concurrent_requests_per_caller, code="overloaded")
+        self._upload_slots = Slots(total=uploads, per_caller=uploads, code="uploads_busy")
+        self._budget = Budget(total=limits.body_bytes_in_flight)
+        self._evidence_rate = Rate(
+            per_minute=limits.evidence_per_minute, clock=clocks.monotonic, code="evidence_rate"
+        )
+        self._evidence_lane = Lane(
+            "evidence", workers=1, waiting=limits.evidence_waiting, code="evidence_busy"
+        )
+        # One thread more than uploads, so that deleting never waits for a long admission.
+        self._disk = Lane("disk", workers=uploads + 1, waiting=places, code="overloaded")
+        # Admission holds a model in memory several times over, so there is one at a time.
+        self._admission = Lane("admit", workers=1, waiting=places, code="overloaded")
+        self._parsing = Lane("parse", workers=1, waiting=places, code="overloaded")
+        self._committing = asyncio.Lock()
+        self._last_seed: dict[str, str] = {}
+
+    def close(self) -> None:
+        """Ends the threads, after the work that is under way."""
+        for part in (self._evidence_lane, self._parsing, self._admission, self._disk, self._runner):
+            part.close()
+
+    # Attestation: unauthenticated, so it has a rate and a lane; only the nonce is the caller's choice.
+
+    async def evidence(self, call: Call, *, nonce: bytes) -> bytes:
+        """The encoded answer of `GET /v1/evidence` for `nonce` (32 bytes) and this connection's keyset.
+
+        Raises:
+            Unavailable: codes `evidence_rate` or `evidence_busy`.
+        """
+        self._evidence_rate.take(call.address)
+        data = report_data(nonce=nonce, keyset_bytes=call.epoch.keyset_bytes)
+        evidence = await self._evidence_lane.run(self._attester.evidence, data, now=self._clocks.now())
+        return encode_answer(EvidenceAnswer(evidence=evidence, keyset=call.epoch.keyset_bytes))
+
+    # Looking
+
+    async def models(self, call: Call, *, encode: Callable[[tuple[View, ...]], _T]) -> _T:
+        """Every model version that this caller may see, preloaded ones first, as `encode` puts it.
+
+        Raises:
+            AccessRefused: the token does not pass (codes `auth_...`).
+            Unavailable: too many such requests are waiting (code `overloaded`).
+        """
+        principal = self._authenticate(call)
+
+        def collect() -> _T:
+            found = (*self._preloaded.values(), *self._store.models())
+            return encode(tuple(self._view(model) for model in found if self._may_see(principal, model)))
+
+        return await self._parsing.run(collect)  # thousands of models take a while to write out
+
+    async def model(self, call: Call, *, name: str, version: int | None) -> View:
+        """One model version, the latest where `version` is None.
+
+        Raises:
+            AccessRefused: the token does not pass (codes `auth_...`).
+            NotFound: no such model, or not for this caller.
+        """
+        principal = self._authenticate(call)
+        return self._view(self._authorised("read", principal, name, version))
+
+    async def versions(self, call: Call, *, name: str) -> tuple[int, ...]:
+        """The version numbers of a model that this caller may see, oldest first.
+
+        Raises:
+            AccessRefused: the token does not pass (codes `auth_...`).
+        """
+        principal = self._authenticate(call)
+        if name in self._preloaded:
+            return (self._preloaded[name].version,)
+        return tuple(m.version for m in self._store.versions(name) if self._may_see(principal, m))
+
+    # Changing
+
+    async def upload(
+        self, call: Call, *, name: str, access: str, format: str | None, sha256: str | None, body: Body
+    ) -> View:
+        """Takes a model: a new, immutable version of `name`. `sha256` (hex) is what the caller means to send.
+
+        `format` None finds it out from the bytes. `sha256` None is for callers without a key only: a key's
+        token is bound to it.
+
+        Raises:
+            AccessRefused, Conflict, LimitExceeded, Unavailable, InvalidRequest, MalformedInput,
+            AdmissionRefused: what each step refuses, with its own code.
+        """
+        check_name(name, length=self.limits.name_length)
+        principal = self._authenticate_change(call, sha256)
+        intent = _Intent(principal=principal, name=name, access=access, format=format, sha256=sha256)
+        self._authorise_upload(intent)
+        with self._slots.hold(_caller(call, principal)), self._upload_slots.hold(""):
+            self._check_quota(intent.owner, size=0)
+            return self._view(await self._receive(intent, body))
+
+    async def upload_seed(self, call: Call, *, name: str, sha256: str | None, body: Body) -> View:
+        """`POST /model/upload`: an upload whose format is found out; private with a key, public without.
+
+        Raises:
+            As `upload`.
+        """
+        access = "private" if call.token else "public"
+        view = await self.upload(call, name=name, access=access, format=None, sha256=sha256, body=body)
+        self._last_seed[view.model.owner] = name
+        return view
+
+    async def delete(self, call: Call, *, name: str, version: int | None) -> tuple[ModelVersion, ...]:
+        """Deletes one version, or with None all versions of a name; returns what is gone.
+
+        Raises:
+            AccessRefused, NotFound, Unavailable: what each step refuses, with its own code.
+        """
+        principal = self._authenticate_change(call, _EMPTY)
+        self._authorise_change("delete", principal, name, version)
+        with self._slots.hold(_caller(call, principal)):
+            gone = await self._disk.run(self._store.delete, name, version)
+            for model in gone:
+                await self._runner.unload(model)
+        return gone
+
+    async def load(self, call: Call, *, name: str, version: int | None) -> View:
+        """Loads a model into memory, so that its next run starts warm.
+
+        Raises:
+            AccessRefused, NotFound, Unavailable: what each step refuses, with its own code.
+        """
+        principal = self._authenticate_change(call, _EMPTY)
+        model = self._authorise_change("load", principal, name, version)
+        with self._slots.hold(_caller(call, principal)):
+            await self._runner.load(model)
+        return self._view(model)
+
+    async def unload(self, call: Call, *, name: str, version: int | None) -> View:
+        """Drops a model from memory; runs under way go on.
+
+        Raises:
+            AccessRefused, NotFound, Unavailable: what each step refuses, with its own code.
+        """
+        principal = self._authenticate_change(call, _EMPTY)
+        model = self._authorise_change("unload", principal, name, version)
+        with self._slots.hold(_caller(call, principal)):
+            await self._runner.unload(model)
+        return self._view(model)
+
+    # Running
+
+    async def infer(
+        self,
+        call: Call,
+        *,
+        name: str,
+        version: int | None,
+        expect_sha256: str | None,
+        body: Body,
+        decode: Callable[[bytes, ModelVersion], InferRequest],
+        encode: Encode,
+    ) -> tuple[ModelVersion, bytes]:
+        """Runs a model on what `decode` makes of the body; `encode` makes the answer. Both run in a thread.
+
+        Raises:
+            AccessRefused, NotFound, Conflict, LimitExceeded, Unavailable, InvalidRequest, MalformedInput:
+            what each step refuses, with its own code.
+        """
+        principal = self._authenticate(call)
+        model = self._authorised("run", principal, name, version)
+        with self._slots.hold(_caller(call, principal)), self._budget.account() as take:
+            data = await self._collect(body, take)
+            _check_expected(model, expect_sha256)
+            answer = await self._runner.run(model, decode=lambda model: decode(data, model), encode=encode)
+        return model, answer
+
+    async def predict(
+        self, call: Call, *, name: str | None, body: Body, parse: Callable[[bytes], Question]
+    ) -> tuple[ModelVersion, bytes]:
+        """`POST /model/predict`: the body itself may name the model, so it is read before access is decided.
+
+        `name` is what `?name=` says.
+
+        Raises:
+            As `infer`.
+        """
+        principal = self._authenticate(call)
+        with self._slots.hold(_caller(call, principal)), self._budget.account() as take:
+            question = await self._parsing.run(parse, await self._collect(body, take))
+            if name is not None and question.name is not None:
+                raise InvalidRequest(
+                    "the model is named in the query and in the body", code="parameter_invalid"
+                )
+            name = name or question.name or self._seed_name(principal)
+            model = self._authorised("run", principal, name, question.version)
+            answer = await self._runner.run(model, decode=question.to_request, encode=question.encode)
+        return model, answer
+
+    # Step 1: authenticate
+
+    def _authenticate(self, call: Call, action: Action | None = None) -> Principal | None:
+        if call.token is None:
+            return ANONYMOUS
+        return check_token(
+            call.token,
+            keyset_digest=call.epoch.keyset_digest,
+            nonces=self.nonces,
+            now=int(self._clocks.now().timestamp()),
+            action=action,
+        )
+
+    def _authenticate_change(self, call: Call, sha256: str | None) -> Principal | None:
+        if call.token is not None and sha256 is None:
+            raise InvalidRequest("state the SHA-256 of the body in Content-Digest", code="digest_required")
+        return self._authenticate(call, Action(call.method, call.target, sha256 or ""))
+
+    # Step 2: authorise
+
+    def _check(self, action: AccessAction, principal: Principal | None, *, owner: str, access: str) -> None:
+        check_access(
+            action,
+            principal=principal,
+            owner=owner,
+            access=access,
+            anonymous_upload=self._anonymous_upload,
+        )
+
+    def _may_see(self, principal: Principal | None, model: ModelVersion) -> bool:
+        try:
+            self._check("read", principal, owner=model.owner, access=model.access)
+        except NotFound:
+            return False
+        return True
+
+    def _authorised(
+        self, action: AccessAction, principal: Principal | None, name: str, version: int | None
+    ) -> ModelVersion:
+        model = self._preloaded.get(name)
+        if model is None:
+            try:
+                model = self._store.get(name, version)
+            except NotFound:
+                # The store's own words would tell an absent model from one that this caller may not see.
+                raise not_found() from None
+        elif version not in (None, model.version):
+            raise not_found()
+        self._check(action, principal, owner=model.owner, access=model.access)
+        return model
+
+    def _authorise_change(
+        self,
+        action: Literal["delete", "load", "unload"],
+        principal: Principal | None,
+        name: str,
+        version: int | None,
+    ) -> ModelVersion:
+        if name in self._preloaded:
+            raise AccessRefused("the model is part of this server", code="model_reserved")
+        return self._authorised(action, principal, name, version)
+
+    def _authorise_upload(self, intent: _Intent) -> None:
+        if intent.access not in ("private", "public"):
+            raise InvalidRequest("access: expected private or public", code="access_invalid")
+        if intent.name in self._preloaded:
+            raise AccessRefused("the name belongs to a model of this server", code="model_reserved")
+        owner = self._store.owner_of(intent.name)
+        action: AccessAction = "create" if owner is None else "replace"
+        self._check(
+            action, intent.principal, owner=intent.owner if owner is None else owner, access=intent.access
+        )
+
+    # Step 3: limits
+
+    def _check_quota(self, owner: str, *, size: int) -> None:
+        stored = self._store.models()
+        limits = self.limits
+        if sum(model.owner == owner for model in stored) >= limits.models_per_owner:
+            raise LimitExceeded(
+                f"at most {limits.models_per_owner} model versions of one owner", code="owner_quota"
+            )
+        if len(stored) >= limits.models:
+            raise LimitExceeded(f"at most {limits.models} model versions", code="store_quota")
+        if sum(model.size for model in stored) + size > limits.store_bytes:
+            raise LimitExceeded(f"at most {limits.store_bytes} bytes of models", code="store_quota")
+
+    def _arrival(self, limit: int) -> Arrival:
+        return Arrival(limit=limit, rate=self.limits.body_rate, clock=self._clocks.monotonic)
+
+    async def _collect(self, body: Body, take: Callable[[int], None]) -> bytes:
+        arrival = self._arrival(self.limits.request_bytes)
+        chunks = []
+        async for chunk in body:
+            arrival.take(len(chunk))
+            take(len(chunk))
+            chunks.append(chunk)
+        return b"".join(chunks)
+
+    async def _receive(self, intent: _Intent, body: Body) -> ModelVersion:
+        """Steps 3 to 6 of an upload: streams it into the store, proves it, commits it."""
+        upload: Upload | None = None
+        size = 0
+        try:
+            async for piece in _pieces(body, self._arrival(self.limits.model_bytes)):
+                if upload is None:
+                    upload, format = await self._begin(intent, piece)
+                await self._disk.run(upload.write, piece)
+                size += len(piece)
+            if upload is None:
+                raise _empty_body()
+            info, canonical_sha256 = await self._admission.run(self._admit, upload, intent.sha256, format)
+            # One commit at a time; what may have changed since the first byte is checked again.
+            async with self._committing:
+                self._authorise_upload(intent)
+                self._check_quota(intent.owner, size=size)
+                return await self._disk.run(upload.commit, info=info, canonical_sha256=canonical_sha256)
+        finally:
+            if upload is not None:
+                await self._disk.run(upload.abort)
+
+    async def _begin(self, intent: _Intent, head: bytearray) -> tuple[Upload, str]:
+        """Looks at the first bytes before it takes the rest: most mistakes show there."""
+        detected = detect(head)
+        if intent.format not in (None, detected):
+            raise Conflict(
+                f"declared as {intent.format}, but the bytes are {detected}", code="format_mismatch"
+            )
+        upload = await self._disk.run(
+            self._store.begin,
+            name=intent.name,
+            owner=intent.owner,
+            access=intent.access,
+            format=detected,
+            max_bytes=self.limits.model_bytes,
+        )
+        return upload, detected
+
+    # Steps 4 and 5 of an upload, in a thread
+
+    def _admit(self, upload: Upload, sha256: str | None, format: str) -> tuple[ModelInfo, str]:
+        """The model's facts and the digest of what runs, which is in the file from then on."""
+        sealed = upload.seal()
+        if sha256 is not None and not hmac.compare_digest(sealed.sha256, sha256):
+            raise Conflict(
+                f"expected a body with SHA-256 {sha256}, got {sealed.sha256}", code="upload_digest_mismatch"
+            )
+        admitted = models.admit(upload.read_back(), format=format, limits=self.limits.admission)
+        if admitted.canonical_sha256 != sealed.sha256:
+            upload.rewrite(admitted.onnx)
+        return admitted.info, admitted.canonical_sha256
+
+    # Small things
+
+    def _view(self, model: ModelVersion) -> View:
+        return View(model=model, loaded=self._runner.is_loaded(model))
+
+    def _seed_name(self, principal: Principal | None) -> str:
+        """The model that `/model/predict` means where its body names none.
+
+        The caller's last one through `/model/upload`, else the last one without a key. After a restart the
+        newest of theirs in the store stands for the last.
+        """
+        owners = (principal.id, ANONYMOUS_OWNER) if principal else (ANONYMOUS_OWNER,)
+        for owner in owners:
+            mine = [model for model in self._store.models() if model.owner == owner]
+            if any(model.name == self._last_seed.get(owner) for model in mine):
+                return self._last_seed[owner]
+            if mine:
+                return max(mine, key=lambda model: (model.created, model.version)).name
+        return DEFAULT_SEED_NAME
+
+
+def check_name(name: str, *, length: int) -> None:
+    """Returns if `name` can name a model.
+
+    Raises:
+        InvalidRequest: other characters than letters, digits, `.`, `_`, `-`, nothing but dots, or more than
+            `length` characters (code `model_name_invalid`).
+    """
+    if len(name) > length or _NAME.fullmatch(name) is None or not name.strip("."):
+        raise InvalidRequest(
+            f"a model's name has 1 to {length} letters, digits, '.', '_' or '-'", code="model_name_invalid"
+        )
+
+
+def _caller(call: Call, principal: Principal | None) -> str:
+    """Whose places a request takes: the principal's, or the address's where nobody showed a key."""
+    return principal.id if principal else f"address {call.address}"
+
+
+def _check_expected(model: ModelVersion, sha256: str | None) -> None:
+    if sha256 is not None and not hmac.compare_digest(model.sha256, sha256):
+        raise Conflict(
+            f"expected a model with SHA-256 {sha256}, got {model.sha256}", code="model_digest_mismatch"
+        )
+
+
+def _empty_body() -> InvalidRequest:
+    return InvalidRequest("expected a model, got zero bytes", code="body_empty")
+
+
+async def _pieces(body: Body, arrival: Arrival) -> AsyncIterator[bytearray]:
+    """The body in pieces of `PIECE` bytes or more, but for the last: the first shows the format."""
+    piece = bytearray()
+    async for chunk in body:
+        arrival.take(len(chunk))
+        piece += chunk
+        if len(piece) >= PIECE:
+            yield piece
+            piece = bytearray()
+    if piece:
+        yield piece

@@ -1,0 +1,162 @@
+"""What callers hand in: a policy, a key, a model to upload. Paths are read here and nowhere else in the
+client.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Final, TypeAlias
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from strongroom import calls, formats, tokens
+from strongroom.attest.policy import NAMED_POLICIES, Policy, named_policy, parse_policy
+from strongroom.calls import Body
+from strongroom.errors import InvalidPolicy, InvalidRequest, MalformedInput
+
+PathLike: TypeAlias = str | os.PathLike[str]
+PolicySource: TypeAlias = PathLike | Policy
+KeySource: TypeAlias = PathLike | bytes | Ed25519PrivateKey
+ModelSource: TypeAlias = PathLike | bytes | bytearray | memoryview | IO[bytes]
+
+MAX_SMALL_FILE: Final = 1 << 20
+"""Bytes of a policy or key file."""
+
+
+def load_policy(policy: PolicySource) -> Policy:
+    """A `Policy`, the path of a policy file, or the name of a built-in one ("production").
+
+    Raises:
+        InvalidPolicy: the file cannot be read, or says too little, too much or nothing; or there is no policy
+        (code `policy_missing`).
+    """
+    if isinstance(policy, Policy):
+        return policy
+    if isinstance(policy, str) and policy in NAMED_POLICIES:
+        return named_policy(policy)
+    given: object = policy  # callers without types pass None
+    if not isinstance(given, str | os.PathLike):
+        raise InvalidPolicy(
+            "a policy is a Policy, the path of a file or the name of a built-in one; without one no server "
+            "is accepted",
+            code="policy_missing",
+        )
+    try:
+        text = _small_file(policy).decode("utf-8")
+    except FileNotFoundError as exc:
+        raise InvalidPolicy(
+            f"the policy file {os.fspath(policy)!s} does not exist", code="policy_unreadable"
+        ) from exc
+    except (OSError, ValueError) as exc:
+        raise InvalidPolicy(
+            f"the policy file {os.fspath(policy)!s} cannot be read as UTF-8 text", code="policy_unreadable"
+        ) from exc
+    return parse_policy(text)
+
+
+def load_key(key: KeySource | None) -> Ed25519PrivateKey | None:
+    """A principal's key: the key itself, PKCS#8 PEM, or the path of a file that `strongroom keygen` wrote.
+
+    Raises:
+        MalformedInput: not an Ed25519 private key, or no readable file (code `key_unreadable`).
+    """
+    if key is None or isinstance(key, Ed25519PrivateKey):
+        return key
+    if isinstance(key, bytes):
+        return tokens.load_key(key)
+    try:
+        return tokens.load_key(_small_file(key))
+    except FileNotFoundError as exc:
+        raise MalformedInput(
+            f"the key file {os.fspath(key)!s} does not exist", code="key_unreadable"
+        ) from exc
+    except (OSError, ValueError) as exc:
+        raise MalformedInput(
+            f"the key file {os.fspath(key)!s} cannot be read", code="key_unreadable"
+        ) from exc
+
+
+def _small_file(path: PathLike) -> bytes:
+    with Path(path).open("rb") as file:
+        data = file.read(MAX_SMALL_FILE + 1)
+    if len(data) > MAX_SMALL_FILE:
+        raise ValueError("too large")
+    return data
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A model that is ready to be sent: its body and its first bytes."""
+
+    body: Body
+    head: bytes
+
+
+def prepare_upload(source: ModelSource) -> Upload:
+    """Reads the source once, for its digest; blocking.
+
+    Raises:
+        InvalidRequest: it cannot be read, or gives text (code `upload_unreadable`).
+    """
+    if isinstance(source, bytes | bytearray | memoryview):
+        data = bytes(source)
+        return Upload(Body.of(data), data[: formats.HEAD_BYTES])
+    try:
+        if isinstance(source, str | os.PathLike):
+            path = Path(source)
+            return _upload_of_file(lambda: path.open("rb"), start=0, close=True)
+        if not source.seekable():
+            return _upload_of_stream(source.read())
+        return _upload_of_file(lambda: source, start=source.tell(), close=False)
+    except FileNotFoundError as exc:
+        raise InvalidRequest(
+            f"the model's file {exc.filename} does not exist", code="upload_unreadable"
+        ) from exc
+    except (AttributeError, OSError, TypeError, ValueError) as exc:
+        what = f"{os.fspath(source)!s}" if isinstance(source, str | os.PathLike) else "the model"
+        raise InvalidRequest(
+            f"{what} cannot be read: pass a path, bytes or a file opened in binary mode",
+            code="upload_unreadable",
+        ) from exc
+
+
+def _upload_of_stream(data: object) -> Upload:
+    """What a stream gave. Text is refused: taken for a source it would be a path, chosen by who wrote it."""
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise TypeError("a text stream")
+    return prepare_upload(data)
+
+
+def _upload_of_file(opener: Callable[[], IO[bytes]], *, start: int, close: bool) -> Upload:
+    digest, length, head = hashlib.sha256(), 0, b""
+    for chunk in _read_file(opener, start=start, close=close):
+        head = head or bytes(chunk[: formats.HEAD_BYTES])
+        digest.update(chunk)
+        length += len(chunk)
+
+    def chunks() -> Iterator[bytes]:
+        left = length
+        for chunk in _read_file(opener, start=start, close=close):
+            left -= len(chunk)
+            if left < 0:
+                break
+            yield chunk
+        if left:
+            raise InvalidRequest("the model's file changed while it was sent", code="upload_changed")
+
+    return Upload(Body(length=length, sha256=digest.digest(), chunks=chunks), head)
+
+
+def _read_file(opener: Callable[[], IO[bytes]], *, start: int, close: bool) -> Iterator[bytes]:
+    file = opener()
+    try:
+        file.seek(start)
+        while chunk := file.read(calls.CHUNK):
+            yield chunk
+    finally:
+        if close:
+            file.close()

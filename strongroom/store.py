@@ -1,0 +1,487 @@
+"""The sealed store on disk: data files, and one record that says which of them exist (`docs/spec/sealed.md`).
+
+Rules
+  - The only commit point is the replacement of the state file (§6.2). Data files are complete and synced
+    before the record names them, and are removed only after a record that does not name them is in place.
+  - An exception between the replacement and the sync of the folder leaves in doubt which record a crash
+    would bring back. The store then refuses every further change and removes no file until it is opened
+    again (§6.6).
+  - Nothing is swept before the record has authenticated: a stranger's server must not clean up somebody's
+    store.
+  - Plaintext is never cached here and never written: `read` decrypts into a buffer that belongs to the
+    caller.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import re
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Literal, Self
+
+from strongroom import disk
+from strongroom.errors import Conflict, Error, Failure, NotFound, SealRefused, Unavailable
+from strongroom.keys import STORE_ID_BYTES, SealingRoot, StoreKeys
+from strongroom.sealed import CHUNK_SIZE, Sealer, chunk_count, overwrite, unwrap_key, wrap_key
+from strongroom.state import (
+    MAX_STATE_BYTES,
+    NO_PREDECESSOR,
+    Entry,
+    ModelVersion,
+    Name,
+    Record,
+    StateHeader,
+    check_header,
+    check_share,
+    open_state,
+    parse_state_file,
+    seal_state,
+    verify_entry,
+)
+from strongroom.upload import Facts, SealedUpload, Shelf, Upload, open_file
+
+__all__ = ["CheckResult", "ModelVersion", "SealedUpload", "Store", "Upload"]
+
+_STATE: Final = "state"
+_DATA: Final = "data"
+_TEMPORARY: Final = re.compile(r"state\.[0-9a-f]{32}\.tmp")
+_DATA_FILE: Final = re.compile(r"[0-9a-f]{32}")
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """One finding of `Store.check`. `code` is "" where `passed`, else one of `strongroom.errors.CODES`."""
+
+    subject: str
+    passed: bool
+    code: str
+    detail: str
+
+
+class Store:
+    """A folder of sealed models, for one server process. Thread-safe; changes wait for one another."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        header: StateHeader,
+        keys: StoreKeys,
+        now: Callable[[], int],
+        chunk_size: int,
+        guard: disk.Guard,
+    ) -> None:
+        """Made by `Store.open`."""
+        self._folder = folder
+        self._data = folder / _DATA
+        self._header = header
+        self._keys = keys
+        self._now = now
+        self._chunk_size = chunk_size
+        self._guard = guard
+        self._lock = threading.RLock()
+        self._in_flight: set[str] = set()
+        self._swept = 0
+        self._uncertain = False
+        self._closed = False
+        self._record = Record(epoch=0, previous=NO_PREDECESSOR, names=())
+        self._names: dict[str, Name] = {}
+        self._digest = NO_PREDECESSOR
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        root: SealingRoot,
+        security_digest: bytes,
+        now: Callable[[], int],
+        chunk_size: int = CHUNK_SIZE,
+    ) -> Store:
+        """Opens the store in a folder, or makes an empty one; removes files that no record names (§6.5).
+
+        `security_digest` is the SHA-256 of the security configuration, `now` gives Unix seconds, and
+        `chunk_size` (bytes) is for new files only.
+
+        Raises:
+            SealRefused: `store_other_class`, `store_other_configuration`, `store_other_measurement`,
+                `store_other_root`, `store_malformed`, `store_tampered`, `store_record_malformed`, or
+                `store_state_missing` (data files without a record: nothing is made anew over them).
+            Unavailable: another process has it (code `store_locked`), or the disk is full (code
+                `disk_full`).
+            Failure: another fault of the disk (code `store_io`).
+        """
+        folder = Path(path)
+        with disk.faults("make the store's folder"):
+            disk.make_folder(folder)
+            guard = disk.Guard(folder)
+        try:
+            with disk.faults("read the store"):
+                data = disk.read_small(folder / _STATE, limit=MAX_STATE_BYTES)
+            if data is None:
+                return cls._create(folder, root, security_digest, now, chunk_size, guard)
+            file = parse_state_file(data)
+            check_header(
+                file.header,
+                sealing_class=root.sealing_class,
+                sealed_for=root.sealed_for,
+                security=security_digest.hex(),
+            )
+            keys = StoreKeys.from_root(
+                root, security_digest=security_digest, store_id=bytes.fromhex(file.header.store_id)
+            )
+            record = open_state(file, state_key=keys.state_key)
+            store = cls(folder, header=file.header, keys=keys, now=now, chunk_size=chunk_size, guard=guard)
+            store._install(record, hashlib.sha256(data).hexdigest())
+            with disk.faults("read the store"):
+                disk.make_folder(store._data)
+                store._sweep()
+            return store
+        except BaseException:
+            guard.release()
+            raise
+
+    @classmethod
+    def _create(
+        cls,
+        folder: Path,
+        root: SealingRoot,
+        security_digest: bytes,
+        now: Callable[[], int],
+        chunk_size: int,
+        guard: disk.Guard,
+    ) -> Store:
+        with disk.faults("make a store"):
+            disk.make_folder(folder / _DATA)
+            # Left-overs of a creation that was killed are a lock, temporary files and an empty data folder.
+            if disk.names(folder / _DATA):
+                raise SealRefused("there are data files but no state file", code="store_state_missing")
+        store_id = os.urandom(STORE_ID_BYTES)
+        header = StateHeader(
+            store_id=store_id.hex(),
+            sealing_class=root.sealing_class,
+            sealed_for=root.sealed_for,
+            security=security_digest.hex(),
+        )
+        keys = StoreKeys.from_root(root, security_digest=security_digest, store_id=store_id)
+        store = cls(folder, header=header, keys=keys, now=now, chunk_size=chunk_size, guard=guard)
+        store._commit(Record(epoch=1, previous=NO_PREDECESSOR, names=()))
+        with disk.faults("make a store"):
+            store._sweep()
+        return store
+
+    @property
+    def store_id(self) -> str:
+        """32 hex digits, random, for the whole life of the store."""
+        return self._header.store_id
+
+    @property
+    def epoch(self) -> int:
+        """The number of the record in force; every change counts it up."""
+        return self._record.epoch
+
+    def close(self) -> None:
+        """Gives the folder free for another process; uploads on their way can no longer be committed."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._guard.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def models(self) -> tuple[ModelVersion, ...]:
+        """Every version of every model, in the order in which the names were taken, oldest version first."""
+        return tuple(entry.model for name in self._record.names for entry in name.entries)
+
+    def versions(self, name: str) -> tuple[ModelVersion, ...]:
+        """The versions of a name, oldest first; () where it has none."""
+        taken = self._names.get(name)
+        return tuple(entry.model for entry in taken.entries) if taken else ()
+
+    def get(self, name: str, version: int | None) -> ModelVersion:
+        """One version of a model; None means the latest.
+
+        Raises:
+            NotFound: no such name or version (code `not_found`).
+        """
+        return self._entry(name, version).model
+
+    def owner_of(self, name: str) -> str | None:
+        """Who took this name first ("" where it was an anonymous upload); None where nobody did.
+
+        Deletion does not free a name.
+        """
+        taken = self._names.get(name)
+        return taken.owner if taken else None
+
+    def begin(self, *, name: str, owner: str, access: str, format: str, max_bytes: int) -> Upload:
+        """Starts an upload of at most `max_bytes` bytes. Nothing is visible before its commit.
+
+        Raises:
+            MalformedInput: an unusable name, owner, access or format (code `upload_malformed`).
+            Conflict: the name belongs to another owner (code `name_taken`).
+            Unavailable: the disk is full (code `disk_full`) or the store is closed (code `store_closed`).
+            Failure: another fault of the disk (code `store_io` or `store_uncertain`).
+        """
+        facts = Facts(name=name, owner=owner, access=access, format=format)
+        facts.check()
+        with self._lock:
+            self._check_usable()
+            self._check_owner(name, owner)
+        shelf = Shelf(
+            folder=self._data,
+            reserve=self._reserve,
+            chunk_size=self._chunk_size,
+            publish=self._publish,
+            discard=self._discard,
+        )
+        return Upload(shelf, facts=facts, max_bytes=max_bytes)
+
+    def read(self, model: ModelVersion, *, verify: Literal["tags", "sha256"]) -> bytearray:
+        """What the engine runs of the model, once every tag was checked; with "sha256" its digest is, too.
+
+        These are the canonical bytes that admission wrote, not those that were uploaded (§6.3).
+
+        Raises:
+            NotFound: deleted meanwhile (code `not_found`).
+            SealRefused: the file or its key is not what was sealed: `seal_missing`, `seal_binding`,
+                `seal_digest` and the codes of `sealed.open_sealed`.
+            Unavailable: the store is closed (code `store_closed`).
+            Failure: a fault of the disk (code `store_io`).
+        """
+        if self._closed:
+            raise Unavailable("the store is closed", code="store_closed")
+        entry = self._entry(model.name, model.version)
+        kek = self._keys.owner_key(entry.model.owner)
+        data_key = unwrap_key(kek, entry.wrapped_key, associated=entry.facts())
+        with disk.faults("read a data file"):
+            try:
+                fd = disk.open_to_read(self._data / entry.file)
+            except FileNotFoundError as exc:
+                # A deletion since the first look is no fault of the file: NotFound then.
+                self._entry(model.name, model.version)
+                message = "a data file that the record names is missing"
+                raise SealRefused(message, code="seal_missing") from exc
+        try:
+            out = open_file(
+                fd,
+                data_key=data_key,
+                file_id=entry.file_id,
+                chunk_size=entry.chunk_size,
+                length=entry.length,
+            )
+        finally:
+            disk.close(fd)
+        if verify == "sha256":
+            digest = hashlib.sha256(out).hexdigest()
+            if not hmac.compare_digest(digest, entry.model.canonical_sha256):
+                overwrite(out)
+                message = "the model's bytes do not have the digest in the record"
+                raise SealRefused(message, code="seal_digest")
+        return out
+
+    def delete(self, name: str, version: int | None) -> tuple[ModelVersion, ...]:
+        """Removes one version, or with None all versions of a name; returns what was removed (§6.4).
+
+        The record is sealed anew under a fresh epoch key, without the wrapped keys. A host that kept an old
+        copy of the folder can still bring the model back. The name stays its owner's.
+
+        Raises:
+            NotFound: no such name or version (code `not_found`).
+            Unavailable: the disk is full (code `disk_full`) or the store is closed (code `store_closed`).
+            Failure: another fault of the disk (`store_io`, `store_uncertain`).
+        """
+        with self._lock:
+            self._check_usable()
+            latest = self._entry(name, version)
+            gone = (latest,) if version is not None else self._names[name].entries
+            numbers = frozenset(entry.model.version for entry in gone)
+            self._commit(self._record.without(name, numbers, previous=self._digest))
+            for entry in gone:
+                disk.discard(self._data / entry.file)
+        return tuple(entry.model for entry in gone)
+
+    def check(self) -> tuple[CheckResult, ...]:
+        """Rescans the whole store: the record on disk, every tag and SHA-256, missing and orphaned files.
+
+        Says too how many left-overs of interrupted changes were removed when the store was opened (§6.5).
+        """
+        results = [self._check_state(), *self._check_swept()]
+        for model in self.models():
+            subject = f"{model.name} version {model.version}"
+            try:
+                overwrite(self.read(model, verify="sha256"))
+            except NotFound:
+                continue  # deleted while we were looking
+            except Error as exc:
+                results.append(CheckResult(subject=subject, passed=False, code=exc.code, detail=exc.message))
+            else:
+                detail = (
+                    f"{model.size} bytes as uploaded; every tag and the SHA-256 {model.canonical_sha256} of "
+                )
+                detail += "what runs are right"
+                results.append(CheckResult(subject=subject, passed=True, code="", detail=detail))
+        return (*results, self._check_orphans())
+
+    # The rest is the store's own business, and that of `Upload`.
+
+    def _entry(self, name: str, version: int | None) -> Entry:
+        taken = self._names.get(name)
+        entries = taken.entries if taken else ()
+        if version is None and entries:
+            return entries[-1]
+        for entry in entries:
+            if entry.model.version == version:
+                return entry
+        raise NotFound("there is no such model or version", code="not_found")
+
+    def _check_usable(self) -> None:
+        if self._closed:
+            raise Unavailable("the store is closed", code="store_closed")
+        if self._uncertain:
+            message = "the disk failed while a change was being committed; the server must be restarted"
+            raise Failure(message, code="store_uncertain")
+
+    def _check_owner(self, name: str, owner: str) -> None:
+        taken = self._names.get(name)
+        if taken is not None and taken.owner != owner:
+            raise Conflict("this name belongs to another owner", code="name_taken")
+
+    def _reserve(self) -> str:
+        """A fresh random name for a data file, which nobody takes for an orphan."""
+        file = os.urandom(16).hex()
+        with self._lock:
+            self._in_flight.add(file)
+        return file
+
+    def _publish(self, model: ModelVersion, sealer: Sealer, file: str, length: int) -> ModelVersion:
+        """Numbers, wraps and commits an upload whose file is on the disk."""
+        with self._lock:
+            self._check_usable()
+            # Again: two uploads of a new name may be on their way, and the first commit takes it.
+            self._check_owner(model.name, model.owner)
+            taken = self._names.get(model.name)
+            model = replace(model, version=taken.next_version if taken else 1, created=self._now())
+            entry = Entry(
+                model=model,
+                file=file,
+                file_id=sealer.file_id,
+                length=length,
+                chunk_size=sealer.chunk_size,
+                chunks=chunk_count(length, chunk_size=sealer.chunk_size),
+                wrapped_key=b"",
+            )
+            kek = self._keys.owner_key(model.owner)
+            wrapped = wrap_key(kek, sealer.data_key, associated=entry.facts(), random=os.urandom)
+            entry = replace(entry, wrapped_key=wrapped)
+            verify_entry(entry)
+            record = self._record.with_entry(entry, previous=self._digest)
+            check_share(record, owner=model.owner)
+            self._commit(record)
+            self._in_flight.discard(file)
+        return model
+
+    def _discard(self, file: str) -> None:
+        """Removes the file of an upload that was given up."""
+        with self._lock:
+            # A record in doubt may name the file (§6.6), and so does the one in force where an interrupt
+            # came right behind the commit.
+            if not self._uncertain and file not in self._named():
+                disk.discard(self._data / file)
+            self._in_flight.discard(file)
+
+    def _commit(self, record: Record) -> None:
+        """Replaces the state file: the only place where the store changes (§6.2)."""
+        data = seal_state(record, header=self._header, state_key=self._keys.state_key, random=os.urandom)
+        temporary = self._folder / f"{_STATE}.{os.urandom(16).hex()}.tmp"
+        try:
+            with disk.faults("write the record"):
+                fd = disk.create(temporary)
+                try:
+                    disk.write(fd, data)
+                    disk.sync(fd)
+                finally:
+                    disk.close(fd)
+        except BaseException:
+            disk.discard(temporary)
+            raise
+        # From here on nobody knows which record a crash would bring back, until the folder is synced.
+        self._uncertain = True
+        try:
+            disk.replace(temporary, self._folder / _STATE)
+            disk.sync_folder(self._folder)
+        except OSError as exc:
+            message = f"the disk failed at the commit itself ({disk.fault_name(exc)}); restart the server"
+            raise Failure(message, code="store_uncertain") from exc
+        self._install(record, hashlib.sha256(data).hexdigest())
+        self._uncertain = False
+
+    def _install(self, record: Record, digest: str) -> None:
+        self._names = {name.name: name for name in record.names}
+        self._record = record
+        self._digest = digest
+
+    def _named(self) -> set[str]:
+        return {entry.file for name in self._record.names for entry in name.entries}
+
+    def _sweep(self) -> None:
+        """Removes our own left-overs: unnamed data files and temporary state files (§6.5)."""
+        named = self._named()
+        for name in disk.names(self._data):
+            if _DATA_FILE.fullmatch(name) and name not in named:
+                disk.discard(self._data / name)
+                self._swept += 1
+        for name in disk.names(self._folder):
+            if _TEMPORARY.fullmatch(name):
+                disk.discard(self._folder / name)
+                self._swept += 1
+
+    def _check_state(self) -> CheckResult:
+        with self._lock:
+            try:
+                with disk.faults("read the store"):
+                    data = disk.read_small(self._folder / _STATE, limit=MAX_STATE_BYTES)
+            except Error as exc:
+                return CheckResult(subject="record", passed=False, code=exc.code, detail=exc.message)
+            if data is None:
+                detail = "the state file is gone"
+                return CheckResult(subject="record", passed=False, code="store_state_missing", detail=detail)
+            if not hmac.compare_digest(hashlib.sha256(data).hexdigest(), self._digest):
+                detail = "the file is not the one that this server wrote"
+                return CheckResult(subject="record", passed=False, code="store_tampered", detail=detail)
+            return CheckResult(subject="record", passed=True, code="", detail=f"epoch {self._record.epoch}")
+
+    def _check_swept(self) -> tuple[CheckResult, ...]:
+        if not self._swept:
+            return ()
+        detail = (
+            f"{self._swept} files of interrupted uploads or changes were removed when the store was opened"
+        )
+        return (CheckResult(subject="left-overs", passed=True, code="", detail=detail),)
+
+    def _check_orphans(self) -> CheckResult:
+        with self._lock:
+            known = self._named() | self._in_flight
+            try:
+                with disk.faults("list the data files"):
+                    found = disk.names(self._data)
+            except Error as exc:
+                return CheckResult(subject="data files", passed=False, code=exc.code, detail=exc.message)
+        strange = [name for name in found if name not in known]
+        if strange:
+            detail = f"{len(strange)} files that the record does not name, the first is {strange[0]!a}"
+            return CheckResult(subject="data files", passed=False, code="store_orphan", detail=detail)
+        detail = f"{len(found)} files, all accounted for"
+        return CheckResult(subject="data files", passed=True, code="", detail=detail)

@@ -1,0 +1,425 @@
+"""`attest.policy`, `attest.lint`: policy files say everything, and nothing that their kind cannot accept."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from worlds import MEASUREMENT, NOW, OTHER_MEASUREMENT, SECURITY, Server, policy, verify
+
+from strongroom.attest.evidence import Absent
+from strongroom.attest.lint import DANGER, INFO, MEMBER_MEANS, WARNING
+from strongroom.attest.policy import (
+    NAMED_POLICIES,
+    Policy,
+    lint,
+    named_policy,
+    parse_policy,
+    policy_for,
+    policy_for_measurement,
+    render_policy,
+)
+from strongroom.attest.requirements import (
+    HARDWARE_FORMATS,
+    TCB_STATUSES,
+    TIMED_FORMATS,
+    Code,
+    NotDebug,
+    Requirement,
+    Root,
+)
+from strongroom.errors import CODES, InvalidPolicy
+
+ROOT = "ab" * 32
+SECURITY_TABLE = """
+[security]
+sealing = ["measurement"]
+host_excluded = [true]
+isolation = ["in_process", "model", "owner", "request"]
+sandbox = []
+admission = ["structural"]
+anonymous_upload = [false]
+verify_on_load = ["tags", "sha256"]
+logging = ["no_content"]
+"""
+HEAD = 'kind = "production"\nexpires = 2027-01-01T00:00:00Z\n'
+ENTRY = f"""
+measurements = ["{MEASUREMENT}"]
+signers = []
+products = []
+min_svn = 1
+tcb_statuses = ["UpToDate"]
+accepted_advisories = []
+"""
+PRODUCTION = f"{HEAD}[[sgx]]{ENTRY}{SECURITY_TABLE}"
+DEVELOPMENT = PRODUCTION.replace("production", "development").replace(
+    "accepted_advisories = []", "accepted_advisories = []\nunsafe_accept_debug = true"
+)
+SIMULATION = policy_for_measurement(MEASUREMENT, root=ROOT, now=NOW)
+
+
+def code_of(text: str) -> str:
+    """The code with which the policy file is refused."""
+    with pytest.raises(InvalidPolicy) as caught:
+        parse_policy(text)
+    assert caught.value.code in CODES
+    return caught.value.code
+
+
+# Reading
+
+
+def test_each_kind_is_read() -> None:
+    """One file of each kind; the default age of a verdict is an hour."""
+    production = parse_policy(PRODUCTION)
+    assert (production.kind, production.max_verdict_age_s, production.simulated) == (
+        "production",
+        3600,
+        False,
+    )
+    assert production.expires == datetime(2027, 1, 1, tzinfo=UTC)
+    development = parse_policy(DEVELOPMENT)
+    assert not any(isinstance(rule, NotDebug) for rule in development.requirements[0].rules)
+    simulation = parse_policy(SIMULATION)
+    assert simulation.simulated
+    assert simulation.roots("sim") == (ROOT,)
+    assert simulation.roots("sgx") == ()
+
+
+@pytest.mark.parametrize("name", HARDWARE_FORMATS)
+def test_every_hardware_format_can_be_named_already(name: str) -> None:
+    """The entries of later verifiers parse into the same requirement; timed formats need their age."""
+    age = "max_evidence_age_s = 300\n" if name in TIMED_FORMATS else ""
+    text = PRODUCTION.replace("[[sgx]]", f"[[{name}]]\n{age}")
+    assert parse_policy(text).requirements[0].format == name
+
+
+def test_several_entries_are_several_requirements() -> None:
+    """A roll-out names the old release beside the new."""
+    second = f"[[sgx]]{ENTRY.replace(MEASUREMENT, OTHER_MEASUREMENT)}"
+    assert len(parse_policy(f"{HEAD}[[sgx]]{ENTRY}{second}{SECURITY_TABLE}").requirements) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("", "policy_empty"),
+        ("# only a comment\n", "policy_empty"),
+        ("kind = ", "policy_invalid"),
+        ("kind = 1\nkind = 2\n", "policy_invalid"),
+        ("a = " + "[" * 5000, "policy_invalid"),
+        ("# " + "x" * 70_000 + "\n" + PRODUCTION, "policy_invalid"),
+        (PRODUCTION.replace("production", "Production"), "policy_invalid"),
+        (PRODUCTION.replace('"production"', "1"), "policy_invalid"),
+        (PRODUCTION + "\n[security2]\n", "policy_unknown_member"),
+        ("skip = true\n" + PRODUCTION, "policy_unknown_member"),
+        (PRODUCTION.replace("expires", "#expires"), "policy_missing_member"),
+        (PRODUCTION.replace("kind =", "#kind ="), "policy_missing_member"),
+        (HEAD, "policy_missing_member"),
+        (PRODUCTION.replace("2027-01-01T00:00:00Z", '"2027-01-01T00:00:00Z"'), "policy_invalid"),
+        (PRODUCTION.replace("2027-01-01T00:00:00Z", "2027-01-01T00:00:00"), "policy_invalid"),
+        (PRODUCTION.replace("2027-01-01T00:00:00Z", "2027-01-01"), "policy_invalid"),
+        ("max_verdict_age_s = 0\n" + PRODUCTION, "policy_invalid"),
+        ("max_verdict_age_s = 86401\n" + PRODUCTION, "policy_invalid"),
+        ("max_verdict_age_s = true\n" + PRODUCTION, "policy_invalid"),
+        ("max_verdict_age_s = 3600.0\n" + PRODUCTION, "policy_invalid"),
+        # entries
+        (PRODUCTION.replace("[[sgx]]", "[sgx]"), "policy_invalid"),
+        ("sgx = []\n" + PRODUCTION.replace(f"[[sgx]]{ENTRY}", "") + "[[sgx2]]\n", "policy_unknown_member"),
+        (PRODUCTION.replace(MEASUREMENT, MEASUREMENT.upper()), "policy_invalid"),
+        (PRODUCTION.replace(MEASUREMENT, MEASUREMENT[:-1]), "policy_invalid"),
+        (PRODUCTION.replace(f'["{MEASUREMENT}"]', "[1]"), "policy_invalid"),
+        (PRODUCTION.replace(f'["{MEASUREMENT}"]', f'"{MEASUREMENT}"'), "policy_invalid"),
+        (PRODUCTION.replace(f'["{MEASUREMENT}"]', f'["{MEASUREMENT}", "{MEASUREMENT}"]'), "policy_invalid"),
+        (PRODUCTION.replace(f'["{MEASUREMENT}"]', "[]"), "policy_accepts_nothing"),
+        (PRODUCTION.replace("signers = []", f'signers = ["{MEASUREMENT}"]'), "policy_invalid"),
+        (PRODUCTION.replace("products = []", "products = [1]"), "policy_invalid"),
+        (PRODUCTION.replace("min_svn = 1", "min_svn = -1"), "policy_invalid"),
+        (PRODUCTION.replace("min_svn = 1", "min_svn = true"), "policy_invalid"),
+        (PRODUCTION.replace("min_svn = 1", ""), "policy_missing_member"),
+        (PRODUCTION.replace('["UpToDate"]', "[]"), "policy_accepts_nothing"),
+        (PRODUCTION.replace("UpToDate", "Revoked"), "policy_too_weak"),
+        (PRODUCTION.replace("UpToDate", "Uptodate"), "policy_invalid"),
+        (PRODUCTION.replace("accepted_advisories = []", 'accepted_advisories = ["*"]'), "policy_invalid"),
+        (PRODUCTION.replace("min_svn = 1", "min_svn = 1\nmax_evidence_age_s = 1"), "policy_unknown_member"),
+        (
+            PRODUCTION.replace("min_svn = 1", "min_svn = 1\nunsafe_accept_debug = true"),
+            "policy_unknown_member",
+        ),
+        (PRODUCTION.replace("production", "development"), "policy_missing_member"),
+        # security
+        (PRODUCTION.replace("anonymous_upload = [false]", ""), "policy_missing_member"),
+        (PRODUCTION.replace("sandbox = []", "sandbox = []\nsandbox2 = []"), "policy_unknown_member"),
+        (PRODUCTION.replace('logging = ["no_content"]', "logging = []"), "policy_accepts_nothing"),
+        (PRODUCTION.replace('"no_content"', '"everything"'), "policy_invalid"),
+        (PRODUCTION.replace("anonymous_upload = [false]", "anonymous_upload = false"), "policy_invalid"),
+        (PRODUCTION.replace("anonymous_upload = [false]", "anonymous_upload = [0]"), "policy_invalid"),
+        (
+            PRODUCTION.replace("anonymous_upload = [false]", "anonymous_upload = [false, false]"),
+            "policy_invalid",
+        ),
+        (PRODUCTION.replace("sandbox = []", 'sandbox = ["No Dumps"]'), "policy_invalid"),
+        (PRODUCTION.replace("host_excluded = [true]", "host_excluded = [true, false]"), "policy_too_weak"),
+        # simulation
+        (PRODUCTION.replace('["measurement"]', '["measurement", "simulated"]'), "policy_mixes_simulation"),
+        (DEVELOPMENT.replace('["measurement"]', '["simulated"]'), "policy_mixes_simulation"),
+        (SIMULATION.replace("UNSAFE_SIMULATION", "production"), "policy_mixes_simulation"),
+        (SIMULATION.replace("UNSAFE_SIMULATION", "development"), "policy_mixes_simulation"),
+        (SIMULATION + f"\n[[sgx]]{ENTRY}", "policy_mixes_simulation"),
+        (PRODUCTION.replace("production", "UNSAFE_SIMULATION"), "policy_mixes_simulation"),
+        (SIMULATION.replace("root =", "#root ="), "policy_missing_member"),
+        (SIMULATION.replace("measurements =", "#measurements ="), "policy_missing_member"),
+        (SIMULATION.replace("max_evidence_age_s =", "#max_evidence_age_s ="), "policy_missing_member"),
+        (SIMULATION.replace("max_evidence_age_s = 300", "max_evidence_age_s = 0"), "policy_invalid"),
+        (SIMULATION.replace("max_evidence_age_s = 300", "max_evidence_age_s = 604801"), "policy_invalid"),
+        (SIMULATION.replace(ROOT, "*"), "policy_invalid"),
+        (SIMULATION.replace("min_svn = 1", "min_svn = 1\nsigners = []"), "policy_unknown_member"),
+    ],
+    ids=range(62),
+)
+def test_a_file_that_says_too_little_too_much_or_nothing_is_refused(text: str, code: str) -> None:
+    """One fault each: unknown, missing, mistyped, empty, out of range, or more than the kind can accept."""
+    parse_policy(PRODUCTION)
+    assert code_of(text) == code
+
+
+def test_messages_name_the_member_of_the_readers_own_file() -> None:
+    """The file is the reader's: what is unknown or missing is named."""
+    with pytest.raises(InvalidPolicy, match=r"unknown: 'security\.sandbox2'"):
+        parse_policy(PRODUCTION.replace("sandbox = []", "sandbox = []\nsandbox2 = []"))
+    with pytest.raises(InvalidPolicy, match=r"missing: sgx\.min_svn"):
+        parse_policy(PRODUCTION.replace("min_svn = 1", ""))
+
+
+def test_the_object_keeps_the_rules_of_the_file() -> None:
+    """A policy made in code cannot be what no file could be."""
+    simulation, production = policy(), parse_policy(PRODUCTION)
+    with pytest.raises(InvalidPolicy) as caught:
+        replace(production, requirements=simulation.requirements)
+    assert caught.value.code == "policy_mixes_simulation"
+    with pytest.raises(InvalidPolicy) as caught:
+        replace(simulation, requirements=production.requirements)
+    assert caught.value.code == "policy_mixes_simulation"
+    with pytest.raises(InvalidPolicy, match="debug"):
+        replace(production, requirements=parse_policy(DEVELOPMENT).requirements)
+    with pytest.raises(InvalidPolicy, match="kind"):
+        replace(production, kind="UNSAFE_ANY")
+    with pytest.raises(InvalidPolicy, match="offset"):
+        replace(production, expires=datetime(2027, 1, 1))  # noqa: DTZ001
+    with pytest.raises(InvalidPolicy, match="at most 64"):
+        replace(production, requirements=production.requirements * 65)
+    with pytest.raises(InvalidPolicy, match="no such evidence format"):
+        replace(production, requirements=(replace(production.requirements[0], format="sev"),))
+
+
+def test_a_requirement_has_all_rules_of_its_format() -> None:
+    """A requirement made in code without a rule does not skip the check; it cannot be made."""
+    rules = policy().requirements[0].rules
+    for rule in rules:
+        rest = tuple(r for r in rules if r is not rule)
+        with pytest.raises(InvalidPolicy, match="missing"):
+            Requirement("sim", rest)
+    with pytest.raises(InvalidPolicy, match="twice"):
+        Requirement("sim", (*rules, Root(ROOT)))
+    with pytest.raises(InvalidPolicy, match="no time"):
+        Requirement("sgx", (*parse_policy(PRODUCTION).requirements[0].rules, rules[3]))
+    with pytest.raises(InvalidPolicy) as caught:
+        Code((), (), ())
+    assert caught.value.code == "policy_accepts_nothing"
+
+
+# Named profiles
+
+
+def test_the_production_profile_is_a_floor_that_accepts_no_code() -> None:
+    """It parses, names nothing, and lints as such."""
+    floor = named_policy("production")
+    assert floor.requirements == ()
+    assert set(NAMED_POLICIES) == {"production"}
+    assert any("refuses every server" in f.text for f in lint(floor, NOW))
+
+
+@pytest.mark.parametrize("name", ["", "Production", "UNSAFE_SIMULATION", "../production"])
+def test_other_names_are_refused(name: str) -> None:
+    """No other profile goes by a name."""
+    with pytest.raises(InvalidPolicy) as caught:
+        named_policy(name)
+    assert caught.value.code == "policy_unknown_name"
+
+
+# Writing
+
+
+@pytest.mark.parametrize(
+    "text", [PRODUCTION, DEVELOPMENT, SIMULATION, *NAMED_POLICIES.values()], ids=range(4)
+)
+def test_what_is_written_is_read_back(text: str) -> None:
+    """`render_policy` and `parse_policy` are inverse, and every member carries a comment."""
+    read = parse_policy(text)
+    written = render_policy(read, heading="For a test.")
+    assert parse_policy(written) == read
+    lines = written.splitlines()
+    for before, line in pairwise(lines):
+        if re.match(r"[a-z_]+ =", line):
+            assert before.startswith("# "), line
+
+
+def test_a_nitro_entry_with_signers_is_written_back() -> None:
+    """Signers, products, ages and advisories survive writing."""
+    text = PRODUCTION.replace("[[sgx]]", "[[nitro]]\nmax_evidence_age_s = 60")
+    text = text.replace("signers = []", f'signers = ["{"cd" * 48}"]').replace(
+        "products = []", "products = [0, 7]"
+    )
+    text = text.replace("accepted_advisories = []", 'accepted_advisories = ["INTEL-SA-00615"]')
+    read = parse_policy(text)
+    assert parse_policy(render_policy(read, heading="x")) == read
+
+
+def test_a_policy_for_what_a_server_showed_accepts_that_and_names_its_kind() -> None:
+    """From simulated claims comes an UNSAFE_SIMULATION file that accepts this server and expires."""
+    attested = verify(Server())
+    text = policy_for(attested.claims, security=SECURITY, now=NOW)
+    assert "# SIMULATED evidence only" in text
+    drafted = parse_policy(text)
+    verify(Server(), by=drafted)
+    assert drafted.expires == NOW + timedelta(days=90)
+    assert drafted.security.anonymous_upload == (False,)
+
+
+def test_a_policy_for_hardware_claims_is_production_or_says_development() -> None:
+    """Debug mode and an included host lead to kind development; the rest to production."""
+    attested = verify(Server())
+    claims = replace(
+        attested.claims, format="sgx", simulated=False, host_excluded=True, tcb_status="UpToDate", root=""
+    )
+    security = replace(SECURITY, sealing="measurement", host_excluded=True)
+    assert parse_policy(policy_for(claims, security=security, now=NOW)).kind == "production"
+    debug = policy_for(replace(claims, debug=True), security=security, now=NOW)
+    assert parse_policy(debug).kind == "development"
+    assert "unsafe_accept_debug = true" in debug
+    weak = replace(security, host_excluded=False)
+    assert parse_policy(policy_for(claims, security=weak, now=NOW)).kind == "development"
+    with pytest.raises(InvalidPolicy) as caught:
+        policy_for(replace(claims, tcb_status="Revoked"), security=security, now=NOW)
+    assert caught.value.code == "policy_too_weak"
+
+
+@pytest.mark.parametrize(
+    ("measurement", "root"), [("", ROOT), (MEASUREMENT, ""), ("*", ROOT), (MEASUREMENT, "x" * 64)]
+)
+def test_no_policy_is_written_for_what_is_no_digest(measurement: str, root: str) -> None:
+    """A slip of the keyboard does not become a file."""
+    with pytest.raises(InvalidPolicy):
+        policy_for_measurement(measurement, root=root, now=NOW)
+
+
+# Lint
+
+
+def told(read: Policy, level: str) -> str:
+    """All texts of one level."""
+    return " ".join(f"{f.member}: {f.text}" for f in lint(read, NOW) if f.level == level)
+
+
+def test_lint_explains_every_member_in_the_files_order() -> None:
+    """Each member of the file has a line that says what it means."""
+    members = [f.member for f in lint(parse_policy(PRODUCTION), NOW) if f.level == INFO]
+    assert members[:3] == ["kind", "expires", "max_verdict_age_s"]
+    assert "sgx[0]" in members
+    assert [m for m in members if m.startswith("security.")] == [
+        f"security.{name}" for name in type(policy().security).__dataclass_fields__
+    ]
+
+
+def test_a_good_production_policy_has_nothing_to_complain_about() -> None:
+    """No warning and no danger; one line says that this version cannot verify the format yet."""
+    read = parse_policy(PRODUCTION)
+    assert told(read, WARNING) == told(read, DANGER) == ""
+    assert "no verifier for sgx" in told(read, INFO)
+
+
+@pytest.mark.parametrize(
+    ("text", "level", "words"),
+    [
+        (SIMULATION, DANGER, "SIMULATED evidence is accepted"),
+        (SIMULATION, DANGER, "the host may read the server's memory"),
+        (SIMULATION, DANGER, "operator holds the root key"),
+        (SIMULATION.replace("300", "7200"), WARNING, "7200 s old"),
+        (DEVELOPMENT, WARNING, "development accepts"),
+        (DEVELOPMENT, DANGER, "debug mode are accepted"),
+        (PRODUCTION.replace("min_svn = 1", "min_svn = 0"), WARNING, "every old release"),
+        (PRODUCTION.replace('"UpToDate"', '"UpToDate", "OutOfDate"'), WARNING, "published vulnerabilities"),
+        (
+            PRODUCTION.replace("advisories = []", 'advisories = ["INTEL-SA-00615"]'),
+            WARNING,
+            "INTEL-SA-00615 may apply",
+        ),
+        (
+            PRODUCTION.replace("upload = [false]", "upload = [false, true]"),
+            WARNING,
+            "anybody can place models",
+        ),
+        (PRODUCTION.replace('["measurement"]', '["signer"]'), WARNING, "same signer"),
+        (PRODUCTION.replace('["measurement"]', '["operator"]'), DANGER, "operator holds the key"),
+        (PRODUCTION.replace("2027-01-01", "2026-01-01"), DANGER, "has expired"),
+        (PRODUCTION.replace("2027-01-01", "2099-01-01"), WARNING, "400 days"),
+        ("max_verdict_age_s = 86400\n" + PRODUCTION, WARNING, "stolen key"),
+        (
+            PRODUCTION.replace("signers = []", f'signers = ["{ROOT}"]').replace(
+                "products = []", "products = [1]"
+            ),
+            WARNING,
+            "No measurement is needed",
+        ),
+    ],
+    ids=range(16),
+)
+def test_lint_finds_what_accepts_too_much(text: str, level: str, words: str) -> None:
+    """One finding per hole, in plain words."""
+    assert words in told(parse_policy(text), level)
+
+
+def test_every_status_but_the_best_is_explained() -> None:
+    """A TCB status that stands for known holes never passes lint silently."""
+    for status in TCB_STATUSES:
+        complaints = told(parse_policy(PRODUCTION.replace("UpToDate", status)), WARNING)
+        assert (status in complaints) == (status not in {"UpToDate", "SWHardeningNeeded"}), status
+
+
+def test_findings_are_json() -> None:
+    """For `--json`."""
+    assert lint(policy(), NOW)[0].to_json() == {
+        "level": "info",
+        "member": "kind",
+        "text": lint(policy(), NOW)[0].text,
+    }
+
+
+# The documents
+
+
+def test_every_member_is_documented_and_every_example_is_read() -> None:
+    """docs/policy.md names every member that a file can have, and its TOML parses."""
+    text = (Path(__file__).resolve().parents[2] / "docs" / "policy.md").read_text(encoding="utf-8")
+    for name in ("kind", "expires", "max_verdict_age_s", *MEMBER_MEANS, *TCB_STATUSES):
+        assert f"`{name}`" in text, name
+    for name in HARDWARE_FORMATS:
+        assert f"[[{name}]]" in text
+    examples = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    assert [parse_policy(example).kind for example in examples] == ["UNSAFE_SIMULATION", "production"]
+
+
+@pytest.mark.parametrize("when", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"])
+def test_dates_at_the_ends_of_the_calendar_are_compared_without_fault(when: str) -> None:
+    """Offsets beyond the calendar's ends are no fault of ours."""
+    read = parse_policy(PRODUCTION.replace("2027-01-01T00:00:00Z", when))
+    assert lint(read, NOW)
+    assert parse_policy(render_policy(read, heading="x")) == read
+    assert any(
+        c.id == "policy.expires"
+        for c in read.appraise(Absent("sgx", "x"), security=Absent("sgx", "x"), now=NOW)
+    )

@@ -1,0 +1,184 @@
+"""Admission as a whole: formats agree, digests are right, only `admit` makes proofs; the corpus of hostile models."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import SHARED
+
+from strongroom.errors import AdmissionRefused, Conflict, Error, LimitExceeded, MalformedInput, SealRefused
+from strongroom.models import admit, reopen
+from strongroom.models.info import STANDARD_LIMITS, Admitted, ModelInfo
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "fuzz"))
+
+import targets_data
+
+CORPUS = SHARED / "hostile-models"
+FORMATS = {"onnx": "onnx", "xgb_json": "xgboost-json", "xgb_ubj": "xgboost-ubj"}
+
+
+def xgboost_model() -> bytes:
+    """The iris classifier of the examples."""
+    return (Path(__file__).resolve().parents[2] / "examples" / "iris_model.json").read_bytes()
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_an_onnx_model_is_admitted(kind: Any) -> None:
+    """Digests are of the upload and of what the engine gets; any bytes-like object will do."""
+    admitted = admit(kind(targets_data.MODEL), format="onnx", limits=STANDARD_LIMITS)
+    assert admitted.sha256 == hashlib.sha256(targets_data.MODEL).hexdigest()
+    assert admitted.canonical_sha256 == hashlib.sha256(admitted.onnx).hexdigest() != admitted.sha256
+    assert isinstance(admitted, Admitted) and admitted.info.format == "onnx"
+
+
+def test_an_xgboost_model_is_admitted_as_onnx() -> None:
+    """Trees come out as an ONNX file, with their own format and digest in the metadata."""
+    data = xgboost_model()
+    admitted = admit(data, format="xgboost-json", limits=STANDARD_LIMITS)
+    assert admitted.info.format == "xgboost-json"
+    assert admitted.sha256 == hashlib.sha256(data).hexdigest()
+    assert admit(admitted.onnx, format="onnx", limits=STANDARD_LIMITS).info.outputs == admitted.info.outputs
+
+
+@pytest.mark.parametrize(
+    ("data", "format", "kind", "code"),
+    [
+        (targets_data.MODEL, "xgboost-json", Conflict, "format_mismatch"),
+        (b'{"version": [3, 2, 0]}', "onnx", Conflict, "format_mismatch"),
+        (b'{"version": [3, 2, 0]}', "xgboost-ubj", Conflict, "format_mismatch"),
+        (targets_data.MODEL, "pickle", Conflict, "format_mismatch"),
+        (b"", "onnx", MalformedInput, "format_unknown"),
+        (b"\x80\x04K\x01.", "onnx", MalformedInput, "format_not_accepted"),
+        (b"\x18\x00\x00\x00ORTM", "onnx", MalformedInput, "format_not_accepted"),
+        (targets_data.MODEL[:-1], "onnx", MalformedInput, "onnx_malformed"),
+        (b'{"version": 1}', "xgboost-json", Error, None),
+    ],
+)
+def test_refusals(data: bytes, format: str, kind: type[Error], code: str | None) -> None:
+    """Declared and detected format agree, and the format's own rules hold."""
+    with pytest.raises(kind) as caught:
+        admit(data, format=format, limits=STANDARD_LIMITS)
+    assert code is None or caught.value.code == code
+
+
+def test_size_is_the_first_check() -> None:
+    """What is too large is not looked at."""
+    limits = dataclasses.replace(STANDARD_LIMITS, model_bytes=3)
+    with pytest.raises(LimitExceeded) as caught:
+        admit(b"xxxx", format="onnx", limits=limits)
+    assert caught.value.code == "model_too_large"
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray])
+def test_what_was_admitted_is_opened_again_by_its_digest(kind: Any) -> None:
+    """Without parsing it again; the same proof comes out, and other bytes are refused."""
+    admitted = admit(targets_data.MODEL, format="onnx", limits=STANDARD_LIMITS)
+    facts = {"info": admitted.info, "sha256": admitted.sha256, "canonical_sha256": admitted.canonical_sha256}
+    again = reopen(kind(admitted.onnx), **facts)
+    assert again == admitted and type(again.onnx) is bytes
+    with pytest.raises(SealRefused) as caught:
+        reopen(kind(targets_data.MODEL), **facts)
+    assert caught.value.code == "seal_digest"
+
+
+def test_a_long_model_is_copied_whole() -> None:
+    """In pieces, so that other threads get their turn."""
+    info = admit(targets_data.MODEL, format="onnx", limits=STANDARD_LIMITS).info
+    data = bytearray(range(256)) * 9000
+    digest = hashlib.sha256(data).hexdigest()
+    assert reopen(data, info=info, sha256=digest, canonical_sha256=digest).onnx == data
+
+
+def named_columns(length: int) -> bytes:
+    """The iris classifier with four feature names of `length` characters each."""
+    document = json.loads(xgboost_model())
+    document["learner"]["feature_names"] = [f"{column:0{length}}" for column in range(4)]
+    return json.dumps(document).encode()
+
+
+@pytest.mark.parametrize(
+    ("data", "format"),
+    [(named_columns(500), "xgboost-json"), (targets_data.MODEL, "onnx")],
+    ids=["xgboost", "onnx"],
+)
+def test_metadata_of_a_model_is_bounded(data: bytes, format: str) -> None:
+    """Names, tensors and notes of one model are in every record and every answer: they have a limit."""
+    size = len(json.dumps(admit(data, format=format, limits=STANDARD_LIMITS).info.to_json()))
+    small = dataclasses.replace(STANDARD_LIMITS, metadata_bytes=size // 2)
+    with pytest.raises(LimitExceeded) as caught:
+        admit(data, format=format, limits=small)
+    assert caught.value.code == "model_metadata_too_large"
+
+
+@pytest.mark.parametrize("written", [b"\x08\x08\x12\x06ORTM00", b"{}"])
+def test_what_is_written_still_reads_as_onnx(monkeypatch: pytest.MonkeyPatch, written: bytes) -> None:
+    """Canonical bytes that onnxruntime, or we, would take for another format are refused."""
+    info = admit(targets_data.MODEL, format="onnx", limits=STANDARD_LIMITS).info
+
+    def disguised(*_: object, **__: object) -> tuple[bytes, ModelInfo]:
+        return written, info
+
+    monkeypatch.setattr("strongroom.models.onnx.parse_onnx", disguised)
+    with pytest.raises((AdmissionRefused, MalformedInput)):
+        admit(targets_data.MODEL, format="onnx", limits=STANDARD_LIMITS)
+
+
+def test_importing_the_package_needs_no_onnx() -> None:
+    """The client install has neither onnx nor onnxruntime, and imports `strongroom.models.info`."""
+    code = "import sys, strongroom.models.info, strongroom.models as m; sys.exit('onnx' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# The corpus of hostile models: structure only. What a model costs when it runs is judged elsewhere.
+
+RUN_TIME_ONLY = frozenset({
+    "mem_cos_static", "mem_cos_input", "mem_expand_input", "mem_expand_static", "mem_range", "mem_resize",
+    "mem_concat_doubling", "mem_loop_doubling", "mem_loop_scan", "mem_string_concat", "mem_sequence", "mem_pad",
+    "mem_random_shape", "mem_conv_pads", "mem_hann", "mem_rnn_hidden", "mem_input_decl", "mem_shape_lie",
+    "cpu_loop_forever", "cpu_loop_trip", "cpu_nested_loops", "cpu_matmul_chain", "cpu_fold_loop", "cpu_conv_big",
+    "cpu_scan_long", "st_type_lie", "st_branch_types", "lk_random", "lk_dropout_training", "lk_bn_training",
+    "lk_output_size", "crash_depthtospace", "crash_layernorm", "ml_tree_cycle", "ml_tree_oob", "ml_tree_feature",
+    "ml_tree_targets", "ml_tree_lens", "ml_linear_short", "ml_svm_short",
+})  # fmt: skip
+"""Files whose structure is sound, and whose harm is in what their operators do: not refused by structure."""
+
+_SCRIPT = """
+import json, sys
+from pathlib import Path
+from strongroom.errors import Error
+from strongroom.models import admit
+from strongroom.models.info import STANDARD_LIMITS
+for line in sys.stdin:
+    path, format = json.loads(line)
+    try:
+        admit(Path(path).read_bytes(), format=format, limits=STANDARD_LIMITS)
+        print("admitted", flush=True)
+    except Error as error:
+        print(error.code, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_the_corpus_is_refused_or_admitted_as_stated() -> None:
+    """In a process of its own: none crashes or hangs admission, all innocent models pass, and no hostile structure."""
+    if not CORPUS.is_dir():
+        pytest.skip("not exercised here: the corpus of hostile models is not beside this checkout")
+    entries = json.loads((CORPUS / "manifest.json").read_bytes())["models"]
+    lines = "".join(json.dumps([str(CORPUS / e["file"]), FORMATS[e["format"]]]) + "\n" for e in entries)
+    done = subprocess.run(
+        [sys.executable, "-c", _SCRIPT], input=lines, capture_output=True, text=True, timeout=120, check=True
+    )
+    verdicts = done.stdout.split()
+    assert len(verdicts) == len(entries) and not done.stderr
+    for entry, verdict in zip(entries, verdicts, strict=True):
+        innocent = entry["expect"]["outcome"] in ("admit", "admit_bad_feed_fails")
+        expected = innocent or Path(entry["file"]).stem in RUN_TIME_ONLY
+        assert (verdict == "admitted") == expected, (entry["file"], verdict)

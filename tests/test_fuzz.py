@@ -1,0 +1,56 @@
+"""Every fuzz target runs for a moment in every test run; `make fuzz` runs them for long."""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+from collections.abc import Callable
+
+import pytest
+from conftest import REPOSITORY
+
+RUNS = 300
+
+
+def _runner() -> tuple[
+    dict[str, tuple[Callable[[bytes], None], tuple[bytes, ...]]], Callable[[bytes, random.Random], bytes]
+]:
+    spec = importlib.util.spec_from_file_location("fuzz_run", REPOSITORY / "fuzz" / "run.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.targets(), module.mutate
+
+
+TARGETS, MUTATE = _runner()
+
+
+@pytest.mark.parametrize("name", sorted(TARGETS))
+def test_a_value_or_our_error_and_nothing_else(name: str) -> None:
+    """300 mutations of the target's seeds: the target raises only where its oracle is broken."""
+    function, seeds = TARGETS[name]
+    rng = random.Random(name)
+    for seed in seeds:
+        function(seed)
+    for _ in range(RUNS):
+        function(MUTATE(rng.choice(seeds), rng))
+
+
+def test_every_parser_has_a_target() -> None:
+    """The parsers written here, by area: tree documents, attestation documents, sealed containers, tokens, tensors."""
+    text = " ".join(sorted(TARGETS))
+    for area in (
+        "keyset",
+        "answer",
+        "policy",
+        "sealed",
+        "token",
+        "npy",
+        "npz",
+        "request",
+        "json",
+        "ubj",
+        "onnx",
+        "sim",
+    ):
+        assert area in text, (area, text)

@@ -1,0 +1,130 @@
+"""The clean interpreter: what is executed, with which environment, in which folder."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from strongroom import launch
+from strongroom.errors import Failure, InvalidConfig
+
+HOST = {
+    "PATH": "/usr/bin",
+    "HOME": "/root",
+    "LANG": "C.UTF-8",
+    "LC_ALL": "C.UTF-8",
+    "TMPDIR": "/tmp/planted",
+    "PYTHONPATH": "/planted",
+    "PYTHONSTARTUP": "/planted.py",
+    "LD_PRELOAD": "/planted.so",
+    "LD_LIBRARY_PATH": "/planted",
+    "OPENSSL_CONF": "/planted.cnf",
+    "OPENSSL_MODULES": "/planted",
+    "SSLKEYLOGFILE": "/planted.log",
+    "SSL_CERT_FILE": "/planted.pem",
+    "HTTPS_PROXY": "http://planted",
+    "ORT_DISABLE_TELEMETRY": "0",
+    "MALLOC_PERTURB_": "0",
+    "STRONGROOM_BIND": "127.0.0.1:0",
+}
+
+
+def command(tmp_path: Path, **more: str) -> launch.Command:
+    """The command for the host's environment above."""
+    state = str(tmp_path / "state")
+    return launch.command(None, variables={**HOST, "STRONGROOM_STATE_DIR": state, **more}, base=tmp_path)
+
+
+def test_the_environment_is_an_allow_list(tmp_path: Path) -> None:
+    """Fixed values, two kept ones and STRONGROOM_*: nothing else of the host's reaches the server."""
+    environment = command(tmp_path).environment
+    assert environment == {
+        "LANG": "C.UTF-8",
+        "LC_ALL": "C.UTF-8",
+        "OPENSSL_CONF": "/dev/null",
+        "ORT_DISABLE_TELEMETRY": "1",
+        "MALLOC_PERTURB_": "165",
+        "OMP_NUM_THREADS": "1",
+        "STRONGROOM_BIND": "127.0.0.1:0",
+        "STRONGROOM_STATE_DIR": str(tmp_path / "state"),
+    }
+
+
+def test_the_interpreter_is_isolated_and_finds_no_byte_code(tmp_path: Path) -> None:
+    """-I -S -B, and a byte-code folder that is empty and stays so."""
+    prepared = command(tmp_path)
+    assert prepared.arguments[0] == sys.executable
+    assert prepared.arguments[1:4] == ("-I", "-S", "-B")
+    prefix = Path(prepared.arguments[5].removeprefix("pycache_prefix="))
+    assert list(prefix.iterdir()) == []
+    assert prefix.stat().st_mode & 0o777 == 0o500
+
+
+def test_the_folder_is_empty_private_and_new(tmp_path: Path) -> None:
+    """Relative paths lead nowhere, and nobody else can put something there."""
+    first, second = command(tmp_path), command(tmp_path)
+    assert first.folder != second.folder
+    assert list(first.folder.iterdir()) == []
+    assert first.folder.stat().st_mode & 0o777 == 0o500
+    assert (tmp_path / "state").stat().st_mode & 0o077 == 0
+
+
+def test_the_path_holds_the_dependencies_and_not_the_clone(tmp_path: Path) -> None:
+    """The folder around the package is not searched; the package is loaded by its own path."""
+    message = json.loads(command(tmp_path).arguments[-1])
+    root = Path(launch.__file__).resolve().parents[1]
+    assert message["package"] == str(root / "strongroom")
+    assert str(root) not in message["paths"]
+    assert all(Path(folder).is_absolute() for folder in message["paths"])
+    assert message["base"] == str(tmp_path) and message["config"] is None
+
+
+def test_nothing_planted_runs_before_the_import_hook(tmp_path: Path) -> None:
+    """Names that packages try on other platforms: what lies there under them is never run, not even once."""
+    site = tmp_path / "site"
+    site.mkdir()
+    for name in ("nt", "_winapi", "msvcrt", "org", "cffi", "typing_extensions"):
+        (site / f"{name}.py").write_text("import sys\nsys.stderr.write('EVIL')\nraise ModuleNotFoundError\n")
+    prepared = command(tmp_path)
+    message = json.loads(prepared.arguments[-1])
+    message["paths"].append(str(site))
+    message["config"] = str(tmp_path / "absent.toml")  # ends the start once everything was imported for it
+    done = subprocess.run(
+        [*prepared.arguments[:-1], json.dumps(message)],
+        env=dict(prepared.environment),
+        cwd=prepared.folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, "EVIL" in done.stderr) == (20, False)
+    assert "config_unreadable" in done.stderr
+
+
+def test_settings_are_refused_before_anything_is_executed(tmp_path: Path) -> None:
+    """A wrong setting, or a state folder that cannot be made."""
+    with pytest.raises(InvalidConfig):
+        command(tmp_path, STRONGROOM_LIMITS_MODELS="0")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InvalidConfig) as caught:
+        command(tmp_path, STRONGROOM_STATE_DIR=str(tmp_path / "file" / "state"))
+    assert caught.value.code == "config_unreadable"
+
+
+def test_a_missing_dependency_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Installed without the server extra: a sentence, not a traceback out of a half-started server."""
+    monkeypatch.setattr(launch, "_DEPENDENCIES", ("no_such_package_at_all",))
+    with pytest.raises(Failure) as caught:
+        launch.dependency_folders()
+    assert caught.value.code == "start_refused"
+
+
+def test_the_command_line_takes_one_option(capsys: pytest.CaptureFixture[str]) -> None:
+    """Anything else is a usage error, exit code 20; so is a configuration that cannot be read."""
+    assert launch.main(["--port", "1"]) == 20
+    assert launch.main(["--config", "/nonexistent/strongroom.toml"]) == 20
+    assert "config_unreadable" in capsys.readouterr().err
