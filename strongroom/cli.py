@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from strongroom.calls import printable
+from strongroom.cli_appraise import appraise
 from strongroom.cli_policy import policy
 from strongroom.errors import AttestationRefused, Error, InvalidConfig, InvalidRequest
 from strongroom.terminal import (
@@ -115,6 +116,7 @@ def main() -> None:
 
 
 main.add_command(policy)
+main.add_command(appraise)
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 _timeout_option = click.option(

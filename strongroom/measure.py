@@ -54,6 +54,7 @@ REQUIREMENTS: Final = (
     "cbor2",
     "click",
     "cryptography",
+    "dcap-qvl",
     "httptools",
     "httpx",
     "numpy",

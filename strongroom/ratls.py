@@ -35,6 +35,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from strongroom.attest.evidence import Evidence, Leaf, boot_report_data
+from strongroom.attest.ratls_forms import EVIDENCE_TAG, SHA256_ID, parse_key_hash, parse_tagged_evidence
 from strongroom.errors import InvalidConfig, MalformedInput, Refused
 
 MAX_PINS: Final = 8
@@ -43,17 +44,11 @@ BACKDATE_S: Final = 3600
 """Seconds by which a certificate begins before it is made, for tools whose clocks lag; our client ignores
 dates.
 """
-MAX_EXTENSION: Final = 256 * 1024
-"""Bytes of an attestation extension that are read; the largest known (a quote with collateral) is 30 KiB."""
 DICE_EVIDENCE: Final = x509.ObjectIdentifier("2.23.133.5.4.9")
 """TCG DICE conceptual message wrapper / tagged evidence (§2.4)."""
-EVIDENCE_TAG: Final = 60000
-"""CBOR tag of `[evidence, claims]` inside the extension (§2.4)."""
 
 _P256_SPKI = bytes.fromhex("3059301306072a8648ce3d020106082a8648ce3d03010703420004")
 """How the DER SPKI of every P-256 key in uncompressed form begins; 64 bytes of point follow."""
-_SHA256_ID = 1
-"""SHA-256 in the IANA registry of named information hash algorithms, as `pubkey-hash` uses it."""
 _LABEL = r"[A-Za-z0-9][A-Za-z0-9-]{0,62}"
 _DNS_NAME = re.compile(rf"(?=.{{1,253}}\Z)(?:{_LABEL}\.)*{_LABEL}\.?", re.ASCII)
 
@@ -457,7 +452,7 @@ def encode_boot_evidence(evidence: Evidence, *, spki: bytes) -> bytes:
     """
     import cbor2  # only servers make certificates
 
-    pubkey_hash = cbor2.dumps([_SHA256_ID, hashlib.sha256(spki).digest()])
+    pubkey_hash = cbor2.dumps([SHA256_ID, hashlib.sha256(spki).digest()])
     claims = cbor2.dumps({"pubkey-hash": pubkey_hash, "format": evidence.format.encode("ascii")})
     return cbor2.dumps(cbor2.CBORTag(EVIDENCE_TAG, [evidence.data, claims]))
 
@@ -479,11 +474,9 @@ def parse_boot_evidence(der: bytes) -> BootEvidence:
     except (x509.InvalidVersion, Warning) as exc:
         raise MalformedInput("leaf: not an X.509 version 3 certificate", code="leaf_malformed") from exc
     found = parse_extension(value)
-    stated = _Cbor(dict(found.claims)["pubkey-hash"])
-    stated.expect(major=4, value=2)
-    stated.expect(major=0, value=_SHA256_ID)
-    digest = stated.string(major=2)
-    stated.end()
+    algorithm, digest = parse_key_hash(dict(found.claims)["pubkey-hash"])
+    if algorithm != SHA256_ID:
+        raise MalformedInput("leaf: pubkey-hash: expected a SHA-256", code="ratls_extension")
     if not hmac.compare_digest(digest, hashlib.sha256(Leaf(der).spki()).digest()):
         raise MalformedInput("leaf: the attestation extension names another key", code="ratls_key_mismatch")
     return found
@@ -495,66 +488,5 @@ def parse_extension(value: bytes) -> BootEvidence:
     Raises:
         MalformedInput: `ratls_extension`.
     """
-    outer = _Cbor(value)
-    outer.expect(major=6, value=EVIDENCE_TAG)
-    outer.expect(major=4, value=2)
-    data, inner = outer.string(major=2), _Cbor(outer.string(major=2))
-    outer.end()
-    claims = []
-    for _ in range(inner.head(major=5)):
-        name = inner.string(major=3)
-        claims.append((name.decode("ascii", "replace"), inner.string(major=2)))
-    inner.end()
-    names = [name for name, _ in claims]
-    if len(set(names)) != len(names) or "pubkey-hash" not in names:
-        raise _Cbor.refusal()
-    return BootEvidence(data=data, claims=tuple(claims))
-
-
-class _Cbor:
-    """Reads the few shapes of CBOR that the extension has, one after the other.
-
-    Not a general decoder, because a stranger's certificate should not reach one: tags for dates, regular
-    expressions or shared references have no business here.
-    """
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._at = 0
-        if len(data) > MAX_EXTENSION:
-            raise self.refusal()
-
-    @staticmethod
-    def refusal() -> MalformedInput:
-        return MalformedInput(
-            "leaf: expected CBOR tag 60000 of [evidence, claims with a pubkey-hash]", code="ratls_extension"
-        )
-
-    def head(self, *, major: int) -> int:
-        """The argument of the next item, which must be of this major type and of definite length."""
-        first = self._take(1)[0]
-        info = first & 31
-        if first >> 5 != major or info > 27:
-            raise self.refusal()
-        if info < 24:
-            return info
-        return int.from_bytes(self._take(1 << (info - 24)), "big")
-
-    def expect(self, *, major: int, value: int) -> None:
-        if self.head(major=major) != value:
-            raise self.refusal()
-
-    def string(self, *, major: int) -> bytes:
-        """The content of the next byte (2) or text (3) string."""
-        return self._take(self.head(major=major))
-
-    def end(self) -> None:
-        if self._at != len(self._data):
-            raise self.refusal()
-
-    def _take(self, size: int) -> bytes:
-        piece = self._data[self._at : self._at + size]
-        if len(piece) != size:  # a declared length is believed only once that much is there
-            raise self.refusal()
-        self._at += size
-        return piece
+    found = parse_tagged_evidence(value)
+    return BootEvidence(data=found.evidence, claims=found.claims)

@@ -14,7 +14,14 @@ from typing import IO, Final, TypeAlias
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from strongroom import calls, formats, tokens
-from strongroom.attest.policy import NAMED_POLICIES, Policy, named_policy, parse_policy
+from strongroom.attest.appraise import AnyMeasurement
+from strongroom.attest.policy import (
+    NAMED_POLICIES,
+    UNSAFE_ANY_MEASUREMENT,
+    Policy,
+    named_policy,
+    parse_policy,
+)
 from strongroom.calls import Body
 from strongroom.errors import InvalidPolicy, InvalidRequest, MalformedInput
 
@@ -36,7 +43,7 @@ def load_policy(policy: PolicySource) -> Policy:
     """
     if isinstance(policy, Policy):
         return policy
-    if isinstance(policy, str) and policy in NAMED_POLICIES:
+    if isinstance(policy, str) and policy in (*NAMED_POLICIES, UNSAFE_ANY_MEASUREMENT):
         return named_policy(policy)
     given: object = policy  # callers without types pass None
     if not isinstance(given, str | os.PathLike):
@@ -56,6 +63,15 @@ def load_policy(policy: PolicySource) -> Policy:
             f"the policy file {os.fspath(policy)!s} cannot be read as UTF-8 text", code="policy_unreadable"
         ) from exc
     return parse_policy(text)
+
+
+def load_appraisal_policy(policy: PolicySource) -> Policy | AnyMeasurement:
+    """As `load_policy`, for evidence that no connection rests on: "UNSAFE_ANY_MEASUREMENT" counts, too.
+
+    Raises:
+        InvalidPolicy: as `load_policy`.
+    """
+    return AnyMeasurement() if policy == UNSAFE_ANY_MEASUREMENT else load_policy(policy)
 
 
 def load_key(key: KeySource | None) -> Ed25519PrivateKey | None:

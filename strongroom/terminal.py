@@ -72,6 +72,8 @@ def show_verdict(verdict: Any) -> None:
         word = click.style("PASS", fg="green") if check.passed else click.style("FAIL", fg="red", bold=True)
         expected, got = printable(check.expected, limit=200), printable(check.got, limit=200)
         click.echo(f"{word}  {check.id:<30} {check.title}: expected {expected}; got {got}")
+    for text in verdict.not_checked:
+        click.secho(f"NOT CHECKED  {printable(text, limit=200)}", fg="yellow")
     failed = len(verdict.failures)
     if verdict.passed:
         click.echo(f"ACCEPTED: {len(verdict.checks)} checks passed")

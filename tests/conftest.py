@@ -16,6 +16,11 @@ SHARED = REPOSITORY.parent / "shared"
 """Recorded material that lies beside some checkouts; tests that need it skip, with the reason, where it is absent."""
 
 
+def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
+    """Names what pytest would name by its address or bytes: fresh keys must not name other tests in each process."""
+    return argname if isinstance(val, bytes) or (" at 0x" in repr(val) and not callable(val)) else None
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Ends every run with a counted list of what was not exercised on this machine, and why."""
     reasons: dict[str, int] = {}

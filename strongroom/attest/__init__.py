@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Callable
 from datetime import datetime
 from typing import overload
 
 from strongroom.attest.appraisal import Policy
 from strongroom.attest.evidence import (
     PROOF,
-    REPORT_DATA_SIZE,
     Absent,
     Appraised,
     Attested,
@@ -24,7 +22,6 @@ from strongroom.attest.evidence import (
     Check,
     Claims,
     Evidence,
-    Examination,
     Leaf,
     NoChannel,
     Verdict,
@@ -34,13 +31,11 @@ from strongroom.attest.evidence import (
     report_data,
 )
 from strongroom.attest.keyset import Keyset, SecurityConfiguration, keyset_digest, parse_keyset
+from strongroom.attest.nitro import check_nonce
 from strongroom.attest.policy import policy_for
-from strongroom.attest.requirements import HARDWARE_FORMATS
-from strongroom.attest.sim import examine_sim
-from strongroom.errors import AttestationRefused, MalformedInput
-
-VERIFIERS: dict[str, Callable[..., Examination]] = {"sim": examine_sim}
-"""Format -> the function that examines evidence of it. A literal: no import can add one."""
+from strongroom.attest.verifiers import VERIFIERS as VERIFIERS
+from strongroom.attest.verifiers import accepted_roots, carried, carried_size
+from strongroom.errors import AttestationRefused, InvalidPolicy, MalformedInput
 
 
 @overload
@@ -90,7 +85,9 @@ def verify(
            them)
     4. The answer to the nonce
        4.1 report data is there: 64 bytes, not all zero
-       4.2 it equals what nonce and keyset bytes, as received, make it; compared in constant time
+       4.2 it equals what nonce and keyset bytes, as received, make it; compared in constant time. A TPM's quote
+           carries the SHA-256 of that (`verifiers.carried`), and is 32 bytes
+       4.3 a Nitro document carries the nonce itself, too
     5. The channel
        5.1 the keyset is the strict document of §3
        5.2 the keyset's epoch has not ended
@@ -104,7 +101,10 @@ def verify(
     Raises:
         AttestationRefused: a check failed; `code` is the first failure's, `verdict` holds every check.
         TypeError: `now` has no time zone.
+        InvalidPolicy: `policy` is none (`UNSAFE_ANY_MEASUREMENT` is for `appraise` alone).
     """
+    if not isinstance(policy, Policy):
+        raise InvalidPolicy("policy: not one that a connection may rest on", code="policy_appraise_only")
     if now.tzinfo is None:
         raise TypeError("now: expected an aware datetime")
     checks: list[Check] = []
@@ -153,7 +153,8 @@ def draft_policy(evidence: Evidence, *, keyset_bytes: bytes, now: datetime) -> s
     if examine is None:
         message = "this version cannot verify evidence of this format"
         raise AttestationRefused(message, code="evidence_format_unsupported")
-    found = examine(evidence.data, endorsements=evidence.endorsements, roots=(), now=now)
+    roots = accepted_roots(evidence.format, None)
+    found = examine(evidence.data, endorsements=evidence.endorsements, roots=roots, now=now)
     if isinstance(found.claims, Absent):
         raise AttestationRefused(found.claims.why, code=next(c.code for c in found.checks if not c.passed))
     return policy_for(found.claims, security=parse_keyset(keyset_bytes).security, now=now)
@@ -170,16 +171,13 @@ def _examine(
     """Step 3."""
     # 3.1
     examine = VERIFIERS.get(evidence.format)
-    later = (
-        " (this version cannot verify it; a later one will)" if evidence.format in HARDWARE_FORMATS else ""
-    )
     checks.append(
         check(
             "evidence.format",
             "This version can verify evidence of this format",
             examine is not None,
             expected=" or ".join(VERIFIERS),
-            got=evidence.format + later,
+            got=evidence.format,
             code="evidence_format_unsupported",
         )
     )
@@ -188,7 +186,8 @@ def _examine(
     # 3.4
     if examine is None:
         return Absent(evidence.format, "no verifier for this format")
-    found = examine(evidence.data, endorsements=endorsements, roots=policy.roots(evidence.format), now=now)
+    roots = accepted_roots(evidence.format, policy)
+    found = examine(evidence.data, endorsements=endorsements, roots=roots, now=now)
     checks += found.checks
     return found.claims
 
@@ -199,31 +198,37 @@ def _check_report_data(
     """Step 4."""
     present = ("evidence.report_data_present", "The evidence carries report data")
     answers = ("evidence.report_data", "The evidence answers this nonce, for this keyset")
-    wanted = f"{REPORT_DATA_SIZE} bytes, not all zero"
-    expected = report_data(nonce=nonce, keyset_bytes=keyset_bytes)
+    evidence_format = claims.format
+    wanted = f"{carried_size(evidence_format)} bytes, not all zero"
+    expected = carried(evidence_format, report_data(nonce=nonce, keyset_bytes=keyset_bytes))
     if isinstance(claims, Absent):
         for (check_id, title), text, code in (
             (present, wanted, "report_data_missing"),
             (answers, expected.hex(), "report_data_mismatch"),
         ):
             checks.append(check_impossible(check_id, title, expected=text, why=claims.why, code=code))
+        if evidence_format == "nitro":
+            checks.append(check_nonce(claims, nonce=nonce))
         return
     # 4.1 an empty or short value must not be padded, truncated or skipped into equality
     got = claims.report_data
-    full = len(got) == REPORT_DATA_SIZE and any(got)
+    full = len(got) == carried_size(evidence_format) and any(got)
     size = f"{len(got)} bytes" if any(got) or not got else f"{len(got)} bytes, all zero"
     checks.append(check(*present, full, expected=wanted, got=size, code="report_data_missing"))
     # 4.2
     equal = hmac.compare_digest(got, expected)
     code, shown = "report_data_mismatch", f"{got.hex()}: another nonce, or another keyset"
-    if not equal and _is_boot_evidence(got, keyset_bytes, channel):
+    if not equal and _is_boot_evidence(got, keyset_bytes, channel, evidence_format):
         code, shown = "report_data_other_label", f"{got.hex()}: boot-time evidence, which answers no nonce"
     checks.append(
         check(*answers, equal, expected=expected.hex(), got=got.hex() if equal else shown, code=code)
     )
+    # 4.3
+    if evidence_format == "nitro":
+        checks.append(check_nonce(claims, nonce=nonce))
 
 
-def _is_boot_evidence(got: bytes, keyset_bytes: bytes, channel: Channel) -> bool:
+def _is_boot_evidence(got: bytes, keyset_bytes: bytes, channel: Channel, evidence_format: str) -> bool:
     """Whether report data that does not answer is that of a certificate of this keyset's or leaf's key: told
     apart for the person.
     """
@@ -234,7 +239,8 @@ def _is_boot_evidence(got: bytes, keyset_bytes: bytes, channel: Channel) -> bool
             spkis.append(channel.spki())
     except MalformedInput:
         pass  # steps 5.1 and 5.3 record it
-    return any(hmac.compare_digest(got, boot_report_data(spki=spki)) for spki in spkis)
+    boot = [carried(evidence_format, boot_report_data(spki=spki)) for spki in spkis]
+    return any(hmac.compare_digest(got, one) for one in boot)
 
 
 def _check_keyset(

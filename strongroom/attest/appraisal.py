@@ -22,6 +22,7 @@ from strongroom.attest.requirements import (
     NotDebug,
     Requirement,
     Root,
+    Roots,
     SecurityRequirement,
     check_consistency,
 )
@@ -31,6 +32,8 @@ PRODUCTION = "production"
 DEVELOPMENT = "development"
 UNSAFE_SIMULATION = "UNSAFE_SIMULATION"
 KINDS = (PRODUCTION, DEVELOPMENT, UNSAFE_SIMULATION)
+UNSAFE_ANY_MEASUREMENT = "UNSAFE_ANY_MEASUREMENT"
+"""The name of what `strongroom appraise` alone accepts in a policy's place; no `Policy` has it for a kind."""
 
 MAX_ENTRIES = 64
 """Entries of a policy; several, so that a roll-out can accept the old release beside the new."""
@@ -105,11 +108,12 @@ class Policy:
         """Digests (hex) of the roots that are named for `evidence_format`; empty accepts none."""
         return tuple(
             dict.fromkeys(
-                rule.digest
+                digest
                 for requirement in self.requirements
                 if requirement.format == evidence_format
                 for rule in requirement.rules
-                if isinstance(rule, Root)
+                if isinstance(rule, Root | Roots)
+                for digest in (rule.digests if isinstance(rule, Roots) else (rule.digest,))
             )
         )
 
@@ -152,13 +156,20 @@ class Policy:
         5. every field of the security configuration has an accepted value
         6. the configuration claims no more than the evidence shows
         """
+        checks = [*self.appraise_claims(claims, now=now)]
+        checks += self.security.check(security)
+        checks.append(check_consistency(claims, security))
+        return tuple(checks)
+
+    def appraise_claims(self, claims: Claims | Absent, *, now: datetime) -> tuple[Check, ...]:
+        """Checks 1 to 4 of `appraise`: all that can be said of evidence whose software has no security
+        configuration of ours.
+        """
         checks = [self._check_expiry(now), self._check_simulation(claims)]
         checks += self.check_format(claims.format)
         entries = [r.check(claims, now) for r in self.requirements if r.format == claims.format]
         if entries:
             checks += min(entries, key=lambda made: sum(not c.passed for c in made))
-        checks += self.security.check(security)
-        checks.append(check_consistency(claims, security))
         return tuple(checks)
 
     def _check_expiry(self, now: datetime) -> Check:

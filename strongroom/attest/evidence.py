@@ -294,7 +294,8 @@ class Verdict:
 
     `code` is the code of the first failure, None where all passed. `claims` is None where the evidence's own
     signature did not verify: unauthenticated claims are not shown. `keyset_digest`: hex. `channel`: what the
-    evidence was tied to, for a person.
+    evidence was tied to, for a person. `not_checked`: what nobody asked to be checked, for a
+    person: a check that was not made is never a pass, and a verdict with one is never a proof.
     """
 
     passed: bool
@@ -305,6 +306,7 @@ class Verdict:
     claims: Claims | None
     keyset_digest: str | None
     channel: str
+    not_checked: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -329,6 +331,7 @@ class Verdict:
             "channel": self.channel,
             "keyset_digest": self.keyset_digest,
             "checks": [c.to_json() for c in self.checks],
+            "not_checked": list(self.not_checked),
             "claims": self.claims.to_json() if self.claims else None,
         }
 

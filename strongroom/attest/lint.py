@@ -18,6 +18,7 @@ KIND_MEANS = {
 }
 MEMBER_MEANS = {
     "root": "SHA-256 of the public key (DER SPKI) of the root that signs the evidence",
+    "roots": "SHA-256 of root certificates (DER) of TPM makers, or of public areas of attestation keys",
     "measurements": "builds of the code that are accepted",
     "signers": "signers whose builds are accepted unseen, together with `products`",
     "products": "product numbers of those signers",
@@ -104,9 +105,9 @@ def _lint_entry(requirement: Requirement, member: str) -> list[Finding]:
     if not any(isinstance(rule, NotDebug) for rule in requirement.rules):
         text = "TEEs in debug mode are accepted: the host can read their memory. Send nothing real."
         found.append(Finding(DANGER, member, text))
-    if requirement.format != "sim":
-        text = f"This version has no verifier for {requirement.format} evidence yet and refuses it."
-        found.append(Finding(INFO, member, text))
+    if requirement.format == "tpm":
+        text = "A TPM measures how the machine started; it hides no memory from the host."
+        found.append(Finding(WARNING, member, text))
     return found
 
 

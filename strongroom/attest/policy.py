@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 from strongroom.attest.appraisal import DEVELOPMENT as DEVELOPMENT
 from strongroom.attest.appraisal import KINDS as KINDS
 from strongroom.attest.appraisal import PRODUCTION as PRODUCTION
+from strongroom.attest.appraisal import UNSAFE_ANY_MEASUREMENT as UNSAFE_ANY_MEASUREMENT
 from strongroom.attest.appraisal import UNSAFE_SIMULATION as UNSAFE_SIMULATION
 from strongroom.attest.appraisal import USUAL_VERDICT_AGE
 from strongroom.attest.appraisal import Policy as Policy
@@ -38,6 +39,7 @@ from strongroom.attest.requirements import (
     NotDebug,
     Requirement,
     Root,
+    Roots,
     Rule,
     SecurityRequirement,
     Tcb,
@@ -80,6 +82,8 @@ def parse_policy(text: str) -> Policy:
         _refuse("the file is empty, and an empty policy accepts nothing", code="policy_empty")
     read = _Table(top, ("kind", "expires", "security"), ("max_verdict_age_s", *_FORMATS), where="")
     kind = read.string("kind")
+    if kind == UNSAFE_ANY_MEASUREMENT:
+        refuse_any_measurement()
     if kind not in KINDS:
         _refuse(f"kind: expected one of {', '.join(KINDS)}")
     return Policy(
@@ -126,8 +130,10 @@ def _parse_entry(name: str, table: dict[str, Any], *, kind: str) -> Requirement:
     # Where debug mode may be accepted at all, the file has to say so or not; elsewhere there is no word for
     # it.
     debug = ("unsafe_accept_debug",) if kind == DEVELOPMENT else ()
-    read = _Table(table, (*_HARDWARE_MEMBERS, *timed, *debug), (), where=f"{name}.")
-    rules = [
+    roots = ("roots",) if name == "tpm" else ()
+    read = _Table(table, (*roots, *_HARDWARE_MEMBERS, *timed, *debug), (), where=f"{name}.")
+    rules = [Roots(read.strings("roots"))] if roots else []
+    rules += [
         Code(read.strings("measurements"), read.strings("signers"), read.integers("products")),
         MinSvn(read.integer("min_svn")),
         Tcb(read.strings("tcb_statuses")),
@@ -141,6 +147,18 @@ def _parse_entry(name: str, table: dict[str, Any], *, kind: str) -> Requirement:
 
 
 _MIXTURE = "simulated evidence goes with kind UNSAFE_SIMULATION, and that kind with nothing else"
+
+
+def refuse_any_measurement() -> NoReturn:
+    """Refuses `UNSAFE_ANY_MEASUREMENT` where a policy for a server is wanted.
+
+    Raises:
+        InvalidPolicy: code `policy_appraise_only`.
+    """
+    _refuse(
+        f"{UNSAFE_ANY_MEASUREMENT} accepts any code: for `strongroom appraise` only, never for a server",
+        code="policy_appraise_only",
+    )
 
 
 def _refuse(why: str, *, code: str = "policy_invalid") -> NoReturn:
@@ -206,7 +224,7 @@ class _Table:
 
 _PRODUCTION_PROFILE = """\
 # The floor of every production policy. It names no code, so by itself it refuses every server: copy it and
-# add the [[sgx]], [[tdx]], [[snp]], [[tpm]] or [[nitro]] entries of the builds that you have examined.
+# add the [[sgx]], [[tdx]], [[snp]], [[azure]] or [[nitro]] entries of the builds that you have examined.
 kind = "production"
 expires = 9999-12-31T00:00:00Z
 max_verdict_age_s = 3600
@@ -232,6 +250,8 @@ def named_policy(name: str) -> Policy:
     Raises:
         InvalidPolicy: code `policy_unknown_name`.
     """
+    if name == UNSAFE_ANY_MEASUREMENT:
+        refuse_any_measurement()
     if name not in NAMED_POLICIES:
         _refuse(
             f"no policy goes by this name; known: {', '.join(NAMED_POLICIES)}", code="policy_unknown_name"
@@ -254,6 +274,7 @@ def policy_for(claims: Claims, *, security: SecurityConfiguration, now: datetime
         revoked platform).
     """
     rules: list[Rule] = [Root(claims.root)] if claims.format == "sim" else []
+    rules += [Roots((claims.root,))] if claims.format == "tpm" else []
     rules += [Code((claims.measurement,), (), ()), MinSvn(claims.svn)]
     if claims.format != "sim":
         rules += [Tcb((claims.tcb_status,)), Advisories(claims.advisories)]
@@ -355,6 +376,8 @@ def _entry_members(requirement: Requirement, kind: str) -> list[tuple[str, objec
         match rule:
             case Root(digest=digest):
                 members.append(("root", digest))
+            case Roots(digests=digests):
+                members.append(("roots", digests))
             case Code(measurements=measurements, signers=signers, products=products):
                 members.append(("measurements", measurements))
                 if requirement.format != "sim":

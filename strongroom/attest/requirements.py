@@ -33,8 +33,8 @@ TIMED_FORMATS = ("sim", "nitro")
 """Formats whose evidence carries the time at which it was made. The others are fresh through the nonce
 alone.
 """
-HARDWARE_FORMATS = ("sgx", "tdx", "snp", "tpm", "nitro")
-"""Formats that a later version verifies; policies can name them already."""
+HARDWARE_FORMATS = ("sgx", "tdx", "snp", "tpm", "nitro", "azure")
+"""Formats of real machines. Of these a TPM alone does not keep the host out of the memory."""
 TCB_STATUSES = (
     "UpToDate",
     "SWHardeningNeeded",
@@ -130,6 +130,32 @@ class Root(Rule):
     def explain(self) -> str:
         """Who can sign."""
         return f"Only the root key {self.digest[:16]}… counts. Whoever holds it can sign anything."
+
+
+@dataclass(frozen=True, slots=True)
+class Roots(Rule):
+    """The trust anchor is one of these (hex SHA-256): of a format whose vendors nobody can list."""
+
+    ID = "policy.root"
+    TITLE = "The root is one that is named beside this measurement"
+    CODE = "root_not_accepted"
+    digests: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        _require(bool(self.digests), "roots: an empty list accepts nothing", code="policy_accepts_nothing")
+        _require_list(self.digests, r"[0-9a-f]{64}", "roots")
+
+    def expected(self) -> str:
+        """The digests."""
+        return one_of(self.digests)
+
+    def holds(self, claims: Claims, now: datetime) -> tuple[bool, str]:
+        """One of them is what the key that signed is tied to."""
+        return claims.root in self.digests, claims.root
+
+    def explain(self) -> str:
+        """Who can sign."""
+        return f"Only keys count that are tied to one of {len(self.digests)} named root(s) or are named themselves."
 
 
 @dataclass(frozen=True, slots=True)
@@ -380,6 +406,7 @@ class Requirement:
         _require(len(set(kinds)) == len(kinds), f"{self.format}: a requirement is there twice")
         needed: set[type[Rule]] = {Code, MinSvn} | ({MaxAge} if self.format in TIMED_FORMATS else set())
         needed |= {Root, NotDebug} if self.format == "sim" else {Tcb, Advisories}
+        needed |= {Roots} if self.format == "tpm" else set()
         missing = sorted(kind.__name__ for kind in needed - set(kinds))
         _require(not missing, f"{self.format}: missing: {', '.join(missing)}", code="policy_missing_member")
         untimed = MaxAge in kinds and self.format not in TIMED_FORMATS

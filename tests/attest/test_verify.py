@@ -28,6 +28,7 @@ from worlds import (
 
 from strongroom import attest
 from strongroom.attest import sim
+from strongroom.attest.appraise import AnyMeasurement
 from strongroom.attest.evidence import (
     Appraised,
     Attested,
@@ -42,7 +43,7 @@ from strongroom.attest.keyset import Keyset, encode_keyset
 from strongroom.attest.policy import Policy, named_policy, parse_policy
 from strongroom.attest.requirements import HARDWARE_FORMATS
 from strongroom.attest.strict import canonical
-from strongroom.errors import CODES, AttestationRefused
+from strongroom.errors import CODES, AttestationRefused, InvalidPolicy
 
 SERVER = Server()
 
@@ -421,14 +422,21 @@ def test_an_endorsement_that_the_format_does_not_have_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", HARDWARE_FORMATS)
-def test_formats_of_later_versions_are_refused_and_said_to_be_later(name: str) -> None:
-    """No pretence of hardware: known formats are refused with the reason that this version cannot verify
-    them.
-    """
+def test_hardware_formats_are_refused_by_a_simulation_policy_and_garbage_by_their_verifiers(
+    name: str,
+) -> None:
+    """Every format has a verifier, and it makes nothing of garbage."""
     verdict = _refused_evidence(Evidence(name, b"\x03\x00", ()))
-    assert verdict.code == "evidence_format_unsupported"
-    assert "this version cannot verify it" in verdict.failures[0].got
+    assert verdict.code == "evidence_format_not_accepted"
+    assert verdict.claims is None
     assert verdict.label == ""
+
+
+def test_what_is_no_policy_is_refused() -> None:
+    """`UNSAFE_ANY_MEASUREMENT` is for recorded evidence: no connection rests on it."""
+    with pytest.raises(InvalidPolicy) as caught:
+        verify(SERVER, by=AnyMeasurement())  # type: ignore[arg-type]
+    assert caught.value.code == "policy_appraise_only"
 
 
 def test_an_unknown_format_is_refused() -> None:
@@ -439,12 +447,12 @@ def test_an_unknown_format_is_refused() -> None:
 def test_a_sim_document_under_another_name_is_refused() -> None:
     """The peer names the format; the name does not get simulated evidence past a hardware policy."""
     disguised = replace(SERVER.evidence, format="sgx")
-    assert _refused_evidence(disguised, by=named_policy("production")).code == "evidence_format_unsupported"
+    assert _refused_evidence(disguised, by=named_policy("production")).code == "policy_accepts_nothing"
 
 
 def test_the_registry_holds_what_this_version_verifies() -> None:
-    """One format, and it is the simulated one."""
-    assert set(attest.VERIFIERS) == {"sim"}
+    """The simulated format, and every one that policies can name."""
+    assert set(attest.VERIFIERS) == {"sim", *HARDWARE_FORMATS}
 
 
 # The verdict
@@ -511,7 +519,8 @@ def test_a_drafted_policy_accepts_the_server_it_was_drafted_from_and_no_other() 
 @pytest.mark.parametrize(
     ("evidence", "code"),
     [
-        (Evidence("tdx", b"", ()), "evidence_format_unsupported"),
+        (Evidence("abc", b"", ()), "evidence_format_unsupported"),
+        (Evidence("tdx", b"", ()), "quote_malformed"),
         (Evidence("sim", b"{}", ()), "evidence_malformed"),
         (
             Evidence("sim", SERVER.evidence.data.replace(b'"svn":1', b'"svn":2'), ()),

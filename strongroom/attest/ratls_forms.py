@@ -1,0 +1,353 @@
+"""The forms in which certificates carry evidence: finding and reading it (docs/spec/ra-tls.md §2, §3).
+
+Nothing here is verified; `strongroom.attest.ratls_evidence` does that.
+
+Rules of this file:
+
+1. What a certificate carries that is not understood is never taken for something that is.
+2. The one repair of encoding (§2.3) is for reading only: what is verified later are the certificate's own bytes.
+3. Of evidence, only its format and its report data are read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from datetime import datetime
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.x509.oid import ExtensionOID
+
+from strongroom.attest.cbor import Reader
+from strongroom.attest.evidence import FORMAT, MAX_EVIDENCE, REPORT_DATA_SIZE, Absent, boot_report_data
+from strongroom.attest.nitro import parse_document
+from strongroom.attest.sim import examine_sim
+from strongroom.errors import MalformedInput
+
+MAX_CERTIFICATE = MAX_EVIDENCE
+"""Bytes of a certificate that are read; the largest known is 11 KiB."""
+MAX_CLAIMS = 64
+"""Claims beside the evidence; the most known is 3."""
+EVIDENCE_TAG = 60000
+"""CBOR tag of `[evidence, claims]` (§3.1)."""
+_LOCAL_REPORTS = (b"\xd9\xea\x61", b"\xd9\xea\x62")
+"""Heads of the CBOR tags 60001 and 60002: reports for another enclave of the same machine (§3.1)."""
+SHA256_ID, SHA384_ID, SHA512_ID = 1, 7, 8
+"""Hash algorithms in the IANA registry of named information, as `pubkey-hash` uses it."""
+INTEROPERABLE, STRONGROOM, GRAMINE = "interoperable", "strongroom", "gramine"
+OPEN_ENCLAVE, INTEL, NITRO_NAME = "open-enclave", "intel", "nitro-name"
+"""The forms (§3), by name."""
+
+_TAGGED = "2.23.133.5.4.9"
+_FORMS = {
+    _TAGGED: INTEROPERABLE,  # TCG DICE tagged evidence; STRONGROOM where it states a format
+    "0.6.9.42.840.113741.1337.6": GRAMINE,  # 1.2.840.113741.1337.6 with its own DER header inside, as Gramine has it
+    "1.2.840.113556.10.1.1": OPEN_ENCLAVE,
+    "1.3.6.1.4.1.311.105.1": OPEN_ENCLAVE,
+    "1.2.840.113741.1.13.1": INTEL,
+}
+_UNSUPPORTED = {
+    "1.2.840.113556.10.1.2": "Open Enclave evidence with its own header",
+    "1.3.6.1.4.1.311.105.2": "Open Enclave evidence with its own header",
+    "1.3.6.1.4.1.62397.1.1": "dstack",
+    "1.3.6.1.4.1.62397.1.8": "dstack",
+}
+_KNOWN_CRITICAL = (
+    ExtensionOID.BASIC_CONSTRAINTS,
+    ExtensionOID.KEY_USAGE,
+    ExtensionOID.EXTENDED_KEY_USAGE,
+    ExtensionOID.SUBJECT_ALTERNATIVE_NAME,
+)
+_ECDSA_SHA256 = bytes.fromhex("300a06082a8648ce3d040302")
+_ECDSA_SHA256_NULL = bytes.fromhex("300c06082a8648ce3d0403020500")
+"""AlgorithmIdentifiers: as RFC 5758 wants it, and with the explicit NULL that older Mbed TLS wrote (§2.3)."""
+
+
+# --- the documents ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class TaggedEvidence:
+    """What the TCG DICE extension holds, unverified: evidence, the claims beside it, and their very bytes."""
+
+    evidence: bytes
+    claims: tuple[tuple[str, bytes], ...]
+    claims_bytes: bytes
+
+
+def parse_tagged_evidence(value: bytes) -> TaggedEvidence:
+    """Returns what the value of the extension 2.23.133.5.4.9 says (§3.1). Unknown claims are kept.
+
+    Raises:
+        MalformedInput: `ratls_extension`.
+    """
+    what, code = "leaf: attestation extension", "ratls_extension"
+    outer = Reader(value, limit=MAX_EVIDENCE, what=what, code=code)
+    outer.tag(EVIDENCE_TAG)
+    outer.array(2, 2)
+    evidence, claims_bytes = outer.byte_string(MAX_EVIDENCE), outer.byte_string(MAX_EVIDENCE)
+    outer.end()
+    inner = Reader(claims_bytes, limit=MAX_EVIDENCE, what=f"{what}: claims", code=code)
+    claims = [
+        (name, inner.byte_string(MAX_EVIDENCE))
+        for name in inner.keys(lambda: inner.text(256), limit=MAX_CLAIMS)
+    ]
+    inner.end()
+    if "pubkey-hash" not in dict(claims):
+        inner.refuse("expected a pubkey-hash")
+    return TaggedEvidence(evidence=evidence, claims=tuple(claims), claims_bytes=claims_bytes)
+
+
+def parse_key_hash(value: bytes) -> tuple[int, bytes]:
+    """Returns algorithm and hash of a `pubkey-hash` claim (§3.1).
+
+    Raises:
+        MalformedInput: `ratls_extension`.
+    """
+    read = Reader(value, limit=256, what="leaf: pubkey-hash", code="ratls_extension")
+    read.array(2, 2)
+    algorithm, digest = read.unsigned(), read.byte_string(64)
+    read.end()
+    return algorithm, digest
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedCertificate:
+    """A certificate as it arrived, unverified. `tbs`: the very bytes that are signed; `spki`: of its key, in its one
+    spelling; `self_issued`: whether subject and issuer are the same bytes.
+    """
+
+    certificate: x509.Certificate
+    tbs: bytes
+    spki: bytes
+    self_issued: bool
+
+
+def parse_certificate(der: bytes) -> ParsedCertificate:
+    """Returns the certificate that `der` is (§2). Nothing in it is verified.
+
+    Raises:
+        MalformedInput: `leaf_malformed`; `ratls_key_unsupported` for a key that is not in its one spelling.
+    """
+    if len(der) > MAX_CERTIFICATE:
+        raise _malformed(f"{len(der)} bytes, at most {MAX_CERTIFICATE} are read")
+    whole = _items(der)
+    parts = _items(_content(whole[0])) if len(whole) == 1 and der[0] == 0x30 else []
+    if [part[0] for part in parts] != [0x30, 0x30, 0x03]:
+        raise _malformed("not an X.509 certificate")
+    tbs, algorithm, signature = parts
+    fields = _items(_content(tbs))
+    if [field[0] for field in fields] != [0xA0, 0x02, 0x30, 0x30, 0x30, 0x30, 0x30, 0xA3]:
+        raise _malformed("not an X.509 certificate of version 3 with extensions")
+    if fields[2] != algorithm:
+        raise _malformed("two different signature algorithms")
+    if _content(signature)[:1] != b"\x00":  # bits left out at the end are signed by nobody
+        raise _malformed("a signature that is not whole bytes")
+    readable = der
+    if algorithm == _ECDSA_SHA256_NULL:  # §2.3
+        fields[2] = _ECDSA_SHA256
+        readable = _sequence(_sequence(*fields), _ECDSA_SHA256, signature)
+    try:
+        certificate = x509.load_der_x509_certificate(readable)
+        # These are parsed when they are asked for, so they are asked for here.
+        for member in ("extensions", "not_valid_before_utc", "not_valid_after_utc"):
+            getattr(certificate, member)
+        spki = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion, Warning) as exc:
+        raise _malformed("not an X.509 certificate with a known key") from exc
+    except (x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as exc:
+        raise _malformed("extensions that are there twice or cannot be read") from exc
+    if spki != fields[6]:
+        raise MalformedInput("leaf: a key that is not in its usual spelling", code="ratls_key_unsupported")
+    known = {oid.dotted_string for oid in _KNOWN_CRITICAL} | set(_FORMS)
+    if any(e.critical and e.oid.dotted_string not in known for e in certificate.extensions):
+        raise _malformed("a critical extension that is not known here")
+    return ParsedCertificate(certificate, tbs=tbs, spki=spki, self_issued=fields[3] == fields[5])
+
+
+def _malformed(why: str) -> MalformedInput:
+    return MalformedInput(f"leaf: {why}", code="leaf_malformed")
+
+
+def _items(data: bytes) -> list[bytes]:
+    """The DER items that `data` is made of, each whole; one-byte tags, definite lengths in their shortest form."""
+    found, at = [], 0
+    while at < len(data):
+        if data[at] & 0x1F == 0x1F or at + 2 > len(data):
+            raise _malformed("not DER")
+        size, begins = data[at + 1], at + 2
+        if size >= 0x80:
+            digits = size & 0x7F
+            size, begins = int.from_bytes(data[begins : begins + digits], "big"), begins + digits
+            shortest = 1 if size < 0x100 else 2 if size < 0x10000 else 3
+            if size < 0x80 or digits != shortest:
+                raise _malformed("not DER")
+        if begins + size > len(data):
+            raise _malformed("not DER: it ends in the middle")
+        found.append(data[at : begins + size])
+        at = begins + size
+    return found
+
+
+def _content(item: bytes) -> bytes:
+    return item[2 + (item[1] & 0x7F if item[1] >= 0x80 else 0) :]
+
+
+def _sequence(*items: bytes) -> bytes:
+    content = b"".join(items)
+    size = len(content)
+    if size < 0x80:
+        return bytes((0x30, size)) + content
+    digits = (size.bit_length() + 7) // 8
+    return bytes((0x30, 0x80 | digits)) + size.to_bytes(digits, "big") + content
+
+
+# --- what is in a certificate -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateEvidence:
+    """Evidence that a certificate carries, in the form `source` (§3): bytes of `format`, unverified.
+
+    `report_data`: what verified claims must have there to have been made for the certificate's key; one of these
+    values, whole. `key_hash`: what a `pubkey-hash` beside it says, None where the form has none. `stated`: the
+    report data that stands in the evidence's bytes.
+    """
+
+    source: str
+    format: str
+    data: bytes
+    report_data: tuple[bytes, ...]
+    key_hash: tuple[int, bytes] | None
+    stated: bytes
+
+
+def find_evidence(parsed: ParsedCertificate, *, now: datetime) -> tuple[CertificateEvidence, ...]:
+    """Returns all evidence in the certificate, in the order of §3; nothing of it is verified.
+
+    Raises:
+        MalformedInput: `ratls_extension` where there is none or it is malformed, `ratls_evidence_unsupported`, or a
+            format's own code.
+    """
+    values = {
+        extension.oid.dotted_string: extension.value.value
+        for extension in parsed.certificate.extensions
+        if isinstance(extension.value, x509.UnrecognizedExtension)
+    }
+    found = [_read(source, values[oid], parsed, now) for oid, source in _FORMS.items() if oid in values]
+    found += [_nitro_in_name(document, parsed) for document in _documents_in_names(parsed.certificate)]
+    if found:
+        return tuple(found)
+    if others := sorted({_UNSUPPORTED[oid] for oid in values if oid in _UNSUPPORTED}):
+        raise MalformedInput(
+            f"leaf: only evidence of this kind: {', '.join(others)}", code="ratls_evidence_unsupported"
+        )
+    raise MalformedInput("leaf: no evidence in the certificate", code="ratls_extension")
+
+
+def _read(source: str, value: bytes, parsed: ParsedCertificate, now: datetime) -> CertificateEvidence:
+    """The evidence in the extension's `value`, with the report data that its form asks for (§3)."""
+    key_hash: tuple[int, bytes] | None = None
+    spki = hashlib.sha256(parsed.spki).digest()
+    pem = parsed.certificate.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    text = hashlib.sha256(pem + b"\x00").digest()
+    if source == INTEROPERABLE:
+        if value[:3] in _LOCAL_REPORTS:
+            raise MalformedInput("leaf: a local report, not a quote", code="ratls_evidence_unsupported")
+        tagged = parse_tagged_evidence(value)
+        claims = dict(tagged.claims)
+        key_hash = parse_key_hash(claims["pubkey-hash"])
+        if "format" in claims:  # §3.2
+            return _own(tagged.evidence, claims["format"], key_hash, parsed, now)
+        value, expected = tagged.evidence, [hashlib.sha256(tagged.claims_bytes).digest()]
+    elif source == GRAMINE:
+        expected = [spki]
+    elif source == INTEL:
+        expected = [text]
+    else:
+        value, expected = _without_header(value), [spki, text]
+    evidence_format, stated = _read_quote(value)
+    padded = tuple(digest + bytes(REPORT_DATA_SIZE - len(digest)) for digest in expected)
+    return CertificateEvidence(source, evidence_format, value, padded, key_hash, stated)
+
+
+def _own(
+    data: bytes, name: bytes, key_hash: tuple[int, bytes], parsed: ParsedCertificate, now: datetime
+) -> CertificateEvidence:
+    """Our server's: evidence of the named format, with the report data of evidence.md §2.3."""
+    evidence_format = name.decode("ascii", "replace")
+    if re.fullmatch(FORMAT, evidence_format, re.ASCII) is None:
+        raise MalformedInput("leaf: format: not the name of one", code="ratls_extension")
+    stated = _stated(evidence_format, data, now)
+    expected = (boot_report_data(spki=parsed.spki),)
+    return CertificateEvidence(STRONGROOM, evidence_format, data, expected, key_hash, stated)
+
+
+def _stated(evidence_format: str, data: bytes, now: datetime) -> bytes:
+    """The report data in evidence of the named format."""
+    if evidence_format == "sim":
+        found = examine_sim(data, endorsements=(), roots=(), now=now)
+        if isinstance(found.claims, Absent):
+            raise MalformedInput(found.claims.why, code=next(c.code for c in found.checks if not c.passed))
+        return found.claims.report_data
+    if evidence_format == "nitro":
+        return parse_document(data).user_data or b""
+    if evidence_format in ("sgx", "tdx"):
+        quote_format, stated = _read_quote(data)
+        if quote_format != evidence_format:
+            raise MalformedInput(
+                f"leaf: says {evidence_format}, carries {quote_format}", code="ratls_extension"
+            )
+        return stated
+    raise MalformedInput(
+        "leaf: evidence of a format that is not read here", code="ratls_evidence_unsupported"
+    )
+
+
+def _without_header(value: bytes) -> bytes:
+    """The quote behind Open Enclave's header: version 1, remote (2), size; all little-endian (§3.4)."""
+    if value[:8] != b"\x01\x00\x00\x00\x02\x00\x00\x00" or int.from_bytes(value[8:16], "little") != len(
+        value[16:]
+    ):
+        raise MalformedInput(
+            "leaf: not an Open Enclave report: expected version 1, remote, its size", code="ratls_extension"
+        )
+    return value[16:]
+
+
+def _read_quote(quote: bytes) -> tuple[str, bytes]:
+    """The format of an SGX or TDX quote, and the report data that stands in it; nothing else of it is read."""
+    version, tee = int.from_bytes(quote[:2], "little"), int.from_bytes(quote[4:8], "little")
+    body = int.from_bytes(quote[48:50], "little")
+    kinds = {(3, 0): ("sgx", 48), (4, 0): ("sgx", 48), (4, 0x81): ("tdx", 48)}
+    bodies = {1: ("sgx", 54), 2: ("tdx", 54), 3: ("tdx", 54)}
+    kind = bodies.get(body) if version == 5 else kinds.get((version, tee))
+    if kind is None:
+        raise MalformedInput("leaf: neither an SGX nor a TDX quote", code="ratls_evidence_unsupported")
+    evidence_format, begins = kind
+    begins += {"sgx": 320, "tdx": 520}[evidence_format]
+    stated = quote[begins : begins + REPORT_DATA_SIZE]
+    if len(stated) != REPORT_DATA_SIZE:
+        raise MalformedInput("leaf: a quote that ends in the middle", code="ratls_extension")
+    return evidence_format, stated
+
+
+def _documents_in_names(certificate: x509.Certificate) -> list[bytes]:
+    """The COSE documents that stand as hex in DNS names: a first label far longer than DNS has any (§3.6)."""
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return []
+    labels = [name.split(".")[0] for name in names.get_values_for_type(x509.DNSName)]
+    found = [bytes.fromhex(label) for label in labels if re.fullmatch(r"84(?:[0-9a-f]{2}){64,}", label)]
+    if len(found) > 1:
+        raise MalformedInput("leaf: several documents in its names", code="ratls_extension")
+    return found
+
+
+def _nitro_in_name(document: bytes, parsed: ParsedCertificate) -> CertificateEvidence:
+    stated = parse_document(document).user_data or b""
+    return CertificateEvidence(NITRO_NAME, "nitro", document, (parsed.spki,), None, stated)

@@ -1,0 +1,199 @@
+"""`strongroom appraise`: recorded evidence, of anybody's software, by a policy; nothing is contacted."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from strongroom.calls import printable
+from strongroom.errors import InvalidRequest, MalformedInput
+from strongroom.terminal import EXIT_OK, EXIT_REFUSED, show_json, show_verdict
+
+if TYPE_CHECKING:
+    from strongroom.attest.appraise import Asked
+    from strongroom.attest.evidence import Claims
+
+FORMATS: Final = ("sgx", "tdx", "snp", "azure", "nitro", "tpm", "ra-tls")
+_RECORDED: Final = ("azure", "tpm")
+MAX_FILE: Final = 1 << 20
+MAX_FILES: Final = 64
+_EVERYWHERE: Final = (
+    "That the code named by the measurement is good: somebody has to have read it, and built it to the same digest.",
+    "That a machine's owner with tools cannot open its chips: TEEs withstand software, not every laboratory.",
+    "That the vendor did not sign wrongly, and that its keys were never stolen.",
+)
+NOT_PROVEN: Final = {
+    "sgx": ("That secrets outlast a later vulnerability: the TCB status is the vendor's word of one day.",),
+    "tdx": ("That what ran after the launch is what you expect: look at RTMR0 to RTMR3 and an event log.",),
+    "snp": (
+        "That the measurement covers more than the first memory: a kernel or disk loaded later need not be in it.",
+        "That the certificate was not revoked, unless a revocation list was among the endorsements.",
+    ),
+    "azure": (
+        "That the paravisor is good: it is Microsoft's code, inside the boundary, and holds the vTPM.",
+    ),
+    "nitro": ("That AWS's hypervisor keeps the operator out: AWS is machine, vendor and root in one.",),
+    "tpm": (
+        "That the host cannot read the memory: a TPM says how a machine started and hides nothing.",
+        "That the TPM is hardware: a root that you named yourself may be that of a software TPM.",
+    ),
+    "ra-tls": ("That any server holds the certificate's key now: only a TLS handshake with it shows that.",),
+}
+
+
+@click.command()
+@click.argument("evidence", type=click.Path(path_type=Path))
+@click.option("--format", "format_", type=click.Choice(FORMATS), required=True, help="What the evidence is.")
+@click.option(
+    "--policy", "policy_path", envvar="STRONGROOM_POLICY", required=True, metavar="FILE|PROFILE",
+    show_envvar=True, help="Policy file, production or UNSAFE_ANY_MEASUREMENT.",
+)  # fmt: skip
+@click.option(
+    "--endorsements", "endorsed", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
+    help="DCAP bundle (JSON), certificates or revocation lists (DER, PEM); may be repeated.",
+)  # fmt: skip
+@click.option("--nonce", metavar="HEX", help="Nonce that the evidence must carry: nitro, tpm, azure.")
+@click.option("--report-data", "data", metavar="HEX", help="Report data that it must carry, whole.")
+@click.option("--at", metavar="RFC3339", help="The moment to verify at; else now.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@click.option("--explain", is_flag=True, help="Say in plain words what passing does not prove.")
+@click.pass_context
+def appraise(
+    ctx: click.Context, evidence: Path, format_: str, policy_path: str, endorsed: tuple[Path, ...],
+    nonce: str | None, data: str | None, at: str | None, as_json: bool, explain: bool,
+) -> None:  # fmt: skip
+    """Appraise recorded evidence of anybody's software: every claim, every check, the verdict.
+
+    EVIDENCE is a quote, report, document or certificate as it was recorded; for tpm a folder, for azure a JSON file
+    or its folder. Nothing is contacted. Exit code 0 where the policy accepts it, 10 where not, 20 where a file or
+    an argument cannot be used.
+    """
+    from strongroom.attest.appraise import appraise as appraise_evidence
+    from strongroom.attest.evidence import Evidence
+    from strongroom.client import SYSTEM_CLOCK
+    from strongroom.sources import load_appraisal_policy
+
+    verdict = appraise_evidence(
+        Evidence(format_, _read_evidence(evidence, format_), ()),
+        load_appraisal_policy(policy_path),
+        report_data=_asked(nonce, data, format_),
+        endorsements=_read_endorsements(endorsed),
+        now=_moment(at) if at is not None else SYSTEM_CLOCK.now(),
+    )
+    unproven = (*NOT_PROVEN[format_], *_EVERYWHERE)
+    if as_json:
+        document = verdict.to_json()
+        show_json({**document, "does_not_prove": list(unproven)} if explain else document)
+    else:
+        if verdict.claims is not None:
+            _show_claims(verdict.claims)
+        show_verdict(verdict)
+        if explain:
+            click.echo("What passing does not prove:")
+            click.echo("\n".join(f"  - {text}" for text in unproven))
+    ctx.exit(EXIT_OK if verdict.passed else EXIT_REFUSED)
+
+
+def _show_claims(claims: Claims) -> None:
+    facts = claims.to_json()
+    details = facts.pop("details")
+    for name, value in (*facts.items(), *details.items()):
+        shown = ", ".join(value) if isinstance(value, list) else str(value)
+        click.echo(f"      {name:<30} {printable(shown, limit=1000)}")
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE + 1)
+    except OSError as exc:
+        raise InvalidRequest(f"{path} cannot be read", code="input_unreadable") from exc
+    if len(data) > MAX_FILE:
+        raise InvalidRequest(f"{path}: more than {MAX_FILE} bytes", code="input_unreadable")
+    return data
+
+
+def _read_folder(path: Path) -> dict[str, bytes]:
+    if not path.is_dir():
+        return {path.name: _read(path)}
+    names = sorted(p for p in path.iterdir() if p.is_file())
+    if len(names) > MAX_FILES:
+        raise InvalidRequest(f"{path}: more than {MAX_FILES} files", code="input_unreadable")
+    return {p.name: _read(p) for p in names}
+
+
+def _read_evidence(path: Path, format_: str) -> bytes:
+    """The evidence's bytes; those of a recorded folder or file as the format's document."""
+    if format_ not in _RECORDED:
+        data = _read(path)
+        return _from_pem(data, path) if format_ == "ra-tls" else data
+    from strongroom.attest import azure, tpm
+
+    files = _read_folder(path)
+    if len(files) == 1 and (data := next(iter(files.values()))).startswith(b'{"attest":'):
+        return data  # the format's own document already
+    return tpm.from_recorded(files) if format_ == "tpm" else azure.from_recorded(files)
+
+
+def _from_pem(data: bytes, path: Path) -> bytes:
+    """The DER of a certificate that may be in PEM; exactly one."""
+    if data.startswith(b"\x30") or b"-----BEGIN " not in data:
+        return data  # DER, which may carry PEM inside
+    from strongroom.attest.x509 import pem_blocks
+
+    blocks = [block for label, block in pem_blocks(data) if label == "CERTIFICATE"]
+    if len(blocks) != 1:
+        raise MalformedInput(f"{path}: {len(blocks)} certificates; expected one", code="leaf_malformed")
+    return blocks[0]
+
+
+def _read_endorsements(paths: tuple[Path, ...]) -> tuple[tuple[str, bytes], ...]:
+    """The documents in the files. What is neither bundle, certificate nor revocation list is somebody's mistake."""
+    from strongroom.attest.verifiers import is_collateral
+    from strongroom.attest.x509 import sort_documents
+
+    found = tuple((str(path), _read(path)) for path in paths)
+    for name, data in found:
+        if not is_collateral(data) and sort_documents(((name, data),)).others:
+            raise MalformedInput(
+                f"{name}: neither a DCAP bundle nor certificates nor a revocation list",
+                code="certificate_malformed",
+            )
+    return found
+
+
+def _hex(text: str, what: str) -> bytes:
+    try:
+        found = bytes.fromhex(text)
+    except ValueError:
+        found = b""
+    if not found:
+        raise click.UsageError(f"{what}: expected hex digits")
+    return found
+
+
+def _asked(nonce: str | None, data: str | None, format_: str) -> Asked:
+    from strongroom.attest.appraise import Nonce, NoReportData, ReportData
+
+    if nonce is not None and data is not None:
+        raise click.UsageError("--nonce and --report-data exclude each other")
+    if nonce is not None:
+        if format_ not in ("nitro", "tpm", "azure"):
+            raise click.UsageError(f"{format_} has no place for a nonce; use --report-data")
+        return Nonce(_hex(nonce, "--nonce"))
+    if data is not None:
+        return ReportData(_hex(data, "--report-data"))
+    return NoReportData("neither --nonce nor --report-data was given")
+
+
+def _moment(text: str) -> datetime:
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        found = None
+    if found is None or found.tzinfo is None:
+        raise click.UsageError("--at: expected a moment such as 2026-07-01T00:00:00Z, with its offset")
+    return found
