@@ -454,4 +454,5 @@ CODES: dict[str, str] = {
     "ratls_evidence_unsupported": "The evidence in the certificate is of a kind that this version cannot read.",
     "ratls_key_unsupported": "The certificate's key or signature is of a kind that is not used for RA-TLS.",
     "ratls_signature_invalid": "The certificate is not signed by its own key.",
+    "tdx_runtime_not_appraised": "A TD's firmware alone says nothing of its code; no connection may rest on it yet.",
 }

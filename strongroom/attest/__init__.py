@@ -83,6 +83,8 @@ def verify(
        3.3 the policy names the format
        3.4 the format's own checks, its signature chain to a pinned root first (`sim.examine_sim` numbers
            them)
+       3.5 a TD's code is appraised, not its firmware alone: no policy of this version can name RTMR0 to RTMR3,
+           so TDX evidence is refused for connections
     4. The answer to the nonce
        4.1 report data is there: 64 bytes, not all zero
        4.2 it equals what nonce and keyset bytes, as received, make it; compared in constant time. A TPM's quote
@@ -110,6 +112,9 @@ def verify(
     checks: list[Check] = []
     # 3. the evidence itself
     claims = _examine(checks, evidence, policy, endorsements=endorsements, now=now)
+    # 3.5
+    if evidence.format == "tdx":
+        checks.append(_runtime_not_appraised(claims))
     # 4. the answer to the nonce
     _check_report_data(checks, claims, nonce=nonce, keyset_bytes=keyset_bytes, channel=channel)
     # 5. the channel
@@ -190,6 +195,21 @@ def _examine(
     found = examine(evidence.data, endorsements=endorsements, roots=roots, now=now)
     checks += found.checks
     return found.claims
+
+
+def _runtime_not_appraised(claims: Claims | Absent) -> Check:
+    """Step 3.5. MRTD names the firmware; what it boots is in RTMR0 to RTMR3, and a policy cannot rule on those yet.
+    Accepting MRTD alone would accept any operating system and any server under a firmware that everybody has.
+    """
+    return check_impossible(
+        "policy.runtime",
+        "The code that the TD booted is one that the policy names",
+        expected="RTMR0 to RTMR3 that the policy names",
+        why=claims.why
+        if isinstance(claims, Absent)
+        else "a policy of this version names MRTD only, the firmware",
+        code="tdx_runtime_not_appraised",
+    )
 
 
 def _check_report_data(

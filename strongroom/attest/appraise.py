@@ -119,6 +119,8 @@ def appraise(
     if isinstance(policy, Policy):
         checks += policy.appraise_claims(claims, now=now)
         not_checked.append("the security configuration: evidence alone carries none")
+        if claims.format == "tdx":
+            not_checked.append("RTMR0 to RTMR3, what the TD booted: the policy names MRTD only, its firmware")
     else:
         checks += _check_any(claims, now)
         not_checked.append(f"which code it is, and how well patched the platform: {UNSAFE_ANY_MEASUREMENT}")
