@@ -8,7 +8,9 @@ was read is written and read back as the same; the empty or altered one never ac
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import json
 from datetime import UTC, datetime
 
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -29,6 +31,7 @@ from strongroom.attest.evidence import (
 )
 from strongroom.attest.keyset import Key, Keyset, SecurityConfiguration, encode_keyset, parse_keyset
 from strongroom.attest.policy import NAMED_POLICIES, lint, parse_policy, policy_for_measurement, render_policy
+from strongroom.attest.releases import PAYLOAD_TYPE, verify_release
 from strongroom.errors import Error
 
 NOW = datetime(2026, 11, 23, 12, 0, 0, tzinfo=UTC)
@@ -156,6 +159,29 @@ def fuzz_leaf(data: bytes) -> None:
     except Error:
         return
     assert len(hashlib.sha256(spki).digest()) == 32
+
+
+def fuzz_release(data: bytes) -> None:
+    """A manifest that verifies under the key of nobody is none; a payload that the key did sign is read or refused."""
+    name = ROOT.public_key().public_bytes_raw().hex()
+    try:
+        verify_release(data, keys=(name,), now=NOW)
+    except Error:
+        pass
+    else:
+        raise AssertionError("a manifest that nobody signed was accepted")
+    kind = PAYLOAD_TYPE.encode()
+    signature = ROOT.sign(b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(data), data))
+    envelope = {
+        "payload": base64.b64encode(data).decode(),
+        "payloadType": PAYLOAD_TYPE,
+        "signatures": [{"keyid": "", "sig": base64.b64encode(signature).decode()}],
+    }
+    try:
+        release = verify_release(json.dumps(envelope).encode(), keys=(name,), now=NOW)
+    except Error:
+        return
+    assert release.issued < release.expires
 
 
 def fuzz_policy(data: bytes) -> None:

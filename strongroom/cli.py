@@ -20,6 +20,7 @@ import click
 from strongroom.calls import printable
 from strongroom.cli_appraise import appraise
 from strongroom.cli_policy import policy
+from strongroom.cli_release import release
 from strongroom.errors import AttestationRefused, Error, InvalidConfig, InvalidRequest
 from strongroom.terminal import (
     EXIT_BUG,
@@ -117,6 +118,7 @@ def main() -> None:
 
 main.add_command(policy)
 main.add_command(appraise)
+main.add_command(release)
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 _timeout_option = click.option(

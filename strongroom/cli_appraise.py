@@ -53,7 +53,7 @@ NOT_PROVEN: Final = {
 )  # fmt: skip
 @click.option(
     "--endorsements", "endorsed", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
-    help="DCAP bundle (JSON), certificates or revocation lists (DER, PEM); may be repeated.",
+    help="DCAP bundle, certificates, revocation list, event log, release manifest; may be repeated.",
 )  # fmt: skip
 @click.option("--nonce", metavar="HEX", help="Nonce that the evidence must carry: nitro, tpm, azure.")
 @click.option("--report-data", "data", metavar="HEX", help="Report data that it must carry, whole.")
@@ -81,7 +81,7 @@ def appraise(
         load_appraisal_policy(policy_path),
         report_data=_asked(nonce, data, format_),
         endorsements=_read_endorsements(endorsed),
-        now=_moment(at) if at is not None else SYSTEM_CLOCK.now(),
+        now=moment(at) if at is not None else SYSTEM_CLOCK.now(),
     )
     unproven = (*NOT_PROVEN[format_], *_EVERYWHERE)
     if as_json:
@@ -100,6 +100,7 @@ def appraise(
 def _show_claims(claims: Claims) -> None:
     facts = claims.to_json()
     details = facts.pop("details")
+    facts["events"] = f"{len(facts['events'])} (see --json)" if facts["events"] else "no event log"
     for name, value in (*facts.items(), *details.items()):
         shown = ", ".join(value) if isinstance(value, list) else str(value)
         click.echo(f"      {name:<30} {printable(shown, limit=1000)}")
@@ -152,14 +153,17 @@ def _from_pem(data: bytes, path: Path) -> bytes:
 
 def _read_endorsements(paths: tuple[Path, ...]) -> tuple[tuple[str, bytes], ...]:
     """The documents in the files. What is neither bundle, certificate nor revocation list is somebody's mistake."""
+    from strongroom.attest.eventlog import is_event_log
+    from strongroom.attest.releases import is_manifest
     from strongroom.attest.verifiers import is_collateral
     from strongroom.attest.x509 import sort_documents
 
     found = tuple((str(path), _read(path)) for path in paths)
     for name, data in found:
-        if not is_collateral(data) and sort_documents(((name, data),)).others:
+        known = is_collateral(data) or is_event_log(data) or is_manifest(data)
+        if not known and sort_documents(((name, data),)).others:
             raise MalformedInput(
-                f"{name}: neither a DCAP bundle nor certificates nor a revocation list",
+                f"{name}: no DCAP bundle, certificates, revocation list, event log or release manifest",
                 code="certificate_malformed",
             )
     return found
@@ -189,7 +193,8 @@ def _asked(nonce: str | None, data: str | None, format_: str) -> Asked:
     return NoReportData("neither --nonce nor --report-data was given")
 
 
-def _moment(text: str) -> datetime:
+def moment(text: str) -> datetime:
+    """The moment that an option names; with its offset."""
     try:
         found = datetime.fromisoformat(text)
     except ValueError:

@@ -75,11 +75,6 @@ expires = 2027-01-01T00:00:00Z
 [[tpm]]
 roots = ["{root}", "{quote["ak_name"][4:]}"]
 measurements = ["{measurement}"]
-signers = []
-products = []
-min_svn = 0
-tcb_statuses = ["NotReported"]
-accepted_advisories = []
 unsafe_accept_debug = false
 [security]
 sealing = ["operator"]

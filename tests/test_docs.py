@@ -32,6 +32,11 @@ def test_the_error_reference_lists_every_code() -> None:
     assert (DOCS / "errors.md").read_text() == _docs_tool().errors_page()
 
 
+def test_the_reference_of_policy_entries_lists_every_member() -> None:
+    """docs/policy-entries.md is what `make docs` makes of entries.ENTRIES."""
+    assert (DOCS / "policy-entries.md").read_text() == _docs_tool().entries_page()
+
+
 def test_every_error_code_used_in_the_package_is_declared() -> None:
     """Every literal `code=` in the package is in CODES, and every code in CODES is used somewhere."""
     text = "\n".join(

@@ -1,4 +1,5 @@
-"""Writes the generated documents: docs/errors.md, docs/configuration.md's table, docs/demo.txt and docs/demo.svg.
+"""Writes the generated documents: docs/errors.md, docs/configuration.md's table, docs/policy-entries.md, the help
+texts of docs/cli.md, docs/demo.txt and docs/demo.svg.
 
 `tests/test_docs.py` compares what lies in the repository with what this makes; `make docs` writes it.
 """
@@ -7,11 +8,16 @@ import io
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 from rich.console import Console
 from rich.text import Text
 
+from strongroom.attest.entries import ENTRIES, Group
+from strongroom.attest.requirements import NEEDED
+from strongroom.cli import main as main_command
 from strongroom.config import reference
 from strongroom.errors import CODES
 
@@ -37,6 +43,86 @@ def errors_page() -> str:
         "| --- | --- |",
     ]
     return "\n".join([*lines, *(f"| `{code}` | {text} |" for code, text in CODES.items())]) + "\n"
+
+
+ENTRY_NAMES = {
+    "sim": "`[[sim]]`: the simulated TEE",
+    "sgx": "`[[sgx]]`: Intel SGX",
+    "tdx": "`[[tdx]]`: Intel TDX",
+    "snp": "`[[snp]]`: AMD SEV-SNP",
+    "tpm": "`[[tpm]]`: TPM 2.0",
+    "nitro": "`[[nitro]]`: AWS Nitro Enclaves",
+    "azure-snp": '`[[azure]]` with `tee = "snp"`: Azure confidential machines on SEV-SNP',
+    "azure-tdx": '`[[azure]]` with `tee = "tdx"`: Azure confidential machines on TDX',
+}
+TYPES = {"string": "string", "strings": "array of strings", "integer": "integer", "integers": "array of integers",
+         "time": "time with offset", "table": "table"}  # fmt: skip
+
+
+def entries_page() -> str:
+    """docs/policy-entries.md: every member of every entry."""
+    lines = [
+        "# Policy entries: the reference",
+        "",
+        "What an entry of each format can say; [policy.md](policy.md) explains policies. Members that are not required",
+        "add a requirement where they stand; one that is left out is a requirement that is not there. Members in one",
+        "row go together, all or none, except `registers` and `events`.",
+    ]
+    for name, title in ENTRY_NAMES.items():
+        lines += [
+            "",
+            f"## {title}",
+            "",
+            "| members | type | required | meaning |",
+            "| --- | --- | --- | --- |",
+        ]
+        needed = NEEDED[name.partition("-")[0]]
+        for group in ENTRIES[name]:
+            names = ", ".join(f"`{m.name}`" for m in group.members)
+            types = ", ".join(dict.fromkeys(TYPES[m.type] for m in group.members))
+            means = "; ".join(m.means for m in group.members)
+            lines.append(f"| {names} | {types} | {_required(group, needed)} | {means} |")
+    return "\n".join(lines) + "\n"
+
+
+def _required(group: Group, needed: tuple[tuple[str, ...], ...]) -> str:
+    if group.required:
+        return "yes"
+    words = {
+        "measurements": "policy.measurement",
+        "registers": "policy.register.",
+        "release_keys": "policy.release",
+    }
+    check_id = words.get(group.members[0].name, "")
+    for choice in needed:
+        if any(
+            c == check_id or (check_id.endswith(".") and c.startswith(check_id)) for c in choice if check_id
+        ):
+            others = [n for n, c in words.items() if any(x.startswith(c) for x in choice) and c != check_id]
+            return f"this or {' or '.join(f'`{n}`' for n in others)}"
+    return "no"
+
+
+def _commands(group: click.Group, *path: str) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    yield path, group
+    for name in sorted(group.commands):
+        command = group.commands[name]
+        if isinstance(command, click.Group):
+            yield from _commands(command, *path, name)
+        else:
+            yield (*path, name), command
+
+
+def help_blocks() -> str:
+    """The second half of docs/cli.md: each `--help` text word for word."""
+    blocks = []
+    for path, command in _commands(main_command):
+        settings = {**main_command.context_settings, "terminal_width": 90}
+        name = " ".join(("strongroom", *path))
+        blocks.append(
+            f"## {name}\n\n```\n{command.get_help(click.Context(command, info_name=name, **settings))}\n```\n"
+        )
+    return "\n".join(blocks)
 
 
 def record_demo() -> str:
@@ -74,6 +160,9 @@ def demo_svg(transcript: str) -> str:
 def main() -> int:
     """Writes every generated document."""
     (DOCS / "errors.md").write_text(errors_page())
+    (DOCS / "policy-entries.md").write_text(entries_page())
+    page = DOCS / "cli.md"
+    page.write_text(page.read_text().partition("\n## strongroom\n")[0] + "\n" + help_blocks())
     page = DOCS / "configuration.md"
     page.write_text(page.read_text().partition("## Top level")[0] + reference())
     if "--no-demo" not in sys.argv:

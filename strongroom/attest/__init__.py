@@ -33,8 +33,9 @@ from strongroom.attest.evidence import (
 from strongroom.attest.keyset import Keyset, SecurityConfiguration, keyset_digest, parse_keyset
 from strongroom.attest.nitro import check_nonce
 from strongroom.attest.policy import policy_for
+from strongroom.attest.requirements import Given
 from strongroom.attest.verifiers import VERIFIERS as VERIFIERS
-from strongroom.attest.verifiers import accepted_roots, carried, carried_size
+from strongroom.attest.verifiers import accepted_roots, carried, carried_size, split_manifests
 from strongroom.errors import AttestationRefused, InvalidPolicy, MalformedInput
 
 
@@ -83,8 +84,6 @@ def verify(
        3.3 the policy names the format
        3.4 the format's own checks, its signature chain to a pinned root first (`sim.examine_sim` numbers
            them)
-       3.5 a TD's code is appraised, not its firmware alone: no policy of this version can name RTMR0 to RTMR3,
-           so TDX evidence is refused for connections
     4. The answer to the nonce
        4.1 report data is there: 64 bytes, not all zero
        4.2 it equals what nonce and keyset bytes, as received, make it; compared in constant time. A TPM's quote
@@ -110,11 +109,9 @@ def verify(
     if now.tzinfo is None:
         raise TypeError("now: expected an aware datetime")
     checks: list[Check] = []
+    manifests, endorsements = split_manifests(endorsements)
     # 3. the evidence itself
     claims = _examine(checks, evidence, policy, endorsements=endorsements, now=now)
-    # 3.5
-    if evidence.format == "tdx":
-        checks.append(_runtime_not_appraised(claims))
     # 4. the answer to the nonce
     _check_report_data(checks, claims, nonce=nonce, keyset_bytes=keyset_bytes, channel=channel)
     # 5. the channel
@@ -123,8 +120,9 @@ def verify(
         _check_channel(checks, keyset, channel)
     # 6. the policy
     security: SecurityConfiguration | Absent = keyset if isinstance(keyset, Absent) else keyset.security
+    given = Given(now=now, manifests=manifests)
     # 3.2 and 3.3 come back unchanged: one line for one check
-    checks += [c for c in policy.appraise(claims, security=security, now=now) if c not in checks]
+    checks += [c for c in policy.appraise(claims, security=security, given=given) if c not in checks]
 
     verdict = _verdict(checks, evidence, claims, keyset_bytes=keyset_bytes, channel=channel)
     # The two `Absent` cases always come with a failed check; naming them here lets no later edit forget that.
@@ -159,7 +157,8 @@ def draft_policy(evidence: Evidence, *, keyset_bytes: bytes, now: datetime) -> s
         message = "this version cannot verify evidence of this format"
         raise AttestationRefused(message, code="evidence_format_unsupported")
     roots = accepted_roots(evidence.format, None)
-    found = examine(evidence.data, endorsements=evidence.endorsements, roots=roots, now=now)
+    _, endorsements = split_manifests(evidence.endorsements)
+    found = examine(evidence.data, endorsements=endorsements, roots=roots, now=now)
     if isinstance(found.claims, Absent):
         raise AttestationRefused(found.claims.why, code=next(c.code for c in found.checks if not c.passed))
     return policy_for(found.claims, security=parse_keyset(keyset_bytes).security, now=now)
@@ -195,21 +194,6 @@ def _examine(
     found = examine(evidence.data, endorsements=endorsements, roots=roots, now=now)
     checks += found.checks
     return found.claims
-
-
-def _runtime_not_appraised(claims: Claims | Absent) -> Check:
-    """Step 3.5. MRTD names the firmware; what it boots is in RTMR0 to RTMR3, and a policy cannot rule on those yet.
-    Accepting MRTD alone would accept any operating system and any server under a firmware that everybody has.
-    """
-    return check_impossible(
-        "policy.runtime",
-        "The code that the TD booted is one that the policy names",
-        expected="RTMR0 to RTMR3 that the policy names",
-        why=claims.why
-        if isinstance(claims, Absent)
-        else "a policy of this version names MRTD only, the firmware",
-        code="tdx_runtime_not_appraised",
-    )
 
 
 def _check_report_data(

@@ -15,16 +15,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
+from strongroom.attest.configuration import SecurityRequirement, check_consistency
 from strongroom.attest.evidence import Absent, Check, Claims, check, check_impossible
+from strongroom.attest.facts import NotMigratable
 from strongroom.attest.keyset import SecurityConfiguration
 from strongroom.attest.requirements import (
     HARDWARE_FORMATS,
+    Given,
     NotDebug,
     Requirement,
     Root,
     Roots,
-    SecurityRequirement,
-    check_consistency,
 )
 from strongroom.errors import InvalidPolicy
 
@@ -41,6 +42,14 @@ USUAL_VERDICT_AGE = 3600
 """Seconds for which a verdict is relied on where the policy does not say."""
 MAX_VERDICT_AGE = 24 * 3600
 """Seconds: the longest that a verdict may be relied on before the server is verified again."""
+
+UNSAFE = ((NotDebug.ID, "debug mode"), (NotMigratable.ID, "migration"))
+"""Ids of checks that only kind development can leave out, and what that would accept."""
+
+
+def can_accept(check_id: str, requirement: Requirement) -> bool:
+    """Whether leaving out the check means anything for evidence of the requirement: migration is SNP's."""
+    return check_id == NotDebug.ID or "policy.tcb_version" in requirement.ids()
 
 
 def _refuse(why: str, *, code: str = "policy_invalid") -> InvalidPolicy:
@@ -86,12 +95,13 @@ class Policy:
                     f"{UNSAFE_SIMULATION} and with nothing else",
                     code="policy_mixes_simulation",
                 )
-            debug = not any(isinstance(rule, NotDebug) for rule in requirement.rules)
-            if debug and self.kind != DEVELOPMENT:
-                raise _refuse(
-                    f"{requirement.format}: only kind development can accept debug mode",
-                    code="policy_too_weak",
-                )
+            for missing, what in UNSAFE:
+                weak = can_accept(missing, requirement) and missing not in requirement.ids()
+                if weak and self.kind != DEVELOPMENT:
+                    raise _refuse(
+                        f"{requirement.format}: only kind development can accept {what}",
+                        code="policy_too_weak",
+                    )
         if not simulation and "simulated" in self.security.sealing:
             raise _refuse(
                 f'kind {self.kind} cannot accept sealing "simulated"', code="policy_mixes_simulation"
@@ -143,10 +153,10 @@ class Policy:
         )
 
     def appraise(
-        self, claims: Claims | Absent, *, security: SecurityConfiguration | Absent, now: datetime
+        self, claims: Claims | Absent, *, security: SecurityConfiguration | Absent, given: Given
     ) -> tuple[Check, ...]:
-        """Returns every check of this policy over `claims` and `security` at `now` (docs/spec/evidence.md §4,
-        step 6).
+        """Returns every check of this policy over `claims` and `security` with what is `given`
+        (docs/spec/evidence.md §4, step 6).
 
         1. the policy has not expired
         2. simulated claims go with the simulated kind and with no other, whatever the lists say
@@ -156,18 +166,18 @@ class Policy:
         5. every field of the security configuration has an accepted value
         6. the configuration claims no more than the evidence shows
         """
-        checks = [*self.appraise_claims(claims, now=now)]
+        checks = [*self.appraise_claims(claims, given=given)]
         checks += self.security.check(security)
         checks.append(check_consistency(claims, security))
         return tuple(checks)
 
-    def appraise_claims(self, claims: Claims | Absent, *, now: datetime) -> tuple[Check, ...]:
+    def appraise_claims(self, claims: Claims | Absent, *, given: Given) -> tuple[Check, ...]:
         """Checks 1 to 4 of `appraise`: all that can be said of evidence whose software has no security
         configuration of ours.
         """
-        checks = [self._check_expiry(now), self._check_simulation(claims)]
+        checks = [self._check_expiry(given.now), self._check_simulation(claims)]
         checks += self.check_format(claims.format)
-        entries = [r.check(claims, now) for r in self.requirements if r.format == claims.format]
+        entries = [r.check(claims, given) for r in self.requirements if r.format == claims.format]
         if entries:
             checks += min(entries, key=lambda made: sum(not c.passed for c in made))
         return tuple(checks)

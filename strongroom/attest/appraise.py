@@ -25,7 +25,7 @@ from strongroom.attest.evidence import (
 )
 from strongroom.attest.nitro import check_nonce
 from strongroom.attest.ratls_evidence import examine_ratls
-from strongroom.attest.requirements import HARDWARE_FORMATS, NotDebug
+from strongroom.attest.requirements import HARDWARE_FORMATS, Given, NotDebug
 from strongroom.attest.verifiers import (
     QUALIFIED,
     VERIFIERS,
@@ -33,6 +33,7 @@ from strongroom.attest.verifiers import (
     carried,
     endorsements_for,
     examiner,
+    split_manifests,
 )
 
 RATLS = "ra-tls"
@@ -103,6 +104,8 @@ def appraise(
             code="evidence_format_unsupported",
         )
     ]
+    manifests, endorsements = split_manifests(endorsements)
+    given = Given(now=now, manifests=manifests)
     not_checked: list[str] = []
     claims: Claims | Absent = Absent(evidence.format, "no verifier for this format")
     if known:
@@ -117,12 +120,10 @@ def appraise(
         checks.append(_check_asked(claims, report_data))
     not_checked.append("the connection: recorded evidence says nothing about any server that you talk to")
     if isinstance(policy, Policy):
-        checks += policy.appraise_claims(claims, now=now)
+        checks += policy.appraise_claims(claims, given=given)
         not_checked.append("the security configuration: evidence alone carries none")
-        if claims.format == "tdx":
-            not_checked.append("RTMR0 to RTMR3, what the TD booted: the policy names MRTD only, its firmware")
     else:
-        checks += _check_any(claims, now)
+        checks += _check_any(claims, given)
         not_checked.append(f"which code it is, and how well patched the platform: {UNSAFE_ANY_MEASUREMENT}")
     if isinstance(claims, Claims) and dict(claims.details).get("revocation") == "not checked":
         not_checked.append("revocation: no revocation list was among the endorsements")
@@ -178,14 +179,14 @@ def _check_asked(claims: Claims | Absent, asked: ReportData | Nonce) -> Check:
     return check(check_id, title, equal, expected=expected.hex() or "some bytes", got=got, code=code)
 
 
-def _check_any(claims: Claims | Absent, now: datetime) -> tuple[Check, ...]:
+def _check_any(claims: Claims | Absent, given: Given) -> tuple[Check, ...]:
     """`UNSAFE_ANY_MEASUREMENT`: of real hardware, not debug, not revoked."""
     hardware = ("policy.simulation", "The evidence is of real hardware")
     revoked = ("policy.tcb_status", "The platform is not revoked")
     if isinstance(claims, Absent):
         return (
             check_impossible(*hardware, expected="not simulated", why=claims.why, code="simulation_refused"),
-            NotDebug().check(claims, now),
+            NotDebug().check(claims, given),
             check_impossible(
                 *revoked, expected="not Revoked", why=claims.why, code="tcb_status_not_accepted"
             ),
@@ -195,6 +196,6 @@ def _check_any(claims: Claims | Absent, now: datetime) -> tuple[Check, ...]:
     fine = claims.tcb_status != "Revoked"
     return (
         check(*hardware, real, expected="not simulated", got=got, code="simulation_refused"),
-        NotDebug().check(claims, now),
+        NotDebug().check(claims, given),
         check(*revoked, fine, expected="not Revoked", got=claims.tcb_status, code="tcb_status_not_accepted"),
     )

@@ -240,11 +240,13 @@ def examine_azure(
     # 5. quote
     sound = check_quote(checks, document.quote, key=key, scheme_hash=_AK_HASH) and checks.made[-1].passed
     # 6. event log
-    check_log(checks, document.quote, document.event_log)
+    events = check_log(checks, document.quote, document.event_log)
     # A quote behind a report that the paravisor did not make is nobody's.
     if not sound or not all(c.passed for c in checks.made if c.id in ("azure.vmpl", "azure.td_report")):
         return Examination(checks=tuple(checks.made), claims=Absent(FORMAT, "the quote did not verify"))
-    return Examination(checks=tuple(checks.made), claims=_claims(document, hardware, facts))
+    return Examination(
+        checks=tuple(checks.made), claims=replace(_claims(document, hardware, facts), events=events)
+    )
 
 
 def _absent(checks: Checks, why: str) -> Examination:

@@ -20,6 +20,7 @@ from datetime import datetime
 from strongroom.attest.collateral import Collateral, select_collateral
 from strongroom.attest.dcap_claims import claims_of
 from strongroom.attest.dcap_trust import Lists, Platform, read_chain, verify_collateral
+from strongroom.attest.eventlog import SHA384, check_event_log, is_event_log, logged_events
 from strongroom.attest.evidence import (
     Absent,
     Check,
@@ -113,6 +114,11 @@ _CHECKS = {
         "tdx_sept_ve_enabled",
     ),
     "tdx.service_td": ("No service trust domain is bound", "MRSERVICETD all zero", "tdx_service_td"),
+    "tdx.event_log": (
+        "The event log, replayed, gives the signed registers",
+        "the signed values of all RTMRs",
+        "event_log_mismatch",
+    ),
     "quote.trailing": ("Nothing but zeros follows the quote", "no byte but zeros", "quote_trailing"),
     "dcap.second": (
         "A second evaluation comes to the same result",
@@ -120,7 +126,7 @@ _CHECKS = {
         "dcap_disagreement",
     ),
 }
-_TDX_ONLY = ("tdx.module", "tdx.attributes", "tdx.sept_ve", "tdx.service_td")
+_TDX_ONLY = ("tdx.module", "tdx.attributes", "tdx.sept_ve", "tdx.service_td", "tdx.event_log")
 
 # What dcap-qvl 0.7 says, as it begins or contains it -> our code for the same.
 _SENTENCES = (
@@ -168,7 +174,8 @@ def examine_tdx(
     2. the collateral: form, signatures under the same root, time, revocation
     3. the quoting enclave's identity, the kind of platform, the TDX module
     4. the TCB: a listed level, not a revoked one; what level it is, is a claim
-    5. the TD: no debugging, no weakening attributes, SEPT_VE_DISABLE, no service TD; nothing behind the quote
+    5. the TD: no debugging, no weakening attributes, SEPT_VE_DISABLE, no service TD; where an event log (CCEL) is
+       among the endorsements, replayed, it gives RTMR0 to RTMR3; nothing behind the quote
     6. dcap-qvl comes to the same result
 
     Claims come back only where 1 to 3 passed, except that collateral past its time is no reason to hide them.
@@ -192,10 +199,11 @@ def examine_tdx_below_paravisor(
 class _Record:
     """The checks of one examination, in the order of `_CHECKS`."""
 
-    def __init__(self, tee: str, *, paravisor: bool) -> None:
+    def __init__(self, tee: str, *, paravisor: bool, logged: bool) -> None:
         self.tee = tee
-        left_out = () if tee == TDX else _TDX_ONLY
-        self._ids = tuple(i for i in _CHECKS if i not in left_out and not (paravisor and i == "tdx.sept_ve"))
+        left_out = set(() if tee == TDX else _TDX_ONLY)
+        left_out |= ({"tdx.sept_ve"} if paravisor else set()) | (set() if logged else {"tdx.event_log"})
+        self._ids = tuple(i for i in _CHECKS if i not in left_out)
         self._made: dict[str, Check] = {}
 
     def has(self, check_id: str) -> bool:
@@ -209,6 +217,10 @@ class _Record:
             check_id, title, passed, expected=expected or usual, got=got, code=code or own
         )
         return passed
+
+    def keep(self, made: Check) -> None:
+        """Records a check that was made elsewhere."""
+        self._made[made.id] = made
 
     def impossible(self, check_id: str, why: str) -> None:
         """Records a check that could not be made, which has failed."""
@@ -241,7 +253,9 @@ def _examine(
     now: datetime,
     paravisor: bool,
 ) -> Examination:
-    record = _Record(tee, paravisor=paravisor)
+    logs = tuple(data for _, data in endorsements if is_event_log(data)) if tee == TDX else ()
+    endorsements = tuple(e for e in endorsements if e[1] not in logs)
+    record = _Record(tee, paravisor=paravisor, logged=bool(logs))
     # 1. the quote
     try:
         quote = parse_quote(data)
@@ -275,6 +289,7 @@ def _examine(
     record.add("tcb.revoked", evaluation.status != REVOKED, evaluation.status)
     # 5. the TEE itself
     _check_attributes(record, quote)
+    events = _check_log(record, td, logs) if td else ()
     # 6. a second evaluation
     if record.failed("collateral.time"):
         record.impossible("dcap.second", "the collateral is not valid now")
@@ -283,7 +298,21 @@ def _examine(
         _check_second(
             record, body_and_signature, collateral, platform, evaluation, now=now, paravisor=paravisor
         )
-    return record.result(claims_of(quote, platform, collateral, lists, evaluation))
+    return record.result(claims_of(quote, platform, collateral, lists, evaluation, events=events))
+
+
+def _check_log(record: _Record, td: TdReport, logs: tuple[bytes, ...]) -> tuple[tuple[str, str, str], ...]:
+    """Check 5's log, where one is shown; its events, where it gives the signed registers."""
+    if not logs:
+        return ()
+    if len(logs) > 1:
+        record.add("tdx.event_log", False, f"{len(logs)} event logs; expected one")
+        return ()
+    made = check_event_log(
+        logs[0], check_id="tdx.event_log", registers=dict(enumerate(td.rtmrs)), algorithm=SHA384, rtmrs=True
+    )
+    record.keep(made)
+    return logged_events(logs[0], algorithm=SHA384, rtmrs=True) if made.passed else ()
 
 
 def _check_platform(

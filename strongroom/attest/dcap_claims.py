@@ -14,9 +14,15 @@ from strongroom.attest.tcb import Evaluation
 
 
 def claims_of(
-    quote: Quote, platform: Platform, collateral: Collateral, lists: Lists, evaluation: Evaluation
+    quote: Quote,
+    platform: Platform,
+    collateral: Collateral,
+    lists: Lists,
+    evaluation: Evaluation,
+    *,
+    events: tuple[tuple[str, str, str], ...],
 ) -> Claims:
-    """Returns the claims of a quote that verified (docs/spec/dcap.md §8)."""
+    """Returns the claims of a quote that verified (docs/spec/dcap.md §8); `events` of a log that gives its RTMRs."""
     body = quote.body
     return Claims(
         format=quote.tee,
@@ -36,6 +42,7 @@ def claims_of(
             *(_enclave_details(body) if isinstance(body, EnclaveReport) else _td_details(body)),
             *_platform_details(quote, platform, collateral, lists, evaluation),
         ),
+        events=events,
     )
 
 
@@ -83,6 +90,7 @@ def _platform_details(
         ("pce_id", facts.pce_id.hex()),
         ("pce_svn", str(facts.pce_svn)),
         ("pck_cpu_svn", facts.cpu_svn.hex()),
+        ("pck_components", bytes(facts.components).hex()),
         ("pck_authority", platform.authority),
         ("sgx_type", str(facts.sgx_type)),
         *facts.configuration,

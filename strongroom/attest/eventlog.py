@@ -203,6 +203,30 @@ def replay_rtmrs(log: EventLog) -> tuple[bytes, ...]:
     return tuple(values.get(i, bytes(digest_size(SHA384))) for i in range(1, RTMR_COUNT + 1))
 
 
+def is_event_log(data: bytes) -> bool:
+    """Whether `data` looks like a log: by its first event, whatever its name. Decides only who reads it."""
+    return data[4:8] == EV_NO_ACTION.to_bytes(4, "little") and data[32:48] == _SPEC_ID
+
+
+def logged_events(data: bytes, *, algorithm: int, rtmrs: bool) -> tuple[tuple[str, str, str], ...]:
+    """Returns (register, digest in hex, type) of every event of a log that passed `check_event_log`, in order, for
+    `Claims.events`: what extends no register is left out.
+
+    Raises:
+        MalformedInput: code `event_log_malformed`.
+    """
+    log = parse_event_log(data)
+    return tuple(
+        (
+            f"rtmr{event.index - 1}" if rtmrs else f"pcr{event.index}",
+            event.digest(SHA384 if rtmrs else algorithm).hex(),
+            event.name,
+        )
+        for event in log.events
+        if event.type != EV_NO_ACTION
+    )
+
+
 def check_event_log(
     data: bytes, *, check_id: str, registers: Mapping[int, bytes], algorithm: int, rtmrs: bool
 ) -> Check:

@@ -149,8 +149,9 @@ class Claims:
     the trust anchor's SPKI). `product`, `svn`: 0 where the format has none. `host_excluded`: whether evidence
     of this kind shows that the host cannot read the memory; never true in simulation. `tcb_status`: the
     vendor's word, "NotReported" where there is none. `report_data`: 64 bytes. `issued_at`: when the evidence
-    says that it was made, None where the format carries no time. `details`: more facts for a person, as
-    (name, value).
+    says that it was made, None where the format carries no time. `details`: facts of the one format, as
+    (name, value). `events`: (register, digest in hex, type) of an event log that, replayed, gives the signed registers;
+    empty where none was shown.
     """
 
     format: str
@@ -167,6 +168,11 @@ class Claims:
     root: str
     issued_at: datetime | None
     details: tuple[tuple[str, str], ...]
+    events: tuple[tuple[str, str, str], ...] = ()
+
+    def fact(self, name: str) -> str | None:
+        """The detail of this name; None where there is none."""
+        return dict(self.details).get(name)
 
     def to_json(self) -> dict[str, Any]:
         """The claims for `--json`; report data as hex."""
@@ -185,6 +191,7 @@ class Claims:
             "root": self.root,
             "issued_at": self.issued_at.isoformat() if self.issued_at else None,
             "details": dict(self.details),
+            "events": [{"register": r, "digest": d, "type": t} for r, d, t in self.events],
         }
 
 

@@ -8,8 +8,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from strongroom.attest.appraisal import DEVELOPMENT, PRODUCTION, UNSAFE_SIMULATION, USUAL_VERDICT_AGE, Policy
-from strongroom.attest.requirements import NotDebug, Requirement, SecurityRequirement
+from strongroom.attest.appraisal import (
+    DEVELOPMENT,
+    PRODUCTION,
+    UNSAFE_SIMULATION,
+    USUAL_VERDICT_AGE,
+    Policy,
+    can_accept,
+)
+from strongroom.attest.configuration import SecurityRequirement
+from strongroom.attest.entries import MEMBER_MEANS as ENTRY_MEANS
+from strongroom.attest.facts import NotMigratable
+from strongroom.attest.requirements import Code, NotDebug, Requirement
 
 KIND_MEANS = {
     PRODUCTION: "hardware evidence only; the host is excluded; no debug mode",
@@ -17,16 +27,9 @@ KIND_MEANS = {
     UNSAFE_SIMULATION: "SIMULATED evidence only: it protects nothing from the machine's owner; for trials",
 }
 MEMBER_MEANS = {
-    "root": "SHA-256 of the public key (DER SPKI) of the root that signs the evidence",
-    "roots": "SHA-256 of root certificates (DER) of TPM makers, or of public areas of attestation keys",
-    "measurements": "builds of the code that are accepted",
-    "signers": "signers whose builds are accepted unseen, together with `products`",
-    "products": "product numbers of those signers",
-    "min_svn": "lowest security version of the code",
-    "tcb_statuses": "what the vendor may say of the platform",
-    "accepted_advisories": "advisories that may apply to the platform",
-    "max_evidence_age_s": "seconds: oldest evidence, by its own clock",
+    **ENTRY_MEANS,
     "unsafe_accept_debug": "true lets the host read the memory",
+    "unsafe_accept_migration": "true lets an agent of the host's choice take over the guest's memory",
     "sealing": "what the keys of stored models are bound to",
     "host_excluded": "whether the host cannot read the server's memory",
     "isolation": "what shares one process",
@@ -105,9 +108,39 @@ def _lint_entry(requirement: Requirement, member: str) -> list[Finding]:
     if not any(isinstance(rule, NotDebug) for rule in requirement.rules):
         text = "TEEs in debug mode are accepted: the host can read their memory. Send nothing real."
         found.append(Finding(DANGER, member, text))
-    if requirement.format == "tpm":
-        text = "A TPM measures how the machine started; it hides no memory from the host."
-        found.append(Finding(WARNING, member, text))
+    if can_accept(NotMigratable.ID, requirement) and NotMigratable.ID not in requirement.ids():
+        text = "Guests are accepted whose memory a migration agent can take: the host chooses the agent."
+        found.append(Finding(DANGER, member, text))
+    found += [Finding(level, member, text) for level, text in _about_format(requirement)]
+    return found
+
+
+_SAID_OF = {
+    "tpm": (WARNING, "A TPM measures how the machine started; it hides no memory from the host."),
+    "snp": (
+        INFO,
+        "A launch digest covers the first memory: kernel, initrd and command line only where the image is started with "
+        "their hashes in it. Be sure that it was.",
+    ),
+    "tdx": (INFO, "What a TD measures after its start stands in RTMR0 to RTMR3, or nowhere."),
+}
+_BOOT = {"pcr0": "the firmware", "pcr4": "the boot loader and kernel", "pcr7": "the state of secure boot"}
+_TIED = ("chips", "fmspcs", "vm_ids")
+
+
+def _about_format(requirement: Requirement) -> list[tuple[str, str]]:
+    """What the format leaves open, and what only the whole entry shows."""
+    found = [_SAID_OF[requirement.format]] if requirement.format in _SAID_OF else []
+    ids, rules = requirement.ids(), requirement.rules
+    members = {name for rule in rules for name, _ in rule.members()}
+    whole = any(isinstance(rule, Code) for rule in rules) or "release_keys" in members
+    if requirement.format in ("tpm", "azure") and not whole:
+        open_ = [f"{n} ({what})" for n, what in _BOOT.items() if f"policy.register.{n}" not in ids]
+        if open_:
+            found.append((WARNING, f"No value is required of {', '.join(open_)}."))
+    if requirement.format in ("sgx", "tdx", "snp", "azure") and not members & set(_TIED):
+        text = "Any chip counts that meets the rest; whoever extracts the keys of one can imitate a server."
+        found.append((INFO, text))
     return found
 
 

@@ -39,7 +39,8 @@ MAX_SERIAL = 1 << 160
 _SGX_ARC = "1.2.840.113741.1.13.1"
 _WIDTHS = (64, 76)
 """Characters in a line of PEM: RFC 7468's, and MIME's, which older platforms of clouds have in their quotes."""
-_CONFIGURATION = {1: "dynamic_platform", 2: "cached_keys", 3: "smt_enabled"}
+CONFIGURATION = {1: "dynamic_platform", 2: "cached_keys", 3: "smt_enabled"}
+"""What the PCK certificate of a multi-package platform says: place in its extension -> name."""
 _ENUMERATED = 0x0A
 _FOREIGN = (
     ValueError,
@@ -303,7 +304,7 @@ def parse_pck(certificate: x509.Certificate) -> PckFacts:
         platform_instance_id=_octets(read, entries, 6, 16) if 6 in entries else b"",
         configuration=tuple(
             (name, "true" if _boolean(read, configuration, place) else "false")
-            for place, name in _CONFIGURATION.items()
+            for place, name in CONFIGURATION.items()
             if place in configuration
         ),
     )

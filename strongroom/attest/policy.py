@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, NoReturn
 
@@ -24,39 +25,43 @@ from strongroom.attest.appraisal import UNSAFE_ANY_MEASUREMENT as UNSAFE_ANY_MEA
 from strongroom.attest.appraisal import UNSAFE_SIMULATION as UNSAFE_SIMULATION
 from strongroom.attest.appraisal import USUAL_VERDICT_AGE
 from strongroom.attest.appraisal import Policy as Policy
+from strongroom.attest.configuration import SecurityRequirement
+from strongroom.attest.entries import (
+    INITIAL_EVIDENCE_AGE,
+    NUMBER,
+    NUMBERS,
+    STRING,
+    STRINGS,
+    TABLE,
+    TIME,
+    Group,
+    drafted,
+    groups_of,
+)
 from strongroom.attest.evidence import Claims
+from strongroom.attest.facts import NotMigratable
 from strongroom.attest.keyset import ADMISSION, ISOLATION, LOGGING, VERIFY_ON_LOAD, SecurityConfiguration
 from strongroom.attest.lint import KIND_MEANS, MEMBER_MEANS
 from strongroom.attest.lint import Finding as Finding
 from strongroom.attest.lint import lint as lint
 from strongroom.attest.requirements import (
     HARDWARE_FORMATS,
-    TIMED_FORMATS,
-    Advisories,
     Code,
     MaxAge,
     MinSvn,
     NotDebug,
     Requirement,
     Root,
-    Roots,
     Rule,
-    SecurityRequirement,
-    Tcb,
 )
 from strongroom.errors import InvalidPolicy
 
 MAX_POLICY = 64 * 1024
 """Characters of a policy file."""
-INITIAL_EVIDENCE_AGE = 300
-"""Seconds: `max_evidence_age_s` in files that `policy init` writes; servers make evidence anew for every
-nonce.
-"""
 INITIAL_LIFETIME = timedelta(days=90)
 """How long a file that `policy init` writes is good: measurements age with every release."""
 
 _FORMATS = ("sim", *HARDWARE_FORMATS)
-_HARDWARE_MEMBERS = ("measurements", "signers", "products", "min_svn", "tcb_statuses", "accepted_advisories")
 _SECURITY_MEMBERS = tuple(SecurityRequirement.__dataclass_fields__)
 
 
@@ -121,31 +126,35 @@ def _parse_entry(name: str, table: dict[str, Any], *, kind: str) -> Requirement:
     # missing.
     if (name == "sim") != (kind == UNSAFE_SIMULATION):
         _refuse(f"kind {kind} with [[{name}]]: {_MIXTURE}", code="policy_mixes_simulation")
-    timed = ("max_evidence_age_s",) if name in TIMED_FORMATS else ()
-    if name == "sim":
-        read = _Table(table, ("root", "measurements", "min_svn", *timed), (), where="sim.")
-        rules: list[Rule] = [Root(read.string("root")), Code(read.strings("measurements"), (), ())]
-        rules += [MinSvn(read.integer("min_svn")), MaxAge(read.integer("max_evidence_age_s")), NotDebug()]
-        return Requirement(name, tuple(rules))
-    # Where debug mode may be accepted at all, the file has to say so or not; elsewhere there is no word for
-    # it.
-    debug = ("unsafe_accept_debug",) if kind == DEVELOPMENT else ()
-    roots = ("roots",) if name == "tpm" else ()
-    read = _Table(table, (*roots, *_HARDWARE_MEMBERS, *timed, *debug), (), where=f"{name}.")
-    rules = [Roots(read.strings("roots"))] if roots else []
-    rules += [
-        Code(read.strings("measurements"), read.strings("signers"), read.integers("products")),
-        MinSvn(read.integer("min_svn")),
-        Tcb(read.strings("tcb_statuses")),
-        Advisories(read.strings("accepted_advisories")),
-    ]
-    if timed:
-        rules.append(MaxAge(read.integer("max_evidence_age_s")))
-    if not debug or not read.boolean("unsafe_accept_debug"):
+    groups = groups_of(name, table.get("tee"))
+    # Where something may be left open at all, the file has to say so or not; elsewhere there is no word for it.
+    unsafe = _unsafe_members(groups) if kind == DEVELOPMENT else ()
+    required = tuple(m.name for group in groups if group.required for m in group.members)
+    optional = tuple(m.name for group in groups if not group.required for m in group.members)
+    read = _Table(table, (*required, *unsafe), optional, where=f"{name}.")
+    rules: list[Rule] = []
+    for group in groups:
+        there = [m for m in group.members if m.name in table]
+        if there and group.together and (rest := [m.name for m in group.members if m not in there]):
+            missing = ", ".join(name + "." + member for member in rest)
+            _refuse(f"missing: {missing}", code="policy_missing_member")
+        if there:
+            rules += group.make({m.name: read.of_type(m.name, m.type) for m in there})
+    allowed = {member for member in unsafe if read.boolean(member)}
+    if "unsafe_accept_debug" not in allowed:
         rules.append(NotDebug())
+    if _MIGRATION in _unsafe_members(groups) and _MIGRATION not in allowed:
+        rules.append(NotMigratable())
     return Requirement(name, tuple(rules))
 
 
+def _unsafe_members(groups: tuple[Group, ...]) -> tuple[str, ...]:
+    """What an entry of kind development can leave open, and must say whether it does."""
+    snp = any(m.name == "min_tcb" for group in groups for m in group.members)
+    return ("unsafe_accept_debug", _MIGRATION) if snp else ("unsafe_accept_debug",)
+
+
+_MIGRATION = "unsafe_accept_migration"
 _MIXTURE = "simulated evidence goes with kind UNSAFE_SIMULATION, and that kind with nothing else"
 
 
@@ -216,6 +225,18 @@ class _Table:
     def integers(self, name: str) -> tuple[int, ...]:
         return self._values_of(name, int, "integers")
 
+    def of_type(self, name: str, kind: str) -> Any:
+        """The member as one of the types of `entries.Member`."""
+        readers: dict[str, Callable[[str], Any]] = {
+            STRING: self.string,
+            STRINGS: self.strings,
+            NUMBER: self.integer,
+            NUMBERS: self.integers,
+            TIME: self.time,
+            TABLE: self.table,
+        }
+        return readers[kind](name)
+
     def booleans(self, name: str) -> tuple[bool, ...]:
         return self._values_of(name, bool, "true or false")
 
@@ -273,16 +294,10 @@ def policy_for(claims: Claims, *, security: SecurityConfiguration, now: datetime
         InvalidPolicy: what was shown is nothing that a policy may accept (debug mode outside development, a
         revoked platform).
     """
-    rules: list[Rule] = [Root(claims.root)] if claims.format == "sim" else []
-    rules += [Roots((claims.root,))] if claims.format == "tpm" else []
-    rules += [Code((claims.measurement,), (), ()), MinSvn(claims.svn)]
-    if claims.format != "sim":
-        rules += [Tcb((claims.tcb_status,)), Advisories(claims.advisories)]
-    if claims.format in TIMED_FORMATS:
-        rules.append(MaxAge(INITIAL_EVIDENCE_AGE))
+    rules = list(drafted(claims))
     if not claims.debug:
         rules.append(NotDebug())
-    strict = security.host_excluded and not claims.debug
+    strict = security.host_excluded and claims.host_excluded and not claims.debug
     kind = UNSAFE_SIMULATION if claims.simulated else PRODUCTION if strict else DEVELOPMENT
     policy = Policy(
         kind=kind,
@@ -362,44 +377,44 @@ def render_policy(policy: Policy, *, heading: str) -> str:
     lines += [f"max_verdict_age_s = {policy.max_verdict_age_s}"]
     for requirement in policy.requirements:
         lines += ["", f"[[{requirement.format}]]"]
-        for name, value in _entry_members(requirement, policy.kind):
-            lines += [f"# {MEMBER_MEANS[name]}", f"{name} = {_toml(value)}"]
+        for name, value in _entry_members(requirement, policy.kind).items():
+            lines.append(f"# {MEMBER_MEANS[name]}")
+            if isinstance(value, Mapping):
+                lines += [f"{name}.{inner} = {_toml(value[inner])}" for inner in value]
+            else:
+                lines.append(f"{name} = {_toml(value)}")
     lines += ["", "# accepted values of each field of the server's security configuration", "[security]"]
     for name in _SECURITY_MEMBERS:
         lines += [f"# {MEMBER_MEANS[name]}", f"{name} = {_toml(getattr(policy.security, name))}"]
     return "\n".join(lines) + "\n"
 
 
-def _entry_members(requirement: Requirement, kind: str) -> list[tuple[str, object]]:
-    members: list[tuple[str, object]] = []
+def _entry_members(requirement: Requirement, kind: str) -> dict[str, Any]:
+    """The members of an entry, in the order of its groups; tables of several rules put together."""
+    stated: dict[str, Any] = {}
     for rule in requirement.rules:
-        match rule:
-            case Root(digest=digest):
-                members.append(("root", digest))
-            case Roots(digests=digests):
-                members.append(("roots", digests))
-            case Code(measurements=measurements, signers=signers, products=products):
-                members.append(("measurements", measurements))
-                if requirement.format != "sim":
-                    members += [("signers", signers), ("products", products)]
-            case MinSvn(svn=svn):
-                members.append(("min_svn", svn))
-            case Tcb(statuses=statuses):
-                members.append(("tcb_statuses", statuses))
-            case Advisories(accepted=accepted):
-                members.append(("accepted_advisories", accepted))
-            case MaxAge(seconds=seconds):
-                members.append(("max_evidence_age_s", seconds))
-            case _:
-                pass  # NotDebug: the absence of permission, written below
+        for name, value in rule.members():
+            stated[name] = {**stated.get(name, {}), **value} if isinstance(value, Mapping) else value
+    tee = stated.get("tee", ("",))
+    if "tee" in stated:
+        stated["tee"] = tee[0]
+    groups = groups_of(requirement.format, stated.get("tee"))
+    members = {m.name: stated[m.name] for group in groups for m in group.members if m.name in stated}
     if kind == DEVELOPMENT:
-        debug = not any(isinstance(rule, NotDebug) for rule in requirement.rules)
-        members.append(("unsafe_accept_debug", debug))
+        made = requirement.ids()
+        for name in _unsafe_members(groups):
+            members[name] = (NotDebug.ID if name == "unsafe_accept_debug" else NotMigratable.ID) not in made
     return members
 
 
 def _toml(value: object) -> str:
-    """The TOML of a string, integer, boolean or tuple of them; JSON's strings are TOML's basic strings."""
+    """The TOML of a string, integer, boolean, time, tuple or mapping of them; JSON's strings are TOML's basic
+    strings.
+    """
     if isinstance(value, tuple):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{name} = {_toml(item)}" for name, item in value.items()) + " }"
+    if isinstance(value, datetime):
+        return value.isoformat()
     return json.dumps(value)

@@ -1,5 +1,5 @@
-"""What a policy requires, as small objects: one per requirement, each with one check over claims or
-configuration.
+"""What a policy requires of evidence of any format, as small objects: one per requirement, each with one check over
+claims.
 
 Rules of this file:
 
@@ -12,9 +12,9 @@ Rules of this file:
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 from strongroom.attest.evidence import (
     MAX_SKEW,
@@ -26,7 +26,6 @@ from strongroom.attest.evidence import (
     check_impossible,
     one_of,
 )
-from strongroom.attest.keyset import LAYER, VALUES, SecurityConfiguration
 from strongroom.errors import InvalidPolicy
 
 TIMED_FORMATS = ("sim", "nitro")
@@ -44,46 +43,76 @@ TCB_STATUSES = (
     "TDRelaunchAdvisedConfigurationNeeded",
     "OutOfDate",
     "OutOfDateConfigurationNeeded",
-    "NotReported",
 )
-"""What a policy may accept, spelled as Intel does; "NotReported" is for formats without such a word. Never
-"Revoked".
-"""
+"""What a policy may accept, spelled as Intel does. Never "Revoked"."""
 MAX_EVIDENCE_AGE = 7 * 24 * 3600
 """Seconds: a policy that accepts older evidence has no freshness requirement worth the name."""
 
-_MEASUREMENT = r"[0-9a-f]{64}|[0-9a-f]{96}"
+MEASUREMENT = r"[0-9a-f]{64}|[0-9a-f]{96}"
+"""The form of measurements, and of digests of signers."""
 _ADVISORY = r"[A-Z]{2,16}(-[A-Z0-9]{1,16}){1,4}"
 
 
-def _require(condition: bool, why: str, *, code: str = "policy_invalid") -> None:
+def require(condition: bool, why: str, *, code: str = "policy_invalid") -> None:
+    """Refuses a policy where `condition` does not hold.
+
+    Raises:
+        InvalidPolicy: with `code`.
+    """
     if not condition:
         raise InvalidPolicy(f"policy: {why}", code=code)
 
 
-def _require_list(values: tuple[str, ...], pattern: str, where: str) -> None:
+def require_list(values: tuple[str, ...], pattern: str, where: str) -> None:
+    """Refuses a list with a value of another form than `pattern`, or with one twice.
+
+    Raises:
+        InvalidPolicy: code `policy_invalid`.
+    """
     for value in values:
-        _require(
+        require(
             re.fullmatch(pattern, value, re.ASCII) is not None,
             f"{where}: expected values of the form {pattern}",
         )
-    _require(len(set(values)) == len(values), f"{where}: a value is there twice")
+    require(len(set(values)) == len(values), f"{where}: a value is there twice")
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What a rule may look at besides the claims: the one time of the appraisal (aware), and signed release manifests
+    (`releases`) that came with the evidence, unverified.
+    """
+
+    now: datetime
+    manifests: tuple[bytes, ...]
+
+
+Value: TypeAlias = object
+"""What a policy file can hold: a string, integer, boolean, time, tuple of them, or mapping to them."""
 
 
 class Rule:
-    """One requirement on claims: `ID`, `TITLE` and `CODE` of its check, and the four methods below."""
+    """One requirement on claims: `ID`, `TITLE` and `CODE` of its check, and the methods below."""
 
     __slots__ = ()
     ID: ClassVar[str]
     TITLE: ClassVar[str]
     CODE: ClassVar[str]
 
+    def head(self) -> tuple[str, str, str]:
+        """Id, title and code of its check; one class may make checks of several ids."""
+        return self.ID, self.TITLE, self.CODE
+
+    def members(self) -> tuple[tuple[str, Value], ...]:
+        """The members of a policy file that say this, in their order."""
+        raise NotImplementedError
+
     def expected(self) -> str:
         """What must hold, for the check."""
         raise NotImplementedError
 
-    def holds(self, claims: Claims, now: datetime) -> tuple[bool, str]:
-        """Whether it holds for `claims` at `now`, and what was found instead."""
+    def holds(self, claims: Claims, given: Given) -> tuple[bool, str]:
+        """Whether it holds for `claims`, and what was found instead."""
         raise NotImplementedError
 
     def explain(self) -> str:
@@ -94,14 +123,13 @@ class Rule:
         """What it lets through that an attacker or an accident could use; one sentence each."""
         return ()
 
-    def check(self, claims: Claims | Absent, now: datetime) -> Check:
+    def check(self, claims: Claims | Absent, given: Given) -> Check:
         """The check of this requirement; failed where there are no claims to check."""
+        check_id, title, code = self.head()
         if isinstance(claims, Absent):
-            return check_impossible(
-                self.ID, self.TITLE, expected=self.expected(), why=claims.why, code=self.CODE
-            )
-        passed, got = self.holds(claims, now)
-        return check(self.ID, self.TITLE, passed, expected=self.expected(), got=got, code=self.CODE)
+            return check_impossible(check_id, title, expected=self.expected(), why=claims.why, code=code)
+        passed, got = self.holds(claims, given)
+        return check(check_id, title, passed, expected=self.expected(), got=got, code=code)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,16 +142,20 @@ class Root(Rule):
     digest: str
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             re.fullmatch(r"[0-9a-f]{64}", self.digest) is not None,
             "root: expected 64 lower-case hex characters",
         )
+
+    def members(self) -> tuple[tuple[str, Value], ...]:
+        """Its members."""
+        return (("root", self.digest),)
 
     def expected(self) -> str:
         """The digest."""
         return self.digest
 
-    def holds(self, claims: Claims, now: datetime) -> tuple[bool, str]:
+    def holds(self, claims: Claims, given: Given) -> tuple[bool, str]:
         """Equal to the root that signed."""
         return claims.root == self.digest, claims.root
 
@@ -142,14 +174,18 @@ class Roots(Rule):
     digests: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        _require(bool(self.digests), "roots: an empty list accepts nothing", code="policy_accepts_nothing")
-        _require_list(self.digests, r"[0-9a-f]{64}", "roots")
+        require(bool(self.digests), "roots: an empty list accepts nothing", code="policy_accepts_nothing")
+        require_list(self.digests, r"[0-9a-f]{64}", "roots")
+
+    def members(self) -> tuple[tuple[str, Value], ...]:
+        """Its members."""
+        return (("roots", self.digests),)
 
     def expected(self) -> str:
         """The digests."""
         return one_of(self.digests)
 
-    def holds(self, claims: Claims, now: datetime) -> tuple[bool, str]:
+    def holds(self, claims: Claims, given: Given) -> tuple[bool, str]:
         """One of them is what the key that signed is tied to."""
         return claims.root in self.digests, claims.root
 
@@ -160,7 +196,9 @@ class Roots(Rule):
 
 @dataclass(frozen=True, slots=True)
 class Code(Rule):
-    """The code is one of `measurements`, or of one of `signers` and then one of its `products`."""
+    """The code is one of `measurements`, or of one of `signers` and then one of its `products` (of 0 where the format
+    has no products).
+    """
 
     ID = "policy.measurement"
     TITLE = "The code is one that the policy names"
@@ -170,17 +208,21 @@ class Code(Rule):
     products: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        _require_list(self.measurements, _MEASUREMENT, "measurements")
-        _require_list(self.signers, _MEASUREMENT, "signers")
+        require_list(self.measurements, MEASUREMENT, "measurements")
+        require_list(self.signers, MEASUREMENT, "signers")
         some = bool(self.measurements or self.signers)
-        _require(
+        require(
             some, "an entry without measurements and signers accepts no code", code="policy_accepts_nothing"
         )
         both = bool(self.signers) == bool(self.products)
-        _require(both, "products: name the accepted products of the signers, and only with signers")
-        _require(
+        require(both, "products: name the accepted products of the signers, and only with signers")
+        require(
             all(0 <= p <= MAX_SVN for p in self.products), f"products: expected integers within 0..{MAX_SVN}"
         )
+
+    def members(self) -> tuple[tuple[str, Value], ...]:
+        """Its members."""
+        return (("measurements", self.measurements), ("signers", self.signers), ("products", self.products))
 
     def expected(self) -> str:
         """The measurements and signers."""
@@ -191,7 +233,7 @@ class Code(Rule):
             )
         return " or ".join(parts)
 
-    def holds(self, claims: Claims, now: datetime) -> tuple[bool, str]:
+    def holds(self, claims: Claims, given: Given) -> tuple[bool, str]:
         """By measurement, or by signer and product."""
         if claims.measurement in self.measurements:
             return True, claims.measurement
@@ -225,13 +267,17 @@ class MinSvn(Rule):
     svn: int
 
     def __post_init__(self) -> None:
-        _require(0 <= self.svn <= MAX_SVN, f"min_svn: expected an integer within 0..{MAX_SVN}")
+        require(0 <= self.svn <= MAX_SVN, f"min_svn: expected an integer within 0..{MAX_SVN}")
+
+    def members(self) -> tuple[tuple[str, Value], ...]:
+        """Its members."""
+        return (("min_svn", self.svn),)
 
     def expected(self) -> str:
         """The minimum."""
         return f"at least {self.svn}"
 
-    def holds(self, claims: Claims, now: datetime) -> tuple[bool, str]:
+    def holds(self, claims: Claims, given: Given) -> tuple[bool, str]:
         """Not lower."""
         return claims.svn >= self.svn, str(claims.svn)
 
@@ -258,24 +304,28 @@ class Tcb(Rule):
     statuses: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             bool(self.statuses),
             "tcb_statuses: an empty list accepts no platform",
             code="policy_accepts_nothing",
         )
-        _require(
+        require(
             "Revoked" not in self.statuses,
             "tcb_statuses: Revoked is never acceptable",
             code="policy_too_weak",
         )
         known = all(s in TCB_STATUSES for s in self.statuses)
-        _require(known, f"tcb_statuses: expected values out of {', '.join(TCB_STATUSES)}")
+        require(known, f"tcb_statuses: expected values out of {', '.join(TCB_STATUSES)}")
+
+    def members(self) -> tuple[tuple[str, Value], ...]:
+        """Its members."""
+        return (("tcb_statuses", self.statuses),)
 
     def expected(self) -> str:
         """The statuses."""
         return one_of(self.statuses)
 
-    def holds(self, claims: Claims, now: datetime) -> tuple[bool, str]:
+    def holds(self, claims: Claims, given: Given) -> tuple[bool, str]:
         """One of them."""
         return claims.tcb_status in self.statuses, claims.tcb_status
 
@@ -292,7 +342,6 @@ class Tcb(Rule):
             "ConfigurationAndSWHardeningNeeded": "platforms set up in a way that may weaken them",
             "TDRelaunchAdvised": "guests that were started before the platform was mended",
             "TDRelaunchAdvisedConfigurationNeeded": "guests that were started before the platform was mended",
-            "NotReported": "platforms about which the vendor says nothing",
         }
         return tuple(f"{s} accepts {told[s]}." for s in self.statuses if s in told)
 
@@ -307,13 +356,17 @@ class Advisories(Rule):
     accepted: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        _require_list(self.accepted, _ADVISORY, "accepted_advisories")
+        require_list(self.accepted, _ADVISORY, "accepted_advisories")
+
+    def members(self) -> tuple[tuple[str, Value], ...]:
+        """Its members."""
+        return (("accepted_advisories", self.accepted),)
 
     def expected(self) -> str:
         """The accepted ones."""
         return f"none but {', '.join(self.accepted)}" if self.accepted else "none"
 
-    def holds(self, claims: Claims, now: datetime) -> tuple[bool, str]:
+    def holds(self, claims: Claims, given: Given) -> tuple[bool, str]:
         """No other."""
         return set(claims.advisories) <= set(self.accepted), ", ".join(claims.advisories) or "none"
 
@@ -338,11 +391,15 @@ class NotDebug(Rule):
     TITLE = "The TEE is not in debug mode"
     CODE = "debug_platform"
 
+    def members(self) -> tuple[tuple[str, Value], ...]:
+        """Its members."""
+        return ()
+
     def expected(self) -> str:
         """No debugging."""
         return "not debug"
 
-    def holds(self, claims: Claims, now: datetime) -> tuple[bool, str]:
+    def holds(self, claims: Claims, given: Given) -> tuple[bool, str]:
         """Not debug."""
         return not claims.debug, "debug" if claims.debug else "not debug"
 
@@ -362,17 +419,21 @@ class MaxAge(Rule):
 
     def __post_init__(self) -> None:
         fits = 1 <= self.seconds <= MAX_EVIDENCE_AGE
-        _require(fits, f"max_evidence_age_s: expected seconds within 1..{MAX_EVIDENCE_AGE}")
+        require(fits, f"max_evidence_age_s: expected seconds within 1..{MAX_EVIDENCE_AGE}")
+
+    def members(self) -> tuple[tuple[str, Value], ...]:
+        """Its members."""
+        return (("max_evidence_age_s", self.seconds),)
 
     def expected(self) -> str:
         """The age."""
         return f"at most {self.seconds} s old"
 
-    def holds(self, claims: Claims, now: datetime) -> tuple[bool, str]:
+    def holds(self, claims: Claims, given: Given) -> tuple[bool, str]:
         """Within the age; evidence without a time fails, for its age is unknown."""
         if claims.issued_at is None:
             return False, "evidence without a time"
-        age = now - claims.issued_at
+        age = given.now - claims.issued_at
         passed = -MAX_SKEW <= age <= timedelta(seconds=self.seconds)
         seconds = int(age.total_seconds())
         return passed, f"{seconds} s old" if seconds >= 0 else f"{-seconds} s in the future"
@@ -389,12 +450,97 @@ class MaxAge(Rule):
 
 
 @dataclass(frozen=True, slots=True)
+class Expires(Rule):
+    """The reference values of this entry are good until `until` (aware): a release in a roll-out has its end."""
+
+    ID = "policy.reference_expires"
+    TITLE = "The entry's reference values have not expired"
+    CODE = "reference_values_expired"
+    until: datetime
+
+    def __post_init__(self) -> None:
+        require(self.until.tzinfo is not None, "expires: expected a date and time with its offset from UTC")
+
+    def members(self) -> tuple[tuple[str, Value], ...]:
+        """Its members."""
+        return (("expires", self.until),)
+
+    def expected(self) -> str:
+        """The end."""
+        return f"before {self.until.isoformat()}"
+
+    def holds(self, claims: Claims, given: Given) -> tuple[bool, str]:
+        """Before the end."""
+        return given.now < self.until, given.now.isoformat(timespec="seconds")
+
+    def explain(self) -> str:
+        """When this entry ends."""
+        return f"From {self.until.isoformat()} on, this entry accepts nothing."
+
+
+_RELEASED = "policy.release"
+NEEDED: dict[str, tuple[tuple[str, ...], ...]] = {
+    "sim": (
+        ("policy.root",),
+        ("policy.measurement", _RELEASED),
+        ("policy.svn",),
+        ("policy.age",),
+        ("policy.debug",),
+    ),
+    "sgx": (
+        ("policy.measurement", _RELEASED),
+        ("policy.svn",),
+        ("policy.tcb_status",),
+        ("policy.advisories",),
+        ("policy.evaluation",),
+    ),
+    "tdx": (
+        ("policy.measurement", _RELEASED),
+        *((f"policy.register.rtmr{i}", _RELEASED) for i in range(4)),
+        ("policy.tcb_status",),
+        ("policy.advisories",),
+        ("policy.evaluation",),
+    ),
+    "snp": (
+        ("policy.measurement", _RELEASED),
+        ("policy.svn",),
+        ("policy.vmpl",),
+        ("policy.signing_key",),
+        ("policy.tcb_version",),
+    ),
+    "tpm": (("policy.root",), ("policy.measurement", "policy.register.", _RELEASED)),
+    "nitro": (("policy.measurement", _RELEASED), ("policy.age",)),
+    "azure": (
+        ("policy.azure_tee",),
+        ("policy.measurement", "policy.register.", _RELEASED),
+        ("policy.tcb_version", "policy.tcb_status"),
+    ),
+}
+"""Format -> ids of the checks that every entry of it makes; of several in one place one is enough, and one that ends
+with a dot stands for all that begin so. What an entry of the format can leave open, and no more, is not here.
+"""
+
+
+_MEMBER_OF = {
+    "policy.measurement": "measurements",
+    "policy.register.": "registers",
+    _RELEASED: "release_keys",
+    "policy.svn": "min_svn",
+    "policy.age": "max_evidence_age_s",
+    "policy.tcb_status": "tcb_statuses",
+    "policy.tcb_version": "min_tcb",
+    "policy.evaluation": "min_evaluation",
+}
+"""What a file calls the rule, where it is not the check's own last word."""
+
+
+@dataclass(frozen=True, slots=True)
 class Requirement:
     """All that is required of evidence of one format; a policy may hold several, and one that holds entirely
     is enough.
 
     Raises:
-        InvalidPolicy: rules that belong to every requirement of this format are missing, or one is there
+        InvalidPolicy: rules that belong to every requirement of this format (`NEEDED`) are missing, or one is there
         twice.
     """
 
@@ -402,98 +548,19 @@ class Requirement:
     rules: tuple[Rule, ...]
 
     def __post_init__(self) -> None:
-        kinds = [type(rule) for rule in self.rules]
-        _require(len(set(kinds)) == len(kinds), f"{self.format}: a requirement is there twice")
-        needed: set[type[Rule]] = {Code, MinSvn} | ({MaxAge} if self.format in TIMED_FORMATS else set())
-        needed |= {Root, NotDebug} if self.format == "sim" else {Tcb, Advisories}
-        needed |= {Roots} if self.format == "tpm" else set()
-        missing = sorted(kind.__name__ for kind in needed - set(kinds))
-        _require(not missing, f"{self.format}: missing: {', '.join(missing)}", code="policy_missing_member")
-        untimed = MaxAge in kinds and self.format not in TIMED_FORMATS
-        _require(not untimed, f"{self.format}: its evidence carries no time; the nonce makes it fresh")
+        made = self.ids()
+        require(len(set(made)) == len(made), f"{self.format}: a requirement is there twice")
+        for choice in NEEDED.get(self.format, ()):
+            there = any(i == c or (c.endswith(".") and i.startswith(c)) for c in choice for i in made)
+            wanted = " or ".join(_MEMBER_OF.get(c, c.rpartition(".")[2]) for c in choice)
+            require(there, f"{self.format}: missing: {wanted}", code="policy_missing_member")
+        untimed = "policy.age" in made and self.format not in TIMED_FORMATS
+        require(not untimed, f"{self.format}: its evidence carries no time; the nonce makes it fresh")
 
-    def check(self, claims: Claims | Absent, now: datetime) -> tuple[Check, ...]:
+    def ids(self) -> tuple[str, ...]:
+        """The ids of its checks."""
+        return tuple(rule.head()[0] for rule in self.rules)
+
+    def check(self, claims: Claims | Absent, given: Given) -> tuple[Check, ...]:
         """The check of every rule, in order."""
-        return tuple(rule.check(claims, now) for rule in self.rules)
-
-
-@dataclass(frozen=True, slots=True)
-class SecurityRequirement:
-    """The values that each field of the security configuration may have; `sandbox` names layers that must
-    have taken hold.
-
-    Raises:
-        InvalidPolicy: an empty list, or a value that this version does not know.
-    """
-
-    sealing: tuple[str, ...]
-    host_excluded: tuple[bool, ...]
-    isolation: tuple[str, ...]
-    sandbox: tuple[str, ...]
-    admission: tuple[str, ...]
-    anonymous_upload: tuple[bool, ...]
-    verify_on_load: tuple[str, ...]
-    logging: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        _require_list(self.sandbox, LAYER, "security.sandbox")
-        for name, known in VALUES.items():
-            accepted = getattr(self, name)
-            where = f"security.{name}"
-            _require(bool(accepted), f"{where}: an empty list accepts nothing", code="policy_accepts_nothing")
-            fits = all(value in known and type(value) is type(known[0]) for value in accepted)
-            _require(fits, f"{where}: expected values out of {', '.join(map(_spell, known))}")
-            _require(len(set(accepted)) == len(accepted), f"{where}: a value is there twice")
-
-    def check(self, security: SecurityConfiguration | Absent) -> tuple[Check, ...]:
-        """One check per field, in the order of the fields; all failed where there is no configuration."""
-        return tuple(self._check_field(field.name, security) for field in fields(self))
-
-    def _check_field(self, name: str, security: SecurityConfiguration | Absent) -> Check:
-        accepted: tuple[str | bool, ...] = getattr(self, name)
-        check_id, code = f"security.{name}", f"security_{name}_refused"
-        title = _SECURITY_TITLES[name]
-        if name == "sandbox":
-            expected = f"at least {', '.join(self.sandbox)}" if self.sandbox else "no layer is required"
-        else:
-            expected = one_of(tuple(map(_spell, accepted)))
-        if isinstance(security, Absent):
-            return check_impossible(check_id, title, expected=expected, why=security.why, code=code)
-        if name == "sandbox":
-            passed, got = set(self.sandbox) <= set(security.sandbox), ", ".join(security.sandbox) or "none"
-        else:
-            passed, got = getattr(security, name) in accepted, _spell(getattr(security, name))
-        return check(check_id, title, passed, expected=expected, got=got, code=code)
-
-
-_SECURITY_TITLES = {
-    "sealing": "What the stored models' keys are bound to",
-    "host_excluded": "Whether the server claims that its host cannot read its memory",
-    "isolation": "What shares a process",
-    "sandbox": "The sandbox layers that took hold",
-    "admission": "How models are examined before they run",
-    "anonymous_upload": "Whether uploads without a key are taken",
-    "verify_on_load": "What is checked when a stored model is loaded",
-    "logging": "What may reach a log",
-}
-
-
-def _spell(value: str | bool) -> str:
-    return str(value).lower() if isinstance(value, bool) else value
-
-
-def check_consistency(claims: Claims | Absent, security: SecurityConfiguration | Absent) -> Check:
-    """The configuration claims no more than the evidence shows: a lie here would pass a policy that trusts
-    its words.
-    """
-    check_id, title = "security.consistent", "The configuration claims no more than the evidence shows"
-    code = "security_contradicts_evidence"
-    expected = "host_excluded and sealing that this kind of evidence can show"
-    if isinstance(claims, Absent):
-        return check_impossible(check_id, title, expected=expected, why=claims.why, code=code)
-    if isinstance(security, Absent):
-        return check_impossible(check_id, title, expected=expected, why=security.why, code=code)
-    shown = ("operator", "simulated") if claims.simulated else ("measurement", "signer", "operator")
-    passed = security.sealing in shown and (claims.host_excluded or not security.host_excluded)
-    got = f"host_excluded {_spell(security.host_excluded)}, sealing {security.sealing}, {claims.format}"
-    return check(check_id, title, passed, expected=expected, got=got, code=code)
+        return tuple(rule.check(claims, given) for rule in self.rules)

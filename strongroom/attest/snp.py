@@ -515,6 +515,7 @@ def _details(
         ("report_id", report.report_id.hex()),
         ("report_id_ma", report.report_id_ma.hex()),
         ("policy", str(report.policy)),
+        ("policy.abi", f"{report.policy >> 8 & 0xFF}.{report.policy & 0xFF}"),
         ("policy.abi_major", str(report.policy >> 8 & 0xFF)),
         ("policy.abi_minor", str(report.policy & 0xFF)),
     ]

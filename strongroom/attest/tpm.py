@@ -20,7 +20,7 @@ import base64
 import hashlib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from typing import cast
@@ -226,7 +226,7 @@ def examine_activated(
     sound &= check_quote(checks, document.quote, key=document.key, scheme_hash=scheme_hash)
     sound &= checks.made[-1].passed
     # 4. event log
-    check_log(checks, document.quote, document.event_log)
+    events = check_log(checks, document.quote, document.event_log)
     # 5. certificates
     pool = load_certificates([*document.certificates, *(d for _, d in endorsements)])
     ek, ak = _check_chains(checks, document, partial(verify_chain, certificates=pool, roots=roots, now=now))
@@ -246,7 +246,8 @@ def examine_activated(
         why = "the quote did not verify" if not sound else "the attestation key is tied to nothing accepted"
         return Examination(checks=tuple(checks.made), claims=Absent(FORMAT, why))
     return Examination(
-        checks=tuple(checks.made), claims=_claims(document, ek, root=root, bound_by=how, signs=signs)
+        checks=tuple(checks.made),
+        claims=replace(_claims(document, ek, root=root, bound_by=how, signs=signs), events=events),
     )
 
 

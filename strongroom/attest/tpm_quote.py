@@ -21,7 +21,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
-from strongroom.attest.eventlog import check_event_log
+from strongroom.attest.eventlog import check_event_log, logged_events
 from strongroom.attest.evidence import Check, check, check_impossible
 from strongroom.attest.strict import JSON, Members
 from strongroom.attest.tpm_wire import (
@@ -198,15 +198,17 @@ def _holds(key: rsa.RSAPublicKey | ec.EllipticCurvePublicKey, signature: Signatu
     return True
 
 
-def check_log(checks: Checks, quote: Quote, event_log: bytes) -> None:
+def check_log(checks: Checks, quote: Quote, event_log: bytes) -> tuple[tuple[str, str, str], ...]:
     """Records the check "tpm.event_log" where there is a log: replayed, it gives the quoted PCRs (docs/spec/tpm.md
-    §6.4).
+    §6.4). Returns its events, for `Claims.events`, where it passed.
     """
-    if event_log:
-        made = check_event_log(
-            event_log, check_id="tpm.event_log", registers=quote.values(), algorithm=quote.bank, rtmrs=False
-        )
-        checks.made.append(made)
+    if not event_log:
+        return ()
+    made = check_event_log(
+        event_log, check_id="tpm.event_log", registers=quote.values(), algorithm=quote.bank, rtmrs=False
+    )
+    checks.made.append(made)
+    return logged_events(event_log, algorithm=quote.bank, rtmrs=False) if made.passed else ()
 
 
 def pcr_measurement(bank: int, values: dict[int, bytes]) -> str:

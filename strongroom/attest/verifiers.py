@@ -17,8 +17,10 @@ from strongroom.attest import azure, dcap, nitro, snp
 from strongroom.attest.appraisal import Policy
 from strongroom.attest.azure import examine_azure
 from strongroom.attest.dcap import examine_sgx, examine_tdx
+from strongroom.attest.eventlog import is_event_log
 from strongroom.attest.evidence import REPORT_DATA_SIZE, Examination
 from strongroom.attest.nitro import examine_nitro
+from strongroom.attest.releases import is_manifest
 from strongroom.attest.sim import examine_sim
 from strongroom.attest.snp import examine_snp
 from strongroom.attest.tpm import examine_tpm
@@ -75,19 +77,34 @@ def is_collateral(data: bytes) -> bool:
         return False
 
 
+def split_manifests(
+    endorsements: tuple[tuple[str, bytes], ...],
+) -> tuple[tuple[bytes, ...], tuple[tuple[str, bytes], ...]]:
+    """Sorts release manifests, which a policy may ask for, out of what goes to a format's verifier."""
+    return (
+        tuple(data for _, data in endorsements if is_manifest(data)),
+        tuple(e for e in endorsements if not is_manifest(e[1])),
+    )
+
+
 def endorsements_for(
     evidence_format: str, data: bytes, endorsements: tuple[tuple[str, bytes], ...]
 ) -> tuple[tuple[str, bytes], ...]:
     """Those of `endorsements` that `data`, evidence of the format, has use for, of what a person collected."""
-    if evidence_format == "azure":
+    below_paravisor = evidence_format == "azure"
+    if below_paravisor:
         try:
             evidence_format = azure.parse_azure(data).hcl.tee
         except MalformedInput:
             return ()  # its verifier refuses it with the reason
+    if (
+        evidence_format == "tdx" and not below_paravisor
+    ):  # whose RTMRs are the paravisor's: the log is the vTPM's
+        return tuple(e for e in endorsements if is_collateral(e[1]) or is_event_log(e[1]))
     if evidence_format in _BUNDLED:
         return tuple(e for e in endorsements if is_collateral(e[1]))
     if evidence_format in _CERTIFIED:
-        return tuple(e for e in endorsements if not is_collateral(e[1]))
+        return tuple(e for e in endorsements if not (is_collateral(e[1]) or is_event_log(e[1])))
     return ()
 
 

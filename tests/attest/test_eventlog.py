@@ -214,3 +214,117 @@ def test_the_recorded_ccel_gives_the_quoted_rtmrs() -> None:
     end = len(data.rstrip(b"\xff"))
     for size in range(0, end, 101):
         assert checked(data[:size], **options)[0] is False
+
+
+# What becomes of a log: events among the claims, once it gives the signed registers
+
+CCEL_EVENTS = [(1, 4, b"firmware"), (2, 13, b"kernel"), (2, 13, b"initrd"), (3, 13, b"command line")]
+
+
+def _ccel(*events: tuple[int, int, bytes]) -> bytes:
+    return fake.event_log(list(events), banks=(fake.SHA384,), first=1)
+
+
+def _td(log: bytes) -> Any:
+    """A TD whose RTMRs are those of the log."""
+    from fake_intel import Intel
+
+    values = replay_rtmrs(parse_event_log(log))
+    return Intel(version=4).but(body={f"rtmr{i}": value for i, value in enumerate(values)})
+
+
+def _examined(vendor: Any, *logs: bytes) -> Any:
+    from fake_intel import NOW
+
+    from strongroom.attest.dcap import examine_tdx
+
+    stapled = (("collateral", vendor.bundle), *((f"ccel-{i}", log) for i, log in enumerate(logs)))
+    return examine_tdx(vendor.quote, endorsements=stapled, roots=vendor.roots, now=NOW)
+
+
+def test_a_tds_log_becomes_events_once_it_gives_the_signed_registers() -> None:
+    """Register by register, digests as they were extended; without a log there are none, and no check."""
+    log = _ccel(*CCEL_EVENTS)
+    found = _examined(_td(log), log + bytes(100))
+    assert all(c.passed for c in found.checks), [c for c in found.checks if not c.passed]
+    digest = hashlib.sha384(b"kernel").hexdigest()
+    assert found.claims.events[0][0] == "rtmr0"
+    assert found.claims.events[1] == ("rtmr1", digest, "EV_IPL")
+    assert [c.id for c in found.checks if "log" in c.id] == ["tdx.event_log"]
+    silent = _examined(_td(log))
+    assert silent.claims.events == ()
+    assert not [c.id for c in silent.checks if "log" in c.id]
+
+
+@pytest.mark.parametrize(
+    "logs",
+    [
+        (_ccel(*CCEL_EVENTS[:-1]),),
+        (_ccel(*CCEL_EVENTS, (4, 13, b"more")),),
+        (_ccel(*CCEL_EVENTS[1:], CCEL_EVENTS[0], (1, 4, b"again")),),
+        (_ccel(*CCEL_EVENTS)[:-1],),
+        (_ccel((0, 4, b"x"), *CCEL_EVENTS),),
+        (_ccel(*CCEL_EVENTS), _ccel(*CCEL_EVENTS, (4, 13, b"more"))),
+        (_ccel(*CCEL_EVENTS), _ccel(*CCEL_EVENTS)),
+    ],
+    ids=range(7),
+)
+def test_a_log_that_does_not_give_them_refuses_and_says_nothing(logs: tuple[bytes, ...]) -> None:
+    """An event less or more, out of order, cut off, of another register, or two logs: no events, a failed check."""
+    found = _examined(_td(_ccel(*CCEL_EVENTS)), *logs)
+    assert [c.id for c in found.checks if not c.passed] == ["tdx.event_log"]
+    assert found.claims.events == ()
+
+
+def test_a_genuine_td_is_accepted_by_its_events() -> None:
+    """Google's TD: a policy takes RTMR0 and RTMR3 by value, RTMR1 and RTMR2 by the events of its log."""
+    if not SAMPLE.is_dir():
+        pytest.skip("not exercised here: recorded evidence is not beside this checkout")
+    from datetime import datetime
+
+    from policies import entry, production
+    from recorded import EVIDENCE
+
+    from strongroom.attest.appraise import NoReportData, appraise
+    from strongroom.attest.evidence import Evidence, Verdict
+    from strongroom.attest.policy import parse_policy
+
+    expect = json.loads((SAMPLE / "expect.json").read_text())
+    bundle = next(iter(expect["expect"]["dcap_qvl_0.7.0"]))
+    at = datetime.fromisoformat(expect["expect"]["dcap_qvl_0.7.0"][bundle]["as_of"])
+    stapled = (
+        ("bundle", (EVIDENCE / "dcap-collateral" / f"{bundle}.json").read_bytes()),
+        ("ccel", (SAMPLE / "ccel_data.bin").read_bytes()),
+    )
+    quote = (SAMPLE / "quote.bin").read_bytes()
+
+    def judged(text: str, endorsements: tuple[tuple[str, bytes], ...] = stapled) -> Verdict:
+        return appraise(
+            Evidence("tdx", quote, ()), parse_policy(text), report_data=NoReportData("recorded"),
+            endorsements=endorsements, now=at,
+        )  # fmt: skip
+
+    from strongroom.attest.appraise import AnyMeasurement
+
+    shown = appraise(
+        Evidence("tdx", quote, ()),
+        AnyMeasurement(),
+        report_data=NoReportData("recorded"),
+        endorsements=stapled,
+        now=at,
+    ).claims
+    assert shown is not None
+    assert len(shown.events) > 10
+    lines = [f'measurements = ["{shown.measurement}"]', f'tcb_statuses = ["{shown.tcb_status}"]']
+    lines += [f"accepted_advisories = {json.dumps(shown.advisories)}", "min_evaluation = 1"]
+    lines += [f'registers.rtmr{i} = ["{shown.fact(f"rtmr{i}")}"]' for i in (0, 3)]
+    digests = {r: list(dict.fromkeys(d for n, d, _ in shown.events if n == r)) for r in ("rtmr1", "rtmr2")}
+    lines += [
+        f"events.{r} = {{ require = {json.dumps(d[:1])}, allow = {json.dumps(d[1:])} }}"
+        for r, d in digests.items()
+    ]
+    text = production(entry("tdx", "\n".join(lines) + "\n"))
+    assert judged(text).passed, [c for c in judged(text).checks if not c.passed]
+    assert judged(text, stapled[:1]).code == "event_not_accepted"
+    fewer = text.replace(json.dumps(digests["rtmr2"][1:]), json.dumps(digests["rtmr2"][2:]))
+    assert judged(fewer).code == "event_not_accepted"

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 
+import policies
 import pytest
 from worlds import MEASUREMENT, NOW, OTHER_MEASUREMENT, SECURITY, Server, policy, verify
 
@@ -26,8 +27,8 @@ from strongroom.attest.policy import (
 from strongroom.attest.requirements import (
     HARDWARE_FORMATS,
     TCB_STATUSES,
-    TIMED_FORMATS,
     Code,
+    Given,
     NotDebug,
     Requirement,
     Root,
@@ -54,6 +55,7 @@ products = []
 min_svn = 1
 tcb_statuses = ["UpToDate"]
 accepted_advisories = []
+min_evaluation = 17
 """
 PRODUCTION = f"{HEAD}[[sgx]]{ENTRY}{SECURITY_TABLE}"
 DEVELOPMENT = PRODUCTION.replace("production", "development").replace(
@@ -92,11 +94,12 @@ def test_each_kind_is_read() -> None:
 
 @pytest.mark.parametrize("name", HARDWARE_FORMATS)
 def test_every_hardware_format_can_be_named(name: str) -> None:
-    """The entries parse into the same requirement; timed formats need their age, TPMs their roots."""
-    age = "max_evidence_age_s = 300\n" if name in TIMED_FORMATS else ""
-    age += f'roots = ["{ROOT}"]\n' if name == "tpm" else ""
-    text = PRODUCTION.replace("[[sgx]]", f"[[{name}]]\n{age}")
-    assert parse_policy(text).requirements[0].format == name
+    """An entry of each parses, and is written back as it was read."""
+    read = parse_policy(policies.production(policies.entry(name)))
+    assert read.requirements[0].format == name
+    assert parse_policy(render_policy(read, heading="x")) == read
+    development = parse_policy(policies.development(name, debug=True))
+    assert parse_policy(render_policy(development, heading="x")) == development
 
 
 def test_several_entries_are_several_requirements() -> None:
@@ -271,11 +274,10 @@ def test_what_is_written_is_read_back(text: str) -> None:
 
 def test_a_nitro_entry_with_signers_is_written_back() -> None:
     """Signers, products, ages and advisories survive writing."""
-    text = PRODUCTION.replace("[[sgx]]", "[[nitro]]\nmax_evidence_age_s = 60")
-    text = text.replace("signers = []", f'signers = ["{"cd" * 48}"]').replace(
-        "products = []", "products = [0, 7]"
-    )
-    text = text.replace("accepted_advisories = []", 'accepted_advisories = ["INTEL-SA-00615"]')
+    text = policies.production(policies.entry("nitro")).replace("signers = []", f'signers = ["{"cd" * 48}"]')
+    read = parse_policy(text)
+    assert parse_policy(render_policy(read, heading="x")) == read
+    text = PRODUCTION.replace("accepted_advisories = []", 'accepted_advisories = ["INTEL-SA-00615"]')
     read = parse_policy(text)
     assert parse_policy(render_policy(read, heading="x")) == read
 
@@ -295,7 +297,13 @@ def test_a_policy_for_hardware_claims_is_production_or_says_development() -> Non
     """Debug mode and an included host lead to kind development; the rest to production."""
     attested = verify(Server())
     claims = replace(
-        attested.claims, format="sgx", simulated=False, host_excluded=True, tcb_status="UpToDate", root=""
+        attested.claims,
+        format="sgx",
+        simulated=False,
+        host_excluded=True,
+        tcb_status="UpToDate",
+        root="",
+        details=(("eval_data_number", "17"),),
     )
     security = replace(SECURITY, sealing="measurement", host_excluded=True)
     assert parse_policy(policy_for(claims, security=security, now=NOW)).kind == "production"
@@ -404,14 +412,20 @@ def test_findings_are_json() -> None:
 
 
 def test_every_member_is_documented_and_every_example_is_read() -> None:
-    """docs/policy.md names every member that a file can have, and its TOML parses."""
-    text = (Path(__file__).resolve().parents[2] / "docs" / "policy.md").read_text(encoding="utf-8")
+    """docs/policy.md and docs/policy-entries.md name every member that a file can have, and the TOML parses."""
+    docs = Path(__file__).resolve().parents[2] / "docs"
+    text = (docs / "policy.md").read_text(encoding="utf-8")
+    reference = text + (docs / "policy-entries.md").read_text(encoding="utf-8")
     for name in ("kind", "expires", "max_verdict_age_s", *MEMBER_MEANS, *TCB_STATUSES):
-        assert f"`{name}`" in text, name
+        assert f"`{name}`" in reference, name
     for name in HARDWARE_FORMATS:
         assert f"[[{name}]]" in text
     examples = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
-    assert [parse_policy(example).kind for example in examples] == ["UNSAFE_SIMULATION", "production"]
+    assert [parse_policy(example).kind for example in examples] == [
+        "UNSAFE_SIMULATION",
+        "production",
+        "UNSAFE_SIMULATION",
+    ]
 
 
 @pytest.mark.parametrize("when", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"])
@@ -422,5 +436,7 @@ def test_dates_at_the_ends_of_the_calendar_are_compared_without_fault(when: str)
     assert parse_policy(render_policy(read, heading="x")) == read
     assert any(
         c.id == "policy.expires"
-        for c in read.appraise(Absent("sgx", "x"), security=Absent("sgx", "x"), now=NOW)
+        for c in read.appraise(
+            Absent("sgx", "x"), security=Absent("sgx", "x"), given=Given(now=NOW, manifests=())
+        )
     )
