@@ -111,6 +111,7 @@ CODES: dict[str, str] = {
     "store_quota": "The store holds as many models, or as many bytes, as it may.",
     "upload_digest_mismatch": "The body that arrived does not have the digest that the caller stated.",
     "uploads_busy": "As many uploads are under way as this server takes.",
+    "endorsements_unusable": "A file with endorsements to staple cannot be read, is empty, or is too long.",
     # attestation: the evidence
     "evidence_format_unsupported": "This version cannot verify evidence of this format.",
     "evidence_wrong_label": "The evidence was signed for another purpose.",

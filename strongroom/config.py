@@ -232,6 +232,12 @@ class Config:
         low=10,
         high=7 * 86_400,
     )
+    endorsements: tuple[str, ...] = _setting(
+        (),
+        "Files that go out with every evidence answer: DCAP bundles, certificates, release manifests. They are "
+        "signed by others and decide nothing; read again for every answer, so that they can be renewed in place.",
+        unit="paths",
+    )
     shutdown_s: int = _setting(
         30, "Time for requests under way to end after SIGTERM or SIGINT.", unit="seconds", low=0, high=3600
     )
@@ -449,6 +455,10 @@ def _check(setting: Setting, value: object, folder: Path) -> Any:
     if isinstance(setting.default, tuple):
         if not isinstance(value, list) or not all(isinstance(part, str) for part in value):
             raise InvalidConfig(f"{setting.key}: expected a list of strings", code="config_wrong_type")
+        if setting.unit == "paths":
+            if any("\0" in part or not part for part in value):
+                raise InvalidConfig(f"{setting.key}: not a path", code="config_out_of_range")
+            return tuple(str(folder / part) for part in value)
         return tuple(value)
     if type(value) is not type(setting.default):  # bool is an int to isinstance
         raise InvalidConfig(

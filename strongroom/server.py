@@ -36,7 +36,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from starlette.types import Scope
 
 from strongroom import boot, models
-from strongroom.attester import SimulatedAttester, load_or_create_root, root_digest
+from strongroom.attester import Attester, SimulatedAttester, load_or_create_root, root_digest
 from strongroom.boot import Boot, planned_measurement
 from strongroom.config import Config, Preload
 from strongroom.edge import EdgeLimits, GuardedProtocol
@@ -51,6 +51,7 @@ from strongroom.oip import WireLimits
 from strongroom.rest import Rest
 from strongroom.runner import Preloaded, RunLimits, Runner
 from strongroom.service import Clocks, Epoch, Service, ServiceLimits, check_name
+from strongroom.stapling import StapledAttester
 from strongroom.store import CheckResult, ModelVersion, Store
 from strongroom.tokens import NonceBook
 
@@ -92,7 +93,8 @@ def check_store(settings: Config) -> tuple[CheckResult, ...]:
 async def _serve(ready: Boot) -> None:
     settings = ready.settings
     root_key = _root_key(settings)
-    attester = SimulatedAttester(root_key, ready.measurement.digest)
+    simulated = SimulatedAttester(root_key, ready.measurement.digest)
+    attester = StapledAttester(simulated, tuple(map(Path, settings.endorsements)))
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(_open_store(settings, attester))
         _sweep_rooms(settings.state_path, keep=ready.room)
@@ -201,7 +203,7 @@ async def _rotate(epochs: Epochs) -> None:
 # Parts
 
 
-def _open_store(settings: Config, attester: SimulatedAttester) -> Store:
+def _open_store(settings: Config, attester: Attester) -> Store:
     digest = boot.security_configuration(settings).digest()
     settings.state_path.mkdir(mode=0o700, parents=True, exist_ok=True)
     return Store.open(
@@ -277,9 +279,7 @@ def preload(entry: Preload, settings: Config, *, measured: str) -> Preloaded:
     return Preloaded(model=model, read=read)
 
 
-def _service(
-    settings: Config, store: Store, attester: SimulatedAttester, preloaded: tuple[Preloaded, ...]
-) -> Service:
+def _service(settings: Config, store: Store, attester: Attester, preloaded: tuple[Preloaded, ...]) -> Service:
     limits = settings.limits
     runner = Runner(
         store=store,

@@ -74,11 +74,12 @@ def _other_value(setting: config.Setting) -> tuple[object, str]:
     if isinstance(default, int):
         return setting.low, str(setting.low)
     if isinstance(default, tuple):
-        return ("a.example",), '["a.example"]'
+        value = "/a.example" if setting.unit == "paths" else "a.example"
+        return (value,), f'["{value}"]'
     if setting.choices:
         return setting.choices[-1], f'"{setting.choices[-1]}"'
-    value = "[::1]:0" if setting.unit == "host:port" else "/somewhere"
-    return value, f'"{value}"'
+    other = "[::1]:0" if setting.unit == "host:port" else "/somewhere"
+    return other, f'"{other}"'
 
 
 def test_a_variable_wins_over_the_file(tmp_path: Path) -> None:
@@ -213,3 +214,19 @@ def test_any_bytes_give_a_configuration_or_our_error(data: bytes) -> None:
     from targets_server import fuzz_config
 
     fuzz_config(data)
+
+
+def test_paths_in_a_list_are_relative_to_the_file(tmp_path: Path) -> None:
+    """As single paths are; an empty one is none."""
+    assert load(tmp_path, 'endorsements = ["a.json", "/b.json"]').endorsements == (
+        str(tmp_path / "a.json"),
+        "/b.json",
+    )
+    for wrong in (
+        'endorsements = [""]',
+        'endorsements = ["a\\u0000"]',
+        "endorsements = [1]",
+        'endorsements = "a"',
+    ):
+        with pytest.raises(InvalidConfig):
+            load(tmp_path, wrong)
