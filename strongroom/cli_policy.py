@@ -116,6 +116,16 @@ def _from_measurement(measurement: str, root: str | None) -> tuple[str, dict[str
 
 
 @policy.command()
+@click.argument("name", metavar="PROFILE")
+def show(name: str) -> None:
+    """Print a profile (production, development, UNSAFE_SIMULATION), to copy and add entries to."""
+    from strongroom.attest.policy import NAMED_POLICIES, named_policy
+
+    named_policy(name)
+    click.echo(NAMED_POLICIES[name], nl=False)
+
+
+@policy.command()
 @click.argument("file", type=click.Path(path_type=Path), envvar="STRONGROOM_POLICY")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def lint(file: Path, as_json: bool) -> None:

@@ -531,6 +531,18 @@ def test_policy_lint(policy: Path, tmp_path: Path) -> None:
     assert strongroom("policy", "lint", tmp_path / "empty.toml").exit_code == 20
 
 
+def test_policy_show(tmp_path: Path) -> None:
+    """A profile is printed as a file that parses; other names are unusable, the one for `appraise` too."""
+    for name in ("production", "development", "UNSAFE_SIMULATION"):
+        shown = strongroom("policy", "show", name)
+        assert shown.exit_code == 0
+        file = tmp_path / f"{name}.toml"
+        file.write_text(shown.stdout)
+        assert f"{name}:" in strongroom("policy", "lint", file).stdout
+    for name in ("UNSAFE_ANY_MEASUREMENT", "strict", ""):
+        assert strongroom("policy", "show", name).exit_code == 20
+
+
 # --- documentation ------------------------------------------------------------------------------------------
 
 

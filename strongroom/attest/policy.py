@@ -261,12 +261,51 @@ verify_on_load = ["tags", "sha256"]
 logging = ["no_content"]
 """
 
-NAMED_POLICIES: dict[str, str] = {PRODUCTION: _PRODUCTION_PROFILE}
-"""Name -> the text of the policy that goes by it."""
+_DEVELOPMENT_PROFILE = """\
+# The floor of policies for trials on real hardware: no real data. It names no code, so by itself it refuses every
+# server: copy it and add entries. What they may leave open begins with unsafe_ and must be said.
+kind = "development"
+expires = 9999-12-31T00:00:00Z
+max_verdict_age_s = 3600
+
+[security]
+sealing = ["measurement", "signer", "operator"]
+host_excluded = [true, false]
+isolation = ["in_process", "model", "owner", "request"]
+sandbox = []
+admission = ["structural"]
+anonymous_upload = [false, true]
+verify_on_load = ["tags", "sha256"]
+logging = ["no_content"]
+"""
+_SIMULATION_PROFILE = """\
+# The floor of policies for the SIMULATED TEE, which protects nothing from the machine's owner. It names no root and
+# no code, so by itself it refuses every server: copy it and add a [[sim]] entry.
+kind = "UNSAFE_SIMULATION"
+expires = 9999-12-31T00:00:00Z
+max_verdict_age_s = 3600
+
+[security]
+sealing = ["simulated"]
+host_excluded = [false]
+isolation = ["in_process", "model", "owner", "request"]
+sandbox = []
+admission = ["structural"]
+anonymous_upload = [false, true]
+verify_on_load = ["tags", "sha256"]
+logging = ["no_content"]
+"""
+
+NAMED_POLICIES: dict[str, str] = {
+    PRODUCTION: _PRODUCTION_PROFILE,
+    DEVELOPMENT: _DEVELOPMENT_PROFILE,
+    UNSAFE_SIMULATION: _SIMULATION_PROFILE,
+}
+"""Name -> the text of the policy that goes by it: floors, none of which names any code."""
 
 
 def named_policy(name: str) -> Policy:
-    """Returns the embedded policy `name` ("production").
+    """Returns the embedded policy `name`, one of `NAMED_POLICIES`.
 
     Raises:
         InvalidPolicy: code `policy_unknown_name`.

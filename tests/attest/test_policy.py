@@ -33,7 +33,7 @@ from strongroom.attest.requirements import (
     Requirement,
     Root,
 )
-from strongroom.errors import CODES, InvalidPolicy
+from strongroom.errors import CODES, AttestationRefused, InvalidPolicy
 
 ROOT = "ab" * 32
 SECURITY_TABLE = """
@@ -239,15 +239,19 @@ def test_a_requirement_has_all_rules_of_its_format() -> None:
 # Named profiles
 
 
-def test_the_production_profile_is_a_floor_that_accepts_no_code() -> None:
-    """It parses, names nothing, and lints as such."""
-    floor = named_policy("production")
+@pytest.mark.parametrize("name", ["production", "development", "UNSAFE_SIMULATION"])
+def test_a_profile_is_a_floor_that_accepts_no_code(name: str) -> None:
+    """It parses, is of the kind of its name, names nothing, and lints as such; even the genuine server is refused."""
+    floor = named_policy(name)
+    assert floor.kind == name
     assert floor.requirements == ()
-    assert set(NAMED_POLICIES) == {"production"}
+    assert set(NAMED_POLICIES) == {"production", "development", "UNSAFE_SIMULATION"}
     assert any("refuses every server" in f.text for f in lint(floor, NOW))
+    with pytest.raises(AttestationRefused):
+        verify(Server(), by=floor)
 
 
-@pytest.mark.parametrize("name", ["", "Production", "UNSAFE_SIMULATION", "../production"])
+@pytest.mark.parametrize("name", ["", "Production", "UNSAFE_ANYTHING", "../production"])
 def test_other_names_are_refused(name: str) -> None:
     """No other profile goes by a name."""
     with pytest.raises(InvalidPolicy) as caught:
@@ -259,7 +263,7 @@ def test_other_names_are_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", [PRODUCTION, DEVELOPMENT, SIMULATION, *NAMED_POLICIES.values()], ids=range(4)
+    "text", [PRODUCTION, DEVELOPMENT, SIMULATION, *NAMED_POLICIES.values()], ids=range(6)
 )
 def test_what_is_written_is_read_back(text: str) -> None:
     """`render_policy` and `parse_policy` are inverse, and every member carries a comment."""
