@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from strongroom.attest import dcap, snp
 from strongroom.attest.evidence import MAX_EVIDENCE, Absent, Claims, Examination
+from strongroom.attest.facts import AZURE_SETTINGS
 from strongroom.attest.quote import TdReport
 from strongroom.attest.quote import parse_quote as parse_td_quote
 from strongroom.attest.strict import JSON, Members, canonical, parse_object
@@ -320,14 +321,9 @@ def _runtime_details(top: dict[str, object]) -> tuple[tuple[str, str], ...]:
     if isinstance(user_data, str) and re.fullmatch(r"([0-9A-Fa-f]{2}){0,64}", user_data, re.ASCII):
         details.append(("azure.user_data", user_data.lower()))
     if isinstance(settings, dict):
-        for member, name in (
-            ("secure-boot", "azure.secure_boot"),
-            ("tpm-enabled", "azure.tpm_enabled"),
-            ("tpm-persisted", "azure.tpm_persisted"),
-            ("console-enabled", "azure.console_enabled"),
-        ):
+        for member, name in AZURE_SETTINGS.items():
             if isinstance(settings.get(member), bool):
-                details.append((name, str(settings[member]).lower()))
+                details.append((f"azure.{name}", str(settings[member]).lower()))
         vm = settings.get("vmUniqueId")
         if isinstance(vm, str) and re.fullmatch(r"[0-9A-Fa-f-]{1,64}", vm, re.ASCII):
             details.append(("azure.vm_id", vm.lower()))

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from strongroom.attest.evidence import Claims
 from strongroom.attest.facts import (
+    AZURE_SETTINGS,
     DATE,
     HEX,
     INTEGER,
@@ -294,8 +295,8 @@ _INTEL: Final = (
     _least("min_qe_svn", "qe_svn", INTEGER, (), _OLD, "lowest SVN of the quoting enclave"),
     _listed("chips", "ppid", HEX, (16,), _CHIP, "platforms that are accepted, by PPID"),
     _listed("fmspcs", "fmspc", HEX, (6,), _CHIP, "kinds of platform that are accepted, by FMSPC"),
-    _settings(tuple(CONFIGURATION.values())),
 )  # fmt: skip
+_INTEL_SETTINGS: Final = tuple(CONFIGURATION.values())
 
 
 def _tcb_table(member: str, *, required: bool) -> Group:
@@ -349,11 +350,12 @@ _AMD: Final = (
         "lowest firmware version that the platform has committed to, as 1.55.22",
     ),
     _listed("chips", "chip_id", HEX, (64,), _CHIP, "chips that are accepted, by CHIP_ID"),
-    _settings(
-        (*(f"policy.{n}" for n, _ in POLICY_BITS if n not in ("debug", "migrate_ma")),
-         *(f"platform.{n}" for n, _ in PLATFORM_BITS))
-    ),
 )  # fmt: skip
+_AMD_SETTINGS: Final = (
+    *(f"policy.{n}" for n, _ in POLICY_BITS if n not in ("debug", "migrate_ma")),
+    *(f"platform.{n}" for n, _ in PLATFORM_BITS),
+)
+_AZURE_SETTINGS: Final = tuple(f"azure.{n}" for n in AZURE_SETTINGS.values())
 _SNP_GUEST: Final = (
     _least("min_abi", "policy.abi", VERSION, (), "firmware_too_old", "lowest ABI that the guest's policy asks for"),
     _listed("host_data", "host_data", HEX, (32,), "host_data_not_accepted", "data that the host gave at the launch"),
@@ -410,6 +412,7 @@ ENTRIES: Final[dict[str, tuple[Group, ...]]] = {
         _EXPIRES,
         _MIN_SVN,
         *_INTEL,
+        _settings(_INTEL_SETTINGS),
         _listed(
             "attributes", "attributes", MASKED, (8,), "attributes_not_accepted",
             "the enclave's ATTRIBUTES (flags; perhaps with a mask, VALUE/MASK)",
@@ -427,6 +430,7 @@ ENTRIES: Final[dict[str, tuple[Group, ...]]] = {
         _RELEASE,
         _EXPIRES,
         *_INTEL,
+        _settings(_INTEL_SETTINGS),
         _least(
             "min_tee_tcb_svn", "tee_tcb_svn", PARTS, (16,), _OLD, "lowest part of each of the 16 of TEE_TCB_SVN",
         ),
@@ -440,7 +444,10 @@ ENTRIES: Final[dict[str, tuple[Group, ...]]] = {
         _listed("mr_owners", "mr_owner", HEX, (48,), _ID, "owners of the TD, by MROWNER"),
         _listed("mr_owner_configs", "mr_owner_config", HEX, (48,), _ID, "the owner's configuration, by MROWNERCONFIG"),
     ),
-    "snp": (_code_group(_MEASUREMENTS, _SIGNERS), _RELEASE, _EXPIRES, _MIN_SVN, *_AMD, *_SNP_GUEST),
+    "snp": (
+        _code_group(_MEASUREMENTS, _SIGNERS), _RELEASE, _EXPIRES, _MIN_SVN,
+        *_AMD, _settings(_AMD_SETTINGS), *_SNP_GUEST,
+    ),
     "tpm": (
         _one(
             Member("roots", STRINGS, "SHA-256 of root certificates (DER) of TPM makers, or of public areas of "
@@ -463,9 +470,11 @@ ENTRIES: Final[dict[str, tuple[Group, ...]]] = {
     ),
     "azure-snp": (
         _tee("snp"), _launch(48), *_AZURE, _RELEASE, _EXPIRES, *_AMD,
+        _settings((*_AZURE_SETTINGS, *_AMD_SETTINGS)),
     ),
     "azure-tdx": (
         _tee("tdx"), _launch(240), *_AZURE, _RELEASE, _EXPIRES, *_INTEL,
+        _settings((*_AZURE_SETTINGS, *_INTEL_SETTINGS)),
     ),
 }  # fmt: skip
 """Format -> the groups of its entries, in the order in which they are written. Azure's depend on the hardware."""

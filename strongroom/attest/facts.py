@@ -22,6 +22,13 @@ HEX, INTEGER, TEXT, MASKED = "hex", "integer", "text", "masked"
 PARTS, DATE, VERSION = "parts", "date", "version"
 MAX_VALUES = 1024
 """Entries of one list: chips of a large cluster."""
+AZURE_SETTINGS = {
+    "secure-boot": "secure_boot",
+    "tpm-enabled": "tpm_enabled",
+    "tpm-persisted": "tpm_persisted",
+    "console-enabled": "console_enabled",
+}
+"""What Azure's runtime data say of a machine: member of `vm-configuration` -> detail, behind `azure.`."""
 _VERSION = r"[0-9]{1,5}(\.[0-9]{1,5}){0,3}"
 _DATE = r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
 

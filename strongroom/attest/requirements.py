@@ -512,6 +512,7 @@ NEEDED: dict[str, tuple[tuple[str, ...], ...]] = {
     "nitro": (("policy.measurement", _RELEASED), ("policy.age",)),
     "azure": (
         ("policy.azure_tee",),
+        ("policy.azure_launch_measurement",),
         ("policy.measurement", "policy.register.", _RELEASED),
         ("policy.tcb_version", "policy.tcb_status"),
     ),

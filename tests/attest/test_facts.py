@@ -84,7 +84,7 @@ _FACTS: dict[str, dict[str, str]] = {
     "azure": _AMD
     | _PCRS
     | {"azure.tee": "snp", "azure.launch_measurement": MEASUREMENT_48, "azure.vm_id": "0a-1b"}
-    | {"azure.user_data": "00" * 64},
+    | {"azure.secure_boot": "true", "azure.user_data": "00" * 64},
 }
 
 
@@ -249,6 +249,12 @@ OTHERS: list[tuple[str, str, dict[str, str | None], str]] = [
         f'launch_measurements = ["{MEASUREMENT_48}"]',
         {"azure__launch_measurement": "00" * 48},
         "measurement_not_accepted",
+    ),
+    (
+        "azure",
+        'require_settings = ["azure.secure_boot", "policy.smt"]\nrefuse_settings = []',
+        {"azure__secure_boot": "false"},
+        "setting_not_accepted",
     ),
     ("azure", 'tee = "snp"', {"azure__tee": "tdx"}, "tee_not_accepted"),
     ("azure", 'vm_ids = ["0a-1b"]', {"azure__vm_id": "0a-1c"}, "identity_not_accepted"),
