@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from strongroom.attest import verify
+    from strongroom.attest.bundle import Bundle, encode_bundle, parse_bundle
     from strongroom.attest.evidence import Appraised, Attested, Check, Claims, Verdict
     from strongroom.attest.policy import Policy, parse_policy
+    from strongroom.attest.replay import Bundled, appraise_bundle
     from strongroom.calls import ModelMetadata, TensorInfo
     from strongroom.client import AsyncClient, AsyncModel, Client, Model, aconnect, connect
     from strongroom.errors import (
@@ -50,6 +52,8 @@ _HOME = {
     "strongroom.calls": ("ModelMetadata", "TensorInfo"),
     "strongroom.attest.policy": ("Policy", "parse_policy"),
     "strongroom.attest": ("verify",),
+    "strongroom.attest.bundle": ("Bundle", "encode_bundle", "parse_bundle"),
+    "strongroom.attest.replay": ("Bundled", "appraise_bundle"),
     "strongroom.attest.evidence": ("Verdict", "Check", "Claims", "Attested", "Appraised"),
     "strongroom.errors": (
         "Error",
@@ -75,6 +79,7 @@ _ORIGIN = {name: module for module, names in _HOME.items() for name in names}
 __all__ = [
     "connect", "aconnect", "Client", "AsyncClient", "Model", "AsyncModel", "ModelMetadata", "TensorInfo",
     "Policy", "parse_policy", "verify", "Verdict", "Check", "Claims", "Attested", "Appraised",
+    "Bundle", "Bundled", "encode_bundle", "parse_bundle", "appraise_bundle",
     "Error", "Refused", "AttestationRefused", "AdmissionRefused", "AccessRefused", "SealRefused", "Unusable",
     "MalformedInput", "InvalidPolicy", "InvalidConfig", "InvalidRequest", "LimitExceeded", "NotFound",
     "Conflict", "Unavailable", "Failure", "__version__",

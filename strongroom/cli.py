@@ -38,6 +38,7 @@ from strongroom.terminal import (
 )
 
 if TYPE_CHECKING:
+    from strongroom.attest.bundle import Bundle
     from strongroom.client import Client
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -170,12 +171,17 @@ def _connect(url: str, policy_path: str, key_path: str | None, timeout: float) -
     "--certificate", type=click.Path(path_type=Path), metavar="FILE",
     help="Write the certificate of the verified connection there (PEM), if the server is accepted.",
 )  # fmt: skip
+@click.option(
+    "--save", type=click.Path(path_type=Path), metavar="FILE",
+    help="Write what this rests on there, accepted or refused, for `strongroom appraise`; a new file.",
+)  # fmt: skip
 @_timeout_option
 @_json_option
 @click.pass_context
 def verify(
-    ctx: click.Context, url: str, policy_path: str, certificate: Path | None, timeout: float, as_json: bool
-) -> None:
+    ctx: click.Context, url: str, policy_path: str, certificate: Path | None, save: Path | None,
+    timeout: float, as_json: bool,
+) -> None:  # fmt: skip
     """Verify a server: one line per check with what was expected and what came.
 
     Sends nothing but the question for evidence. Exit code 0 where the policy accepts the server, 10 where
@@ -183,19 +189,24 @@ def verify(
     """
     from strongroom.client import Client
 
+    if save is not None and (save.exists() or save.is_symlink()):
+        raise _exists(save)
     pem = ""
+    bundle: Bundle | None
     with Client(url, policy=policy_path, timeout=timeout) as client:
         try:
             verdict = client.attest()
-            pem = client.certificate
+            pem, bundle = client.certificate, client.bundle
         except AttestationRefused as refusal:
             if refusal.verdict is None:
                 raise
-            verdict = refusal.verdict
+            verdict, bundle = refusal.verdict, refusal.bundle
     if verdict.simulated:
         _note_simulated()
     if certificate is not None and verdict.passed:
         _write_public(certificate, pem)
+    if save is not None:
+        _save(save, bundle)
     if as_json:
         show_json(verdict.to_json())
     else:
@@ -210,6 +221,36 @@ def _write_public(path: Path, text: str) -> None:
         path.chmod(0o644)
     except OSError as exc:
         raise InvalidRequest(f"{path} cannot be written", code="output_unwritable") from exc
+
+
+def _exists(path: Path) -> InvalidRequest:
+    return InvalidRequest(f"{path} exists already and is left as it is", code="output_unwritable")
+
+
+def _save(path: Path, bundle: Bundle | None) -> None:
+    """Writes a bundle that everybody may read: as a whole or not at all, and over no file."""
+    from strongroom.attest.bundle import encode_bundle
+
+    if bundle is None:
+        click.echo(f"{path} was not written: no evidence came", err=True)
+        return
+    part = path.with_name(f".{path.name}.part")
+    try:
+        # The name is taken first, by a file that was not there; the content then comes whole in its place.
+        path.open("xb").close()
+        try:
+            part.write_bytes(encode_bundle(bundle))
+            part.chmod(0o644)
+            part.replace(path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            path.unlink()
+            raise
+    except FileExistsError as exc:
+        raise _exists(path) from exc
+    except OSError as exc:
+        raise InvalidRequest(f"{path} cannot be written", code="output_unwritable") from exc
+    click.echo(f"wrote {path}", err=True)
 
 
 @main.command()

@@ -1,10 +1,11 @@
-"""`strongroom appraise`: recorded evidence, of anybody's software, by a policy; nothing is contacted."""
+"""`strongroom appraise`: recorded evidence of anybody's software, or a bundle, by a policy; nothing is contacted."""
 
 from __future__ import annotations
 
+import hashlib
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -14,7 +15,8 @@ from strongroom.terminal import EXIT_OK, EXIT_REFUSED, show_json, show_verdict
 
 if TYPE_CHECKING:
     from strongroom.attest.appraise import Asked
-    from strongroom.attest.evidence import Claims
+    from strongroom.attest.bundle import Bundle
+    from strongroom.attest.evidence import Claims, Verdict
 
 FORMATS: Final = ("sgx", "tdx", "snp", "azure", "nitro", "tpm", "ra-tls")
 _RECORDED: Final = ("azure", "tpm")
@@ -43,13 +45,22 @@ NOT_PROVEN: Final = {
     "ra-tls": ("That any server holds the certificate's key now: only a TLS handshake with it shows that.",),
 }
 
+NOT_PROVEN_SIMULATED: Final = ("Anything: simulated evidence protects nothing from the server's operator.",)
+NOT_PROVEN_BUNDLE: Final = (
+    "That this server is, or ever was, at any address: the bundle has a certificate, not a connection.",
+    "When it was: time, nonce, origin and policy are the word of whoever made the bundle.",
+    "That what was done in that session was done there: a bundle holds no request and no answer to one.",
+)
+
 
 @click.command()
 @click.argument("evidence", type=click.Path(path_type=Path))
-@click.option("--format", "format_", type=click.Choice(FORMATS), required=True, help="What the evidence is.")
 @click.option(
-    "--policy", "policy_path", envvar="STRONGROOM_POLICY", required=True, metavar="FILE|PROFILE",
-    show_envvar=True, help="Policy file, production or UNSAFE_ANY_MEASUREMENT.",
+    "--format", "format_", type=click.Choice(FORMATS), help="What the evidence is; not with a bundle."
+)  # fmt: skip
+@click.option(
+    "--policy", "policy_path", envvar="STRONGROOM_POLICY", metavar="FILE|PROFILE", show_envvar=True,
+    help="Policy file, production or UNSAFE_ANY_MEASUREMENT; else a bundle's own.",
 )  # fmt: skip
 @click.option(
     "--endorsements", "endorsed", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
@@ -57,37 +68,42 @@ NOT_PROVEN: Final = {
 )  # fmt: skip
 @click.option("--nonce", metavar="HEX", help="Nonce that the evidence must carry: nitro, tpm, azure.")
 @click.option("--report-data", "data", metavar="HEX", help="Report data that it must carry, whole.")
-@click.option("--at", metavar="RFC3339", help="The moment to verify at; else now.")
+@click.option("--at", metavar="RFC3339", help="The moment to verify at; else now, or a bundle's own.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.option("--explain", is_flag=True, help="Say in plain words what passing does not prove.")
 @click.pass_context
 def appraise(
-    ctx: click.Context, evidence: Path, format_: str, policy_path: str, endorsed: tuple[Path, ...],
-    nonce: str | None, data: str | None, at: str | None, as_json: bool, explain: bool,
+    ctx: click.Context, evidence: Path, format_: str | None, policy_path: str | None,
+    endorsed: tuple[Path, ...], nonce: str | None, data: str | None, at: str | None, as_json: bool,
+    explain: bool,
 ) -> None:  # fmt: skip
     """Appraise recorded evidence of anybody's software: every claim, every check, the verdict.
 
     EVIDENCE is a quote, report, document or certificate as it was recorded; for tpm a folder, for azure a JSON file
-    or its folder. Nothing is contacted. Exit code 0 where the policy accepts it, 10 where not, 20 where a file or
-    an argument cannot be used.
+    or its folder; or a bundle that `strongroom verify --save` wrote, which verifies by its own policy at its own
+    time unless others are given. Nothing is contacted. Exit code 0 where the policy accepts it, 10 where not, 20
+    where a file or an argument cannot be used.
     """
-    from strongroom.attest.appraise import appraise as appraise_evidence
-    from strongroom.attest.evidence import Evidence
-    from strongroom.client import SYSTEM_CLOCK
-    from strongroom.sources import load_appraisal_policy
-
-    verdict = appraise_evidence(
-        Evidence(format_, _read_evidence(evidence, format_), ()),
-        load_appraisal_policy(policy_path),
-        report_data=_asked(nonce, data, format_),
-        endorsements=_read_endorsements(endorsed),
-        now=moment(at) if at is not None else SYSTEM_CLOCK.now(),
-    )
-    unproven = (*NOT_PROVEN[format_], *_EVERYWHERE)
+    if (bundle := _read_bundle(evidence)) is not None:
+        if format_ or endorsed or nonce or data:
+            raise click.UsageError(
+                "a bundle has its own format, endorsements and nonce: only --policy and --at go with it"
+            )
+        verdict, facts = _appraise_bundle(bundle, policy_path, at)
+        unproven = (*NOT_PROVEN_BUNDLE, *NOT_PROVEN.get(verdict.format, NOT_PROVEN_SIMULATED), *_EVERYWHERE)
+    else:
+        if format_ is None:
+            raise click.UsageError(f"--format: which of {', '.join(FORMATS)}; only a bundle says so itself")
+        if policy_path is None:
+            raise click.UsageError("--policy: a policy file or a profile; only a bundle has its own")
+        asked, facts = _asked(nonce, data, format_), {}
+        verdict = _appraise_files(evidence, format_, policy_path, endorsed, asked, at)
+        unproven = (*NOT_PROVEN[format_], *_EVERYWHERE)
     if as_json:
-        document = verdict.to_json()
+        document = verdict.to_json() | ({"bundle": facts} if facts else {})
         show_json({**document, "does_not_prove": list(unproven)} if explain else document)
     else:
+        _show_facts(facts)
         if verdict.claims is not None:
             _show_claims(verdict.claims)
         show_verdict(verdict)
@@ -97,24 +113,80 @@ def appraise(
     ctx.exit(EXIT_OK if verdict.passed else EXIT_REFUSED)
 
 
-def _show_claims(claims: Claims) -> None:
-    facts = claims.to_json()
-    details = facts.pop("details")
-    facts["events"] = f"{len(facts['events'])} (see --json)" if facts["events"] else "no event log"
-    for name, value in (*facts.items(), *details.items()):
+def _appraise_files(
+    evidence: Path, format_: str, policy_path: str, endorsed: tuple[Path, ...], asked: Asked, at: str | None
+) -> Verdict:
+    from strongroom.attest.appraise import appraise as appraise_evidence
+    from strongroom.attest.evidence import Evidence
+    from strongroom.client import SYSTEM_CLOCK
+    from strongroom.sources import load_appraisal_policy
+
+    return appraise_evidence(
+        Evidence(format_, _read_evidence(evidence, format_), ()),
+        load_appraisal_policy(policy_path),
+        report_data=asked,
+        endorsements=_read_endorsements(endorsed),
+        now=moment(at) if at is not None else SYSTEM_CLOCK.now(),
+    )
+
+
+def _appraise_bundle(
+    bundle: Bundle, policy_path: str | None, at: str | None
+) -> tuple[Verdict, dict[str, Any]]:
+    """The verdict, and what a person should know of bundle, policy and time beside it."""
+    from strongroom.attest.replay import Bundled, appraise_bundle
+    from strongroom.sources import load_policy
+
+    policy = load_policy(policy_path) if policy_path is not None else Bundled()
+    now = moment(at) if at is not None else Bundled()
+    verdict = appraise_bundle(bundle, policy=policy, now=now)
+    own = bundle.verified_at.isoformat()
+    facts = {
+        "origin": bundle.origin,
+        "software": bundle.software,
+        "verified_at": own,
+        "verified_again_at": own if isinstance(now, Bundled) else now.isoformat(),
+        "policy": "the bundle's own" if policy_path is None else policy_path,
+        "policy_in_bundle_sha256": hashlib.sha256(bundle.policy.encode()).hexdigest(),
+        "nonce": bundle.nonce.hex(),
+        "leaf_sha256": hashlib.sha256(bundle.leaf).hexdigest(),
+        "endorsements": [name for name, _ in bundle.endorsements],
+    }
+    return verdict, facts
+
+
+def _show_facts(facts: dict[str, Any]) -> None:
+    for name, value in facts.items():
         shown = ", ".join(value) if isinstance(value, list) else str(value)
         click.echo(f"      {name:<30} {printable(shown, limit=1000)}")
 
 
-def _read(path: Path) -> bytes:
+def _show_claims(claims: Claims) -> None:
+    facts = claims.to_json()
+    details = facts.pop("details")
+    facts["events"] = f"{len(facts['events'])} (see --json)" if facts["events"] else "no event log"
+    _show_facts(facts)
+    _show_facts(details)
+
+
+def _read(path: Path, *, limit: int = MAX_FILE) -> bytes:
     try:
         with path.open("rb") as file:
-            data = file.read(MAX_FILE + 1)
+            data = file.read(limit + 1)
     except OSError as exc:
         raise InvalidRequest(f"{path} cannot be read", code="input_unreadable") from exc
-    if len(data) > MAX_FILE:
-        raise InvalidRequest(f"{path}: more than {MAX_FILE} bytes", code="input_unreadable")
+    if len(data) > limit:
+        raise InvalidRequest(f"{path}: more than {limit} bytes", code="input_unreadable")
     return data
+
+
+def _read_bundle(path: Path) -> Bundle | None:
+    """The bundle in the file; None where it is something else."""
+    from strongroom.attest.bundle import MAGIC, MAX_BUNDLE, parse_bundle
+
+    if not path.is_file():
+        return None
+    return parse_bundle(data) if (data := _read(path, limit=MAX_BUNDLE)).startswith(MAGIC) else None
 
 
 def _read_folder(path: Path) -> dict[str, bytes]:

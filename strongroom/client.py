@@ -7,7 +7,7 @@
         scores = model.predict(rows)
 
 `Client` blocks, `AsyncClient` has the same methods for asyncio. Neither contains a step of the protocol: each
-call is one generator below, which both drive (`flow`). `docs/client.md` is the guide.
+call is one generator of `methods`, which both drive (`flow`). `docs/client.md` is the guide.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ import asyncio
 import secrets
 import ssl
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar, overload
 
 import numpy.typing as npt
 
-from strongroom import calls, formats, inference, tokens
+from strongroom import methods, tokens
+from strongroom.attest.bundle import Bundle
 from strongroom.attest.evidence import Attested, Verdict
-from strongroom.calls import Answer, ModelMetadata, Progress, Request
+from strongroom.calls import ModelMetadata, Progress
 from strongroom.errors import InvalidRequest
-from strongroom.flow import Clock, Flow, Outcome, Session, attest_flow, call_flow, drive_to_end
+from strongroom.flow import Clock, Flow, Outcome, Session, drive_to_end
 from strongroom.inference import Array
 from strongroom.sources import (
     KeySource,
     ModelSource,
     PolicySource,
-    Upload,
     load_key,
-    load_policy,
     prepare_upload,
+    read_policy,
 )
 from strongroom.transport import AsyncTransport, Transport, parse_origin
 
@@ -47,109 +47,6 @@ DEFAULT_TIMEOUT_S: Final = 60.0
 PATIENCE_S: Final = 15.0
 """Seconds for which a server that was verified before may be gone: a restart takes a few."""
 SYSTEM_CLOCK: Final = Clock(now=lambda: datetime.now(UTC), monotonic=time.monotonic)
-
-
-# --- the calls, each one generator --------------------------------------------------------------------------
-
-
-def _expect(session: Session, request: Request) -> Flow[Answer]:
-    answer = yield from call_flow(session, request)
-    if not 200 <= answer.status < 300:
-        raise calls.error_of(answer)
-    return answer
-
-
-def _upload_flow(
-    session: Session, upload: Upload, *, name: str, access: str, format: str | None, progress: Progress | None
-) -> Flow[ModelMetadata]:
-    detected = formats.detect(upload.head)
-    request = calls.upload_request(
-        upload.body, name=name, format=format or detected, access=access, progress=progress
-    )
-    answer = yield from _expect(session, request)
-    metadata = calls.read_metadata(calls.json_object(answer))
-    calls.check_digest(metadata, expected=upload.body.sha256.hex())
-    return metadata
-
-
-def _models_flow(session: Session) -> Flow[tuple[ModelMetadata, ...]]:
-    found: tuple[ModelMetadata, ...] = ()
-    after = ""
-    for _ in range(calls.MAX_PAGES):
-        try:
-            answer = yield from _expect(session, calls.models_request(after=after))
-        except InvalidRequest as exc:
-            if not after or exc.code != "parameter_invalid":
-                raise
-            found, after = (), ""  # the model that the page begins behind was deleted: anew
-            continue
-        page, after = calls.read_models(answer)
-        found += page
-        if not after:
-            return found
-    raise calls.malformed("a list of models that ends")
-
-
-def _model_flow(
-    session: Session, model_id: str, version: str | None, expect_digest: str | None
-) -> Flow[ModelMetadata]:
-    name, named = calls.split_model_id(model_id)
-    answer = yield from _expect(session, calls.metadata_request(name, version=version or named))
-    metadata = calls.read_metadata(calls.json_object(answer))
-    calls.check_digest(metadata, expected=expect_digest)
-    return metadata
-
-
-def _infer_flow(
-    session: Session,
-    model: str | ModelMetadata,
-    inputs: object,
-    outputs: str | Sequence[str] | None,
-    progress: Progress | None,
-) -> Flow[Any]:
-    metadata = (
-        model if isinstance(model, ModelMetadata) else (yield from _model_flow(session, model, None, None))
-    )
-    wanted = inference.wanted_outputs(metadata, dict_in=isinstance(inputs, Mapping), outputs=outputs)
-    arrays = inference.fit_inputs(metadata, inputs)
-    request = inference.infer_request(metadata, arrays, wanted=wanted, received=progress)
-    answer = yield from _expect(session, request)
-    return inference.read_result(answer, metadata=metadata, wanted=wanted)
-
-
-def _delete_flow(session: Session, model_id: str, version: str | None) -> Flow[tuple[str, ...]]:
-    name, named = calls.split_model_id(model_id)
-    answer = yield from _expect(session, calls.delete_request(name, version=version or named))
-    return calls.read_deleted(answer)
-
-
-def _lifecycle_flow(session: Session, model_id: str, version: str | None, action: str) -> Flow[ModelMetadata]:
-    name, named = calls.split_model_id(model_id)
-    answer = yield from _expect(
-        session, calls.lifecycle_request(name, version=version or named, action=action)
-    )
-    return calls.read_metadata(calls.json_object(answer))
-
-
-def _attest_again(session: Session) -> Flow[Verdict]:
-    endpoint = yield from attest_flow(session)
-    session.release(endpoint)
-    attested: Attested | None = endpoint.attested
-    if attested is None:  # pragma: no cover - attest_flow returns verified endpoints only
-        raise AssertionError("an endpoint without a verification")
-    return attested.verdict
-
-
-def _table(X: object) -> object:
-    """What `predict` takes: rows and columns, as scikit-learn has it."""
-    ndim = getattr(X, "ndim", None)
-    if ndim is None and isinstance(X, list | tuple):
-        ndim = 2 if X and all(isinstance(row, list | tuple) for row in X) else 1
-    if ndim != 2:
-        raise InvalidRequest(
-            f"predict takes a table: rows x columns, got {ndim} dimension(s)", code="input_not_2d"
-        )
-    return X
 
 
 # --- models -------------------------------------------------------------------------------------------------
@@ -213,13 +110,15 @@ class Model(_ModelBase):
             Conflict: the model behind the name is another now (code `model_digest_mismatch`).
         """
         return self._client._drive(
-            _infer_flow(self._client._session, self._metadata, inputs, outputs, progress)
+            methods.infer_flow(self._client._session, self._metadata, inputs, outputs, progress)
         )
 
     def predict(self, X: npt.ArrayLike) -> Array:
         """Rows x columns in, the primary output for each row out, as scikit-learn has it."""
         result: Array = self._client._drive(
-            _infer_flow(self._client._session, self._metadata, _table(X), self._metadata.primary_output, None)
+            methods.infer_flow(
+                self._client._session, self._metadata, methods.table(X), self._metadata.primary_output, None
+            )
         )
         return result
 
@@ -250,13 +149,15 @@ class AsyncModel(_ModelBase):
     ) -> Any:
         """As `Model.run`."""
         return await self._client._drive(
-            _infer_flow(self._client._session, self._metadata, inputs, outputs, progress)
+            methods.infer_flow(self._client._session, self._metadata, inputs, outputs, progress)
         )
 
     async def predict(self, X: npt.ArrayLike) -> Array:
         """As `Model.predict`."""
         result: Array = await self._client._drive(
-            _infer_flow(self._client._session, self._metadata, _table(X), self._metadata.primary_output, None)
+            methods.infer_flow(
+                self._client._session, self._metadata, methods.table(X), self._metadata.primary_output, None
+            )
         )
         return result
 
@@ -280,8 +181,15 @@ class _ClientBase:
     ) -> None:
         self._origin = parse_origin(url)
         self._timeout = timeout
+        accepted, text = read_policy(policy)
         self._session = Session(
-            policy=load_policy(policy), key=load_key(key), clock=clock, random=random, patience_s=patience
+            policy=accepted,
+            policy_text=text,
+            origin=self._origin.url,
+            key=load_key(key),
+            clock=clock,
+            random=random,
+            patience_s=patience,
         )
         self._start()
 
@@ -314,6 +222,19 @@ class _ClientBase:
         if leaf is None:
             raise _nothing_verified()
         return ssl.DER_cert_to_PEM_cert(leaf)
+
+    @property
+    def bundle(self) -> Bundle:
+        """What the latest verification that passed rested on, for `encode_bundle`: it can be verified again,
+        offline, years later. What a refused one rested on is in the `AttestationRefused` (`.bundle`).
+
+        Raises:
+            InvalidRequest: nothing was verified yet (code `not_attested`).
+        """
+        bundle = self._session.bundle
+        if bundle is None:
+            raise _nothing_verified()
+        return bundle
 
     @property
     def store_id(self) -> str:
@@ -360,7 +281,7 @@ class Client(_ClientBase):
             AttestationRefused: it is not one that the policy accepts; carries the verdict.
             Unavailable: no server there.
         """
-        return self._drive(_attest_again(self._session))
+        return self._drive(methods.attest_again(self._session))
 
     def upload_model(
         self,
@@ -383,12 +304,14 @@ class Client(_ClientBase):
             Unavailable: the answer was lost or is not taken; the model may have been stored (see `models`).
         """
         upload = prepare_upload(model)
-        flow = _upload_flow(self._session, upload, name=name, access=access, format=format, progress=progress)
+        flow = methods.upload_flow(
+            self._session, upload, name=name, access=access, format=format, progress=progress
+        )
         return Model(self, self._drive(flow))
 
     def models(self) -> tuple[ModelMetadata, ...]:
         """Every model version that this caller may see, in short: `feature_names` and `notes` may be empty."""
-        return self._drive(_models_flow(self._session))
+        return self._drive(methods.models_flow(self._session))
 
     def model(
         self, name: str, version: str | int | None = None, *, expect_digest: str | None = None
@@ -402,26 +325,28 @@ class Client(_ClientBase):
             NotFound: no such model, or not for this caller.
             Conflict: another digest (code `model_digest_mismatch`).
         """
-        return Model(self, self._drive(_model_flow(self._session, name, _version(version), expect_digest)))
+        return Model(
+            self, self._drive(methods.model_flow(self._session, name, _version(version), expect_digest))
+        )
 
     def run_model(self, model: str | Model, inputs: Any, outputs: str | Sequence[str] | None = None) -> Any:
         """`model(...).run(...)` in one call; `model` is a `Model`, `"name"` or `"name/versions/N"`."""
         target = model.metadata if isinstance(model, Model) else model
-        return self._drive(_infer_flow(self._session, target, inputs, outputs, None))
+        return self._drive(methods.infer_flow(self._session, target, inputs, outputs, None))
 
     def delete_model(self, model: str | Model, version: str | int | None = None) -> tuple[str, ...]:
         """Deletes one version, or all of a name's; the ids that are gone. The host may keep copies of sealed
         files.
         """
-        return self._drive(_delete_flow(self._session, _id_of(model), _version(version)))
+        return self._drive(methods.delete_flow(self._session, _id_of(model), _version(version)))
 
     def load_model(self, model: str | Model, version: str | int | None = None) -> ModelMetadata:
         """Loads a model into memory ahead of its first use."""
-        return self._drive(_lifecycle_flow(self._session, _id_of(model), _version(version), "load"))
+        return self._drive(methods.lifecycle_flow(self._session, _id_of(model), _version(version), "load"))
 
     def unload_model(self, model: str | Model, version: str | int | None = None) -> ModelMetadata:
         """Evicts a model from memory; it stays in the store."""
-        return self._drive(_lifecycle_flow(self._session, _id_of(model), _version(version), "unload"))
+        return self._drive(methods.lifecycle_flow(self._session, _id_of(model), _version(version), "unload"))
 
     def close(self) -> None:
         """Closes every connection."""
@@ -448,7 +373,7 @@ class AsyncClient(_ClientBase):
 
     async def attest(self) -> Verdict:
         """As `Client.attest`."""
-        return await self._drive(_attest_again(self._session))
+        return await self._drive(methods.attest_again(self._session))
 
     async def upload_model(
         self,
@@ -461,18 +386,20 @@ class AsyncClient(_ClientBase):
     ) -> AsyncModel:
         """As `Client.upload_model`; files are read in a thread."""
         upload = await asyncio.to_thread(prepare_upload, model)
-        flow = _upload_flow(self._session, upload, name=name, access=access, format=format, progress=progress)
+        flow = methods.upload_flow(
+            self._session, upload, name=name, access=access, format=format, progress=progress
+        )
         return AsyncModel(self, await self._drive(flow))
 
     async def models(self) -> tuple[ModelMetadata, ...]:
         """As `Client.models`."""
-        return await self._drive(_models_flow(self._session))
+        return await self._drive(methods.models_flow(self._session))
 
     async def model(
         self, name: str, version: str | int | None = None, *, expect_digest: str | None = None
     ) -> AsyncModel:
         """As `Client.model`."""
-        flow = _model_flow(self._session, name, _version(version), expect_digest)
+        flow = methods.model_flow(self._session, name, _version(version), expect_digest)
         return AsyncModel(self, await self._drive(flow))
 
     async def run_model(
@@ -480,21 +407,25 @@ class AsyncClient(_ClientBase):
     ) -> Any:
         """As `Client.run_model`."""
         target = model.metadata if isinstance(model, AsyncModel) else model
-        return await self._drive(_infer_flow(self._session, target, inputs, outputs, None))
+        return await self._drive(methods.infer_flow(self._session, target, inputs, outputs, None))
 
     async def delete_model(
         self, model: str | AsyncModel, version: str | int | None = None
     ) -> tuple[str, ...]:
         """As `Client.delete_model`."""
-        return await self._drive(_delete_flow(self._session, _id_of(model), _version(version)))
+        return await self._drive(methods.delete_flow(self._session, _id_of(model), _version(version)))
 
     async def load_model(self, model: str | AsyncModel, version: str | int | None = None) -> ModelMetadata:
         """As `Client.load_model`."""
-        return await self._drive(_lifecycle_flow(self._session, _id_of(model), _version(version), "load"))
+        return await self._drive(
+            methods.lifecycle_flow(self._session, _id_of(model), _version(version), "load")
+        )
 
     async def unload_model(self, model: str | AsyncModel, version: str | int | None = None) -> ModelMetadata:
         """As `Client.unload_model`."""
-        return await self._drive(_lifecycle_flow(self._session, _id_of(model), _version(version), "unload"))
+        return await self._drive(
+            methods.lifecycle_flow(self._session, _id_of(model), _version(version), "unload")
+        )
 
     async def close(self) -> None:
         """Closes every connection."""

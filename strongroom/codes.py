@@ -182,6 +182,7 @@ CODES: dict[str, str] = {
     "keyset_not_canonical": "The keyset's bytes are not the one spelling (RFC 8785) of what they say.",
     "keyset_binding_unknown": "The keyset is bound to the connection in a way that this version does not know.",
     "leaf_malformed": "The server's certificate cannot be read.",
+    "bundle_malformed": "The file is not a bundle in its one spelling.",
     "nonce_malformed": "The nonce is not 32 bytes, or not 64 lower-case hex characters.",
     # channel (docs/spec/channel.md)
     "tls_version": "The connection is not TLS 1.3.",

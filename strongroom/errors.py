@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 from strongroom.codes import CODES as CODES
 
 if TYPE_CHECKING:
+    from strongroom.attest.bundle import Bundle
     from strongroom.attest.evidence import Verdict
 
 
@@ -60,13 +61,17 @@ class Refused(Error):
 
 
 class AttestationRefused(Refused):
-    """The server's evidence, keyset or channel did not pass; `verdict` lists every check that was made."""
+    """The server's evidence, keyset or channel did not pass; `verdict` lists every check that was made.
+
+    `bundle`: what was refused, to be kept or handed on; None where no evidence had arrived.
+    """
 
     code = "attestation_refused"
 
     def __init__(self, message: str, *, code: str | None = None, verdict: Verdict | None = None) -> None:
         super().__init__(message, code=code)
         self.verdict = verdict
+        self.bundle: Bundle | None = None
 
 
 class AdmissionRefused(Refused):

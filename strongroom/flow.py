@@ -30,7 +30,8 @@ from typing import Any, Final, TypeAlias, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from strongroom import attest, calls, tokens
+from strongroom import __version__, attest, calls, tokens
+from strongroom.attest.bundle import Bundle
 from strongroom.attest.evidence import Attested, Check, Leaf, Verdict, parse_answer
 from strongroom.attest.keyset import keyset_digest, parse_keyset
 from strongroom.attest.policy import Policy, named_policy, parse_policy, policy_for
@@ -146,12 +147,17 @@ class Session:
         self,
         *,
         policy: Policy,
+        policy_text: str,
+        origin: str,
         key: Ed25519PrivateKey | None,
         clock: Clock,
         random: Callable[[int], bytes],
         patience_s: float,
     ) -> None:
         self.policy: Final = policy
+        self.policy_text: Final = policy_text
+        self.origin: Final = origin
+        """Where the server is said to be: a word for bundles, nothing more."""
         self.key: Final = key
         self.clock: Final = clock
         self.random: Final = random
@@ -164,6 +170,8 @@ class Session:
         """The latest verification that succeeded."""
         self.leaf: bytes | None = None
         """The certificate (DER) of the connection on which it did."""
+        self.bundle: Bundle | None = None
+        """What it rested on."""
 
     def lease(self) -> Endpoint | None:
         """A verified endpoint to send to, idle ones first, or None; those whose verdict ended are let go."""
@@ -178,12 +186,14 @@ class Session:
             chosen.leases += 1
             return chosen
 
-    def admit(self, endpoint: Endpoint, attested: Attested, *, verified_at: float, now: datetime) -> None:
+    def admit(
+        self, endpoint: Endpoint, attested: Attested, bundle: Bundle, *, verified_at: float, now: datetime
+    ) -> None:
         """Takes in an endpoint that was just verified, leased to the caller."""
         with self._lock:
             lifetime = attested.expires_in_s
             endpoint.attested = self.attested = attested
-            self.leaf = endpoint.gate.leaf
+            self.leaf, self.bundle = endpoint.gate.leaf, bundle
             # Counted from before the question was asked: the answer cannot be older than that.
             endpoint.until = (verified_at + lifetime, now + timedelta(seconds=lifetime))
             endpoint.leases = 1
@@ -283,13 +293,19 @@ def attest_flow(session: Session) -> Flow[Endpoint]:
         started, now = session.clock.monotonic(), session.clock.now()
         answer = yield from _ask_for_evidence(endpoint, nonce)
         # 3 - 6. Signature chain, report data, this connection's key, policy: all in the one pure function.
-        attested = _verify(session.policy, endpoint, answer, nonce=nonce, now=session.clock.now())
+        verified_at = session.clock.now()
+        bundle = _bundle(session, endpoint, answer, nonce=nonce, verified_at=verified_at)
+        try:
+            attested = _verify(session.policy, endpoint, answer, nonce=nonce, now=verified_at)
+        except AttestationRefused as refused:
+            refused.bundle = bundle
+            raise
         # 7. Pin: from here on this endpoint's connections end at this key or not at all.
         endpoint.gate.pin(attested.spki_sha256)
     except BaseException:
         session.retire(endpoint)
         raise
-    session.admit(endpoint, attested, verified_at=started, now=now)
+    session.admit(endpoint, attested, bundle, verified_at=started, now=now)
     session.note_nonce(endpoint, answer)
     return endpoint
 
@@ -339,6 +355,26 @@ def _verify(policy: Policy, endpoint: Endpoint, answer: Answer, *, nonce: bytes,
         # Bytes of a stranger that cannot be read are a refusal of the stranger, not a fault of the caller's.
         expected = "well-formed evidence"
         raise refusal(exc.code, title="evidence can be read", expected=expected, got=exc.message) from exc
+
+
+def _bundle(
+    session: Session, endpoint: Endpoint, answer: Answer, *, nonce: bytes, verified_at: datetime
+) -> Bundle:
+    """What the verification of this answer rests on."""
+    try:
+        used = parse_answer(answer.body).evidence.endorsements
+    except Unusable:
+        used = ()  # an answer that cannot be read is refused, and kept as it came
+    return Bundle(
+        answer=answer.body,
+        endorsements=used,
+        nonce=nonce,
+        leaf=endpoint.gate.leaf or b"",
+        policy=session.policy_text,
+        verified_at=verified_at,
+        origin=session.origin,
+        software=f"strongroom/{__version__}",
+    )
 
 
 def unsafe_first_look(clock: Clock, random: Callable[[int], bytes]) -> Flow[tuple[str, Attested]]:

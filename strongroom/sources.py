@@ -21,6 +21,7 @@ from strongroom.attest.policy import (
     Policy,
     named_policy,
     parse_policy,
+    render_policy,
 )
 from strongroom.calls import Body
 from strongroom.errors import InvalidPolicy, InvalidRequest, MalformedInput
@@ -41,10 +42,19 @@ def load_policy(policy: PolicySource) -> Policy:
         InvalidPolicy: the file cannot be read, or says too little, too much or nothing; or there is no policy
         (code `policy_missing`).
     """
+    return read_policy(policy)[0]
+
+
+def read_policy(policy: PolicySource) -> tuple[Policy, str]:
+    """As `load_policy`, with the policy's text: the file's own, or what `render_policy` writes.
+
+    Raises:
+        InvalidPolicy: as `load_policy`.
+    """
     if isinstance(policy, Policy):
-        return policy
+        return policy, render_policy(policy, heading="A policy that a program made.")
     if isinstance(policy, str) and policy in (*NAMED_POLICIES, UNSAFE_ANY_MEASUREMENT):
-        return named_policy(policy)
+        return named_policy(policy), NAMED_POLICIES[policy]
     given: object = policy  # callers without types pass None
     if not isinstance(given, str | os.PathLike):
         raise InvalidPolicy(
@@ -62,7 +72,7 @@ def load_policy(policy: PolicySource) -> Policy:
         raise InvalidPolicy(
             f"the policy file {os.fspath(policy)!s} cannot be read as UTF-8 text", code="policy_unreadable"
         ) from exc
-    return parse_policy(text)
+    return parse_policy(text), text
 
 
 def load_appraisal_policy(policy: PolicySource) -> Policy | AnyMeasurement:

@@ -868,6 +868,8 @@ def test_at_most_eight_endpoints_are_kept(server: FakeServer) -> None:
     """The least recently used one makes room, and is closed only once nobody uses it."""
     session = Session(
         policy=parse_policy(policy_text()),
+        policy_text="",
+        origin="",
         key=None,
         clock=SYSTEM_CLOCK,
         random=lambda n: b"n" * n,
