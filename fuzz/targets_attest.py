@@ -11,14 +11,18 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from strongroom import attest
 from strongroom.attest import sim
+from strongroom.attest.bundle import Bundle, encode_bundle, parse_bundle
 from strongroom.attest.evidence import (
     Absent,
     Evidence,
@@ -32,6 +36,7 @@ from strongroom.attest.evidence import (
 from strongroom.attest.keyset import Key, Keyset, SecurityConfiguration, encode_keyset, parse_keyset
 from strongroom.attest.policy import NAMED_POLICIES, lint, parse_policy, policy_for_measurement, render_policy
 from strongroom.attest.releases import PAYLOAD_TYPE, verify_release
+from strongroom.attest.replay import Bundled, appraise_bundle
 from strongroom.errors import Error
 
 NOW = datetime(2026, 11, 23, 12, 0, 0, tzinfo=UTC)
@@ -91,7 +96,28 @@ CERTIFICATE = bytes.fromhex(
     "7d7b4a96a3b64b727734cbb05aece0ff799daf"
 )
 
+_NAME = x509.Name([])
+LEAF = (
+    x509.CertificateBuilder(_NAME, _NAME, TLS.public_key(), 1, NOW, NOW)
+    .sign(TLS, SHA256())
+    .public_bytes(Encoding.DER)
+)
+BUNDLE = encode_bundle(
+    Bundle(
+        answer=ANSWER,
+        endorsements=(("a.pem", b"x"),),
+        nonce=NONCE,
+        leaf=CERTIFICATE,
+        policy=POLICY_TEXT,
+        verified_at=NOW,
+        origin="https://host.example",
+        software="strongroom/0",
+    )
+)
+
 SEEDS = {
+    "fuzz_bundle": (BUNDLE,),
+    "fuzz_bundled_answer": (ANSWER, b"{}"),
     "fuzz_evidence_answer": (ANSWER, b"{}"),
     "fuzz_keyset": (KEYSET,),
     "fuzz_sim_evidence": (EVIDENCE,),
@@ -109,6 +135,24 @@ def fuzz_evidence_answer(data: bytes) -> None:
     except Error:
         return
     assert parse_answer(encode_answer(answer)) == answer
+
+
+def fuzz_bundle(data: bytes) -> None:
+    """A bundle has one spelling: what was read encodes to the very same bytes."""
+    try:
+        bundle = parse_bundle(data)
+    except Error:
+        return
+    assert encode_bundle(bundle) == data
+
+
+def fuzz_bundled_answer(data: bytes) -> None:
+    """Whatever answer is in a bundle: a verdict, and one that passes only for the genuine evidence and keyset."""
+    bundle = replace(parse_bundle(BUNDLE), answer=data, leaf=LEAF, endorsements=())
+    verdict = appraise_bundle(bundle, policy=Bundled(), now=Bundled())
+    if verdict.passed:
+        answer = parse_answer(data)
+        assert (answer.evidence.format, answer.evidence.data, answer.keyset) == ("sim", EVIDENCE, KEYSET)
 
 
 def fuzz_keyset(data: bytes) -> None:

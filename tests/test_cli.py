@@ -123,6 +123,103 @@ def test_verify_writes_the_certificate_of_an_accepted_server(
     assert nowhere.exit_code == 20 and "[output_unwritable]" in nowhere.stderr
 
 
+def test_verify_saves_what_it_rests_on(server: FakeServer, policy: Path, tmp_path: Path) -> None:
+    """`appraise` says the same of the file, without server, format or policy; with the server gone."""
+    path = tmp_path / "bundle.zip"
+    result = strongroom("verify", server.url, "--policy", policy, "--save", path)
+    assert result.exit_code == 0 and f"wrote {path}" in result.stderr
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    server.close()
+    again = strongroom("appraise", path)
+    assert again.exit_code == 0
+    for text in (
+        server.url,
+        "the bundle's own",
+        "NOT CHECKED  the nonce",
+        "ACCEPTED: 29 checks",
+        "SIMULATED",
+    ):
+        assert text in again.stdout, text
+    document = json.loads(strongroom("appraise", path, "--json", "--explain").stdout)
+    assert document["passed"] and document["bundle"]["origin"] == server.url
+    assert document["bundle"]["verified_at"] == document["bundle"]["verified_again_at"]
+    assert len(document["not_checked"]) == 5 and any(
+        "simulated" in text for text in document["does_not_prove"]
+    )
+
+
+def test_verify_saves_what_it_refused(server: FakeServer, policy: Path, tmp_path: Path) -> None:
+    """Exit code 10 all the same; the file is refused again, and accepted by a policy that accepts it."""
+    path = tmp_path / "bundle.zip"
+    result = strongroom("verify", server.url, "--policy", "production", "--save", path)
+    assert result.exit_code == 10 and f"wrote {path}" in result.stderr
+    refused = strongroom("appraise", path, "--json")
+    assert refused.exit_code == 10
+    assert (
+        json.loads(refused.stdout)["code"]
+        == json.loads(strongroom("verify", server.url, "--policy", "production", "--json").stdout)["code"]
+    )
+    accepted = strongroom("appraise", path, "--policy", policy, "--json")
+    assert accepted.exit_code == 0
+    assert json.loads(accepted.stdout)["bundle"]["policy"] == str(policy)
+    assert strongroom("appraise", path, STRONGROOM_POLICY=str(policy)).exit_code == 0
+
+
+def test_verify_overwrites_nothing(server: FakeServer, policy: Path, tmp_path: Path) -> None:
+    """A file, a link to nowhere, a folder: left as they are, and no server is asked. Nothing half-written stays."""
+    path = tmp_path / "bundle.zip"
+    path.write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for taken in (path, tmp_path / "link", tmp_path):
+        result = strongroom("verify", server.url, "--policy", policy, "--save", taken)
+        assert result.exit_code == 20 and "exists already" in result.stderr
+    assert path.read_text() == "mine" and not (tmp_path / "nowhere").exists()
+    assert server.paths() == []
+    nowhere = strongroom("verify", server.url, "--policy", policy, "--save", tmp_path / "absent" / "b.zip")
+    assert nowhere.exit_code == 20 and "[output_unwritable]" in nowhere.stderr
+    assert {p.name for p in tmp_path.iterdir()} == {"bundle.zip", "link", "policy.toml"}
+
+
+def test_a_save_that_fails_leaves_nothing(
+    server: FakeServer, policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk; and a file that appears in between."""
+    path = tmp_path / "bundle.zip"
+
+    def full(_path: Path, _data: bytes) -> int:
+        raise OSError(28, "no space")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_bytes", full)
+        result = strongroom("verify", server.url, "--policy", policy, "--save", path)
+    assert result.exit_code == 20 and "[output_unwritable]" in result.stderr
+    assert {p.name for p in tmp_path.iterdir()} == {"policy.toml"}
+
+    def meanwhile(_fake: FakeServer, _got: Any, _connection: Any) -> bool:
+        path.write_text("somebody else's")
+        return False
+
+    server.script = meanwhile
+    result = strongroom("verify", server.url, "--policy", policy, "--save", path)
+    assert result.exit_code == 20 and "exists already" in result.stderr
+    assert path.read_text() == "somebody else's"
+
+
+def test_nothing_is_saved_where_no_evidence_came(server: FakeServer, policy: Path, tmp_path: Path) -> None:
+    """A redirect is refused; a server that is not there is no verdict at all."""
+
+    def script(_fake: FakeServer, _got: Any, connection: Any) -> bool:
+        connection.sendall(b"HTTP/1.1 302 X\r\nLocation: /\r\nContent-Length: 0\r\n\r\n")
+        return True
+
+    server.script = script
+    path = tmp_path / "bundle.zip"
+    result = strongroom("verify", server.url, "--policy", policy, "--save", path)
+    assert result.exit_code == 10 and "was not written: no evidence came" in result.stderr
+    assert strongroom("verify", "https://127.0.0.1:1", "--policy", policy, "--save", path).exit_code == 30
+    assert not path.exists()
+
+
 def test_verify_somebody_in_the_middle(server: FakeServer, policy: Path) -> None:
     """Also where there is no evidence at all, a check says what was wrong."""
 

@@ -12,10 +12,12 @@ from click.testing import CliRunner, Result
 sys.path.insert(0, str(Path(__file__).resolve().parent / "attest"))
 
 import recorded
+from bundles import bundle
 from recorded import CASES, EVIDENCE, Case
 
+from strongroom.attest.bundle import encode_bundle
 from strongroom.cli import main
-from strongroom.cli_appraise import FORMATS, NOT_PROVEN
+from strongroom.cli_appraise import FORMATS, NOT_PROVEN, NOT_PROVEN_BUNDLE, NOT_PROVEN_SIMULATED
 
 needs_recorded = pytest.mark.skipif(not EVIDENCE.is_dir(), reason=recorded.ABSENT)
 
@@ -123,6 +125,79 @@ def test_arguments_and_files_that_cannot_be_used(
     (tmp_path / "evidence").write_bytes(b"\x03\x00")
     (tmp_path / "garbage").write_bytes(b"garbage")
     assert run("evidence", *words).exit_code == 20
+
+
+def _bundle(tmp_path: Path, **changed: object) -> Path:
+    path = tmp_path / "bundle.zip"
+    path.write_bytes(encode_bundle(bundle(**changed)))
+    return path
+
+
+def test_a_bundle_needs_neither_format_nor_policy(tmp_path: Path) -> None:
+    """What it is shows its beginning, not its name. Its own time, unless another is given."""
+    path = _bundle(tmp_path).rename(tmp_path / "anything")
+    invoke = CliRunner(env={"STRONGROOM_POLICY": None}).invoke
+    done = invoke(main, ["appraise", str(path), "--explain"])
+    assert done.exit_code == 0, done.output
+    for text in ("SIMULATED", "NOT CHECKED  the time: 2026-11-23T12:00:00+00:00", "strongroom/0.1.0",
+                 "the bundle's own", *NOT_PROVEN_BUNDLE, *NOT_PROVEN_SIMULATED):  # fmt: skip
+        assert text in done.output, text
+    late = invoke(main, ["appraise", str(path), "--at", "2027-11-23T12:00:00Z", "--json"])
+    document = json.loads(late.stdout)
+    assert late.exit_code == 10
+    assert {"keyset_expired", "policy_expired"} <= {c["code"] for c in document["checks"]}
+    assert document["bundle"]["verified_again_at"] == "2027-11-23T12:00:00+00:00"
+    assert invoke(main, ["appraise", str(path), "--policy", "production"]).exit_code == 10
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--format", "sgx"],
+        ["--nonce", "00"],
+        ["--report-data", "00"],
+        ["--endorsements", "bundle.zip"],
+        ["--at", "yesterday"],
+        ["--policy", "UNSAFE_ANY_MEASUREMENT"],
+        ["--policy", "absent"],
+    ],
+    ids=range(7),
+)
+def test_what_does_not_go_with_a_bundle(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit code 20: it has its own; and any measurement is no policy for a server."""
+    monkeypatch.chdir(tmp_path)
+    path = _bundle(tmp_path)
+    done = CliRunner(env={"STRONGROOM_POLICY": None}).invoke(main, ["appraise", str(path), *words])
+    assert done.exit_code == 20, done.output
+
+
+def test_damaged_bundles_and_bundles_without_a_policy_cannot_be_used(tmp_path: Path) -> None:
+    """Exit code 20, with the code of what is wrong."""
+    whole = encode_bundle(bundle())
+    path = tmp_path / "b.zip"
+    for data, code in (
+        (whole[:-1], "bundle_malformed"),
+        (whole + b"x", "bundle_malformed"),
+        (whole[:4], "bundle_malformed"),
+        (encode_bundle(bundle(policy="")), "policy_empty"),
+        (whole + bytes(8 << 20), "input_unreadable"),
+    ):
+        path.write_bytes(data)
+        done = CliRunner(env={"STRONGROOM_POLICY": None}).invoke(main, ["appraise", str(path), "--json"])
+        assert (done.exit_code, json.loads(done.stdout)["error"]["code"]) == (20, code)
+
+
+def test_what_is_no_bundle_needs_both(tmp_path: Path) -> None:
+    """And the message says which is missing."""
+    path = tmp_path / "quote.bin"
+    path.write_bytes(b"\x03\x00")
+    invoke = CliRunner(env={"STRONGROOM_POLICY": None}).invoke
+    done = invoke(main, ["appraise", str(path), "--policy", "production"])
+    assert done.exit_code == 20 and "--format" in done.output
+    done = invoke(main, ["appraise", str(path), "--format", "sgx"])
+    assert done.exit_code == 20 and "--policy" in done.output
 
 
 def test_a_missing_file_and_a_missing_policy(tmp_path: Path) -> None:

@@ -626,6 +626,85 @@ def test_the_certificate_of_the_verified_connection(connect: Connect, server: Fa
         server.rotate()
 
 
+def test_what_a_verification_rested_on_is_kept(connect: Connect, server: FakeServer) -> None:
+    """Answer as received, this nonce, this leaf, the policy's text: enough to verify again, and none before."""
+    answers = []
+
+    def answer(nonce: bytes) -> bytes:
+        answers.append(server.answer_for(nonce).replace(b'","', b'", "'))  # another spelling: kept as it came
+        return answers[-1]
+
+    server.script = evidence_by(answer)
+    text = policy_text()
+    client = connect(server.url, policy=parse_policy(text), attest=False)
+    with pytest.raises(InvalidRequest) as caught:
+        _ = client.bundle
+    assert caught.value.code == "not_attested"
+    for n in range(2):
+        verdict = client.attest()
+        kept = strongroom.parse_bundle(strongroom.encode_bundle(client.bundle))
+        assert kept == client.bundle
+        assert kept.answer == answers[n]
+        assert kept.nonce.hex() == server.requests[n].target.rpartition("=")[2]
+        assert kept.leaf == server.identity.certificate_der
+        assert parse_policy(kept.policy) == parse_policy(text)
+        assert kept.origin == server.url
+        assert kept.software == f"strongroom/{strongroom.__version__}"
+        again = strongroom.appraise_bundle(kept, policy=strongroom.Bundled(), now=strongroom.Bundled())
+        assert again.passed and again.claims == verdict.claims
+
+
+def test_the_policy_is_kept_as_its_file_has_it(connect: Connect, server: FakeServer, tmp_path: Path) -> None:
+    """With the comments of whoever wrote it; a named one as the package has it."""
+    path = tmp_path / "policy.toml"
+    path.write_text("# reviewed by A.\n" + policy_text())
+    assert connect(server.url, policy=str(path)).bundle.policy == path.read_text()
+    with pytest.raises(AttestationRefused) as caught:
+        connect(server.url, policy="production")
+    assert caught.value.bundle is not None
+    assert parse_policy(caught.value.bundle.policy).kind == "production"
+
+
+def test_what_was_refused_is_kept_with_the_refusal(connect: Connect, server: FakeServer) -> None:
+    """To be looked at, or handed to somebody: it is refused again, for the same reason."""
+    other = parse_policy(policy_text(measurement="cd" * 32))
+    client = connect(server.url, policy=other, attest=False)
+    with FakeServer(script=evidence_by(server.answer_for)) as middle:
+        for url, code in ((server.url, "measurement_not_accepted"), (middle.url, "channel_key_mismatch")):
+            with pytest.raises(AttestationRefused) as caught:
+                connect(url, policy=other)
+            kept = caught.value.bundle
+            assert kept is not None and caught.value.code == code
+            again = strongroom.appraise_bundle(kept, policy=strongroom.Bundled(), now=strongroom.Bundled())
+            assert again.code == code
+    with pytest.raises(InvalidRequest):
+        _ = client.bundle
+
+
+@pytest.mark.parametrize(
+    ("body", "code"), [(b"", "answer_malformed"), (b"{}", "answer_malformed"), (b"\xff" * 99, "answer_malformed")],
+    ids=range(3),
+)  # fmt: skip
+def test_an_answer_that_cannot_be_read_is_kept_too(
+    connect: Connect, server: FakeServer, body: bytes, code: str
+) -> None:
+    """Byte for byte."""
+    server.script = always(200, body)
+    with pytest.raises(AttestationRefused) as caught:
+        connect(server.url)
+    assert caught.value.code == code
+    assert caught.value.bundle is not None and caught.value.bundle.answer == body
+
+
+def test_without_evidence_there_is_nothing_to_keep(connect: Connect, server: FakeServer) -> None:
+    """A status, a redirect."""
+    for status, headers in ((404, None), (302, {"Location": "/"})):
+        server.script = always(status, b"", headers)
+        with pytest.raises(AttestationRefused) as caught:
+            connect(server.url)
+        assert caught.value.bundle is None
+
+
 def test_a_chunked_answer_is_taken(connect: Connect, server: FakeServer) -> None:
     """Chunked framing shows truncation as well as a length does."""
     client = connect(server.url)
