@@ -18,6 +18,7 @@ def blocking(rows: Array) -> None:
         assert_type(client.attestation, strongroom.Verdict)
         assert_type(client.attestation.checks[0], strongroom.Check)
         assert_type(client.attestation.claims, strongroom.Claims | None)
+        assert_type(client.bundle, strongroom.Bundle)
         assert_type(client.models(), tuple[strongroom.ModelMetadata, ...])
         model = client.upload_model(b"...", name="m", access="public", progress=lambda done, total: None)
         assert_type(model, strongroom.Model)
@@ -72,3 +73,13 @@ def blindai(rows: Array) -> None:
     assert_type(client.attest_server(policy="policy.toml"), strongroom.Verdict)
     assert_type(client.upload_model("model.onnx"), ModelId)
     assert_type(client.run_model("m", rows), Array | dict[str, Array])
+
+
+def keeping(kept: bytes, policy: strongroom.Policy) -> None:
+    bundle = strongroom.parse_bundle(kept)
+    assert_type(strongroom.encode_bundle(bundle), bytes)
+    own = strongroom.Bundled()
+    assert_type(strongroom.appraise_bundle(bundle, policy=own, now=own), strongroom.Verdict)
+    strongroom.appraise_bundle(bundle, policy=policy, now=bundle.verified_at)
+    strongroom.appraise_bundle(bundle, policy=None, now=own)  # type: ignore[arg-type]
+    strongroom.appraise_bundle(bundle)  # type: ignore[call-arg]
