@@ -57,7 +57,7 @@ PINNED_ROOTS: tuple[str, ...] = (
 KINDS = ("VCEK", "VLEK")
 """What signs a report, by the number in its key information: the chip's key, or one that AMD lent to a cloud."""
 _AMD = "1.3.6.1.4.1.3704.1."
-_PRODUCT_NAME, _HARDWARE_ID, _CSP_ID = _AMD + "2", _AMD + "4", _AMD + "5"
+_PRODUCT_NAME, HARDWARE_ID, _CSP_ID = _AMD + "2", _AMD + "4", _AMD + "5"
 _TCB_EXTENSIONS = {
     "bl": _AMD + "3.1",
     "tee": _AMD + "3.2",
@@ -238,21 +238,31 @@ def _examine_form(found: _Findings, data: bytes) -> Report | None:
 def _examine_documents(found: _Findings, endorsements: tuple[tuple[str, bytes], ...]) -> Documents:
     """Clause 3.3, the documents; nothing where they cannot be read."""
     try:
-        sorted_once = sort_documents(endorsements)
-        unpacked = endorsements
-        for name, data in sorted_once.others:
-            unpacked = tuple(e for e in unpacked if e != (name, data)) + parse_certificate_table(data)
-        documents = sort_documents(unpacked) if sorted_once.others else sorted_once
-        if documents.others:
-            raise MalformedInput(
-                "certificate table: an entry that is no certificate", code="snp_table_malformed"
-            )
+        documents = read_documents(endorsements)
     except MalformedInput as exc:
         found.record("snp.endorsements", False, exc.message)
         found.stop("the endorsements cannot be read")
         return Documents((), (), ())
     got = f"{len(documents.certificates)} certificates, {len(documents.revocation_lists)} revocation lists"
     found.record("snp.endorsements", True, got)
+    return documents
+
+
+def read_documents(endorsements: tuple[tuple[str, bytes], ...]) -> Documents:
+    """Returns the certificates and revocation lists in `endorsements`, those in certificate tables included.
+
+    Raises:
+        MalformedInput: a document is none of the three; a code of `x509.sort_documents`, or `snp_table_malformed`.
+    """
+    sorted_once = sort_documents(endorsements)
+    if not sorted_once.others:
+        return sorted_once
+    unpacked = endorsements
+    for name, data in sorted_once.others:
+        unpacked = tuple(e for e in unpacked if e != (name, data)) + parse_certificate_table(data)
+    documents = sort_documents(unpacked)
+    if documents.others:
+        raise MalformedInput("certificate table: an entry that is no certificate", code="snp_table_malformed")
     return documents
 
 
@@ -267,7 +277,7 @@ def _examine_leaf(found: _Findings, documents: Documents, report: Report | None)
     count = len(leaves)
     if count > 1 and report is not None:
         kind = KINDS[report.signing_key] if report.signing_key < len(KINDS) else ""
-        leaves = [c for c in leaves if _kind(c) == kind and _signed(report, c)]
+        leaves = [c for c in leaves if _kind(c) == kind and is_signed_by(report, c)]
         leaves = sorted(leaves, key=lambda c: c.not_after)[-1:]
     got = f"{count} of {len(documents.certificates)} certificates" + (", none that fits" if count > 1 else "")
     if not found.record("snp.leaf", len(leaves) == 1, got if not leaves else leaves[0].common_name):
@@ -378,12 +388,12 @@ def _examine_certificate(found: _Findings, report: Report, leaf: Certificate, pr
     kind = _kind(leaf)
     # 7.2
     if product is not None:
-        wanted, got = dict(tcb_parts(report.reported_tcb, product)), _certified_tcb(leaf)
+        wanted, got = dict(tcb_parts(report.reported_tcb, product)), certified_tcb(leaf)
         same = all(got.get(part) == value for part, value in wanted.items())
         same = same and not any(value for part, value in got.items() if part not in wanted)
         found.record("snp.tcb", same, _show_tcb(got), _show_tcb(wanted))
         # 7.3: Turin's identities have 8 bytes
-        identity = leaf.extension(_HARDWARE_ID)
+        identity = leaf.extension(HARDWARE_ID)
         if kind == "VCEK":
             size = 8 if product == TURIN else 64
             matches = (
@@ -422,8 +432,8 @@ def _text(value: bytes | None) -> str:
     return content.decode("ascii") if printable else ""
 
 
-def _certified_tcb(leaf: Certificate) -> dict[str, int | None]:
-    """The TCB version that the certificate was made for; None for a part that cannot be read."""
+def certified_tcb(leaf: Certificate) -> dict[str, int | None]:
+    """Returns the TCB version that the certificate was made for; None for a part that cannot be read."""
     parts: dict[str, int | None] = {}
     for part, oid in _TCB_EXTENSIONS.items():
         if (value := leaf.extension(oid)) is None:
@@ -455,12 +465,12 @@ def _examine_signature(found: _Findings, report: Report, leaf: Certificate | Non
     if leaf is None or not isinstance(leaf.key, ec.EllipticCurvePublicKey):
         found.stop("there is no key to verify with")
         return
-    valid = _signed(report, leaf)
+    valid = is_signed_by(report, leaf)
     found.record("snp.signature", valid, "a valid signature" if valid else "a signature that does not verify")
 
 
-def _signed(report: Report, leaf: Certificate) -> bool:
-    """Whether the key of `leaf` made the report's signature."""
+def is_signed_by(report: Report, leaf: Certificate) -> bool:
+    """Returns whether the key of `leaf` made the report's signature."""
     r, s = (int.from_bytes(report.signature[at : at + 72], "little") for at in (0, 72))
     if not isinstance(leaf.key, ec.EllipticCurvePublicKey):
         return False
