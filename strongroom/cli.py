@@ -19,6 +19,7 @@ import click
 
 from strongroom.calls import printable
 from strongroom.cli_appraise import appraise
+from strongroom.cli_endorsements import endorsement_options, fetcher_of
 from strongroom.cli_policy import policy
 from strongroom.cli_release import release
 from strongroom.errors import AttestationRefused, Error, InvalidConfig, InvalidRequest
@@ -147,15 +148,21 @@ def _to_server(command: _F) -> _F:
         "--key", "key_path", envvar="STRONGROOM_KEY", metavar="FILE", show_envvar=True,
         help="Your key, as `strongroom keygen` wrote it.",
     )  # fmt: skip
-    for option in (_json_option, _timeout_option, key, _policy_option, url):
+    for option in (_json_option, _timeout_option, endorsement_options, key, _policy_option, url):
         command = option(command)
     return command
 
 
-def _connect(url: str, policy_path: str, key_path: str | None, timeout: float) -> Client:
+def _connect(
+    url: str, policy_path: str, key_path: str | None, timeout: float, endorsed: tuple[Path, ...],
+    **fetching: Any,
+) -> Client:  # fmt: skip
     from strongroom.client import connect
 
-    client = connect(url, policy=policy_path, key=key_path, timeout=timeout)
+    client = connect(
+        url, policy=policy_path, key=key_path, timeout=timeout, endorsements=endorsed,
+        fetcher=fetcher_of(**fetching),
+    )  # fmt: skip
     if client.attestation.simulated:
         _note_simulated()
     return client
@@ -175,17 +182,18 @@ def _connect(url: str, policy_path: str, key_path: str | None, timeout: float) -
     "--save", type=click.Path(path_type=Path), metavar="FILE",
     help="Write what this rests on there, accepted or refused, for `strongroom appraise`; a new file.",
 )  # fmt: skip
+@endorsement_options
 @_timeout_option
 @_json_option
 @click.pass_context
 def verify(
-    ctx: click.Context, url: str, policy_path: str, certificate: Path | None, save: Path | None,
-    timeout: float, as_json: bool,
+    ctx: click.Context, /, url: str, policy_path: str, certificate: Path | None, save: Path | None,
+    endorsed: tuple[Path, ...], timeout: float, as_json: bool, **fetching: Any,
 ) -> None:  # fmt: skip
     """Verify a server: one line per check with what was expected and what came.
 
-    Sends nothing but the question for evidence. Exit code 0 where the policy accepts the server, 10 where
-    not.
+    Sends it nothing but the question for evidence. Exit code 0 where the policy accepts the server, 10 where
+    not, 30 where it is not there, or where endorsements are missing that nobody gives now.
     """
     from strongroom.client import Client
 
@@ -193,7 +201,8 @@ def verify(
         raise _exists(save)
     pem = ""
     bundle: Bundle | None
-    with Client(url, policy=policy_path, timeout=timeout) as client:
+    fetcher = fetcher_of(**fetching)
+    with Client(url, policy=policy_path, timeout=timeout, endorsements=endorsed, fetcher=fetcher) as client:
         try:
             verdict = client.attest()
             pem, bundle = client.certificate, client.bundle

@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from strongroom.calls import printable
+from strongroom.cli_endorsements import endorsement_options, fetcher_of
 from strongroom.errors import InvalidRequest, MalformedInput
 from strongroom.terminal import EXIT_OK, EXIT_REFUSED, show_json, show_verdict
 
 if TYPE_CHECKING:
     from strongroom.attest.appraise import Asked
     from strongroom.attest.bundle import Bundle
-    from strongroom.attest.evidence import Claims, Verdict
+    from strongroom.attest.evidence import Claims, Evidence, Verdict
+    from strongroom.attest.gather import Gathered
+    from strongroom.endorsements import Fetcher
 
 FORMATS: Final = ("sgx", "tdx", "snp", "azure", "nitro", "tpm", "ra-tls")
 _RECORDED: Final = ("azure", "tpm")
@@ -62,10 +65,7 @@ NOT_PROVEN_BUNDLE: Final = (
     "--policy", "policy_path", envvar="STRONGROOM_POLICY", metavar="FILE|PROFILE", show_envvar=True,
     help="Policy file, production or UNSAFE_ANY_MEASUREMENT; else a bundle's own.",
 )  # fmt: skip
-@click.option(
-    "--endorsements", "endorsed", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
-    help="DCAP bundle, certificates, revocation list, event log, release manifest; may be repeated.",
-)  # fmt: skip
+@endorsement_options
 @click.option("--nonce", metavar="HEX", help="Nonce that the evidence must carry: nitro, tpm, azure.")
 @click.option("--report-data", "data", metavar="HEX", help="Report data that it must carry, whole.")
 @click.option("--at", metavar="RFC3339", help="The moment to verify at; else now, or a bundle's own.")
@@ -73,19 +73,20 @@ NOT_PROVEN_BUNDLE: Final = (
 @click.option("--explain", is_flag=True, help="Say in plain words what passing does not prove.")
 @click.pass_context
 def appraise(
-    ctx: click.Context, evidence: Path, format_: str | None, policy_path: str | None,
+    ctx: click.Context, /, evidence: Path, format_: str | None, policy_path: str | None,
     endorsed: tuple[Path, ...], nonce: str | None, data: str | None, at: str | None, as_json: bool,
-    explain: bool,
+    explain: bool, **fetching: Any,
 ) -> None:  # fmt: skip
     """Appraise recorded evidence of anybody's software: every claim, every check, the verdict.
 
     EVIDENCE is a quote, report, document or certificate as it was recorded; for tpm a folder, for azure a JSON file
     or its folder; or a bundle that `strongroom verify --save` wrote, which verifies by its own policy at its own
-    time unless others are given. Nothing is contacted. Exit code 0 where the policy accepts it, 10 where not, 20
-    where a file or an argument cannot be used.
+    time unless others are given. Nothing is contacted without --fetch. Exit code 0 where the policy accepts it, 10
+    where not, 20 where a file or an argument cannot be used, 30 where endorsements are missing that nobody gives now.
     """
+    fetcher = fetcher_of(**fetching)
     if (bundle := _read_bundle(evidence)) is not None:
-        if format_ or endorsed or nonce or data:
+        if format_ or endorsed or nonce or data or fetcher is not None:
             raise click.UsageError(
                 "a bundle has its own format, endorsements and nonce: only --policy and --at go with it"
             )
@@ -97,7 +98,7 @@ def appraise(
         if policy_path is None:
             raise click.UsageError("--policy: a policy file or a profile; only a bundle has its own")
         asked, facts = _asked(nonce, data, format_), {}
-        verdict = _appraise_files(evidence, format_, policy_path, endorsed, asked, at)
+        verdict = _appraise_files(evidence, format_, policy_path, endorsed, asked, at, fetcher)
         unproven = (*NOT_PROVEN[format_], *_EVERYWHERE)
     if as_json:
         document = verdict.to_json() | ({"bundle": facts} if facts else {})
@@ -114,19 +115,40 @@ def appraise(
 
 
 def _appraise_files(
-    evidence: Path, format_: str, policy_path: str, endorsed: tuple[Path, ...], asked: Asked, at: str | None
-) -> Verdict:
+    evidence: Path, format_: str, policy_path: str, endorsed: tuple[Path, ...], asked: Asked, at: str | None,
+    fetcher: Fetcher | None,
+) -> Verdict:  # fmt: skip
     from strongroom.attest.appraise import appraise as appraise_evidence
     from strongroom.attest.evidence import Evidence
+    from strongroom.attest.gather import with_reason
     from strongroom.client import SYSTEM_CLOCK
-    from strongroom.sources import load_appraisal_policy
+    from strongroom.sources import load_appraisal_policy, load_endorsements
 
-    return appraise_evidence(
-        Evidence(format_, _read_evidence(evidence, format_), ()),
-        load_appraisal_policy(policy_path),
-        report_data=asked,
-        endorsements=_read_endorsements(endorsed),
-        now=moment(at) if at is not None else SYSTEM_CLOCK.now(),
+    read = Evidence(format_, _read_evidence(evidence, format_), ())
+    by = load_appraisal_policy(policy_path)
+    now = moment(at) if at is not None else SYSTEM_CLOCK.now()
+    gathered = _gather(read, load_endorsements(endorsed), fetcher, now)
+    verdict = appraise_evidence(read, by, report_data=asked, endorsements=gathered.endorsements, now=now)
+    reason = gathered.shortfall(verdict.code)
+    return with_reason(verdict, reason) if reason else verdict
+
+
+def _gather(
+    evidence: Evidence, given: tuple[tuple[str, bytes], ...], fetcher: Fetcher | None, now: datetime
+) -> Gathered:
+    """The endorsements in the files that the evidence has use for, and what was missing beside them."""
+    from strongroom.attest.gather import Gathered
+    from strongroom.attest.verifiers import PINS, endorsements_for
+    from strongroom.endorsements import complete
+
+    if fetcher is None:
+        return Gathered(given)
+    fitting = (
+        given if evidence.format == "ra-tls" else endorsements_for(evidence.format, evidence.data, given)
+    )
+    roots = tuple(root for pins in PINS.values() for root in pins)
+    return complete(
+        fetcher, evidence.format, evidence.data, endorsements=fitting, roots=roots, now=lambda: now
     )
 
 
@@ -221,24 +243,6 @@ def _from_pem(data: bytes, path: Path) -> bytes:
     if len(blocks) != 1:
         raise MalformedInput(f"{path}: {len(blocks)} certificates; expected one", code="leaf_malformed")
     return blocks[0]
-
-
-def _read_endorsements(paths: tuple[Path, ...]) -> tuple[tuple[str, bytes], ...]:
-    """The documents in the files. What is neither bundle, certificate nor revocation list is somebody's mistake."""
-    from strongroom.attest.eventlog import is_event_log
-    from strongroom.attest.releases import is_manifest
-    from strongroom.attest.verifiers import is_collateral
-    from strongroom.attest.x509 import sort_documents
-
-    found = tuple((str(path), _read(path)) for path in paths)
-    for name, data in found:
-        known = is_collateral(data) or is_event_log(data) or is_manifest(data)
-        if not known and sort_documents(((name, data),)).others:
-            raise MalformedInput(
-                f"{name}: no DCAP bundle, certificates, revocation list, event log or release manifest",
-                code="certificate_malformed",
-            )
-    return found
 
 
 def _hex(text: str, what: str) -> bytes:

@@ -27,13 +27,16 @@ from strongroom import methods, tokens
 from strongroom.attest.bundle import Bundle
 from strongroom.attest.evidence import Attested, Verdict
 from strongroom.calls import ModelMetadata, Progress
+from strongroom.endorsements import Fetcher
 from strongroom.errors import InvalidRequest
 from strongroom.flow import Clock, Flow, Outcome, Session, drive_to_end
 from strongroom.inference import Array
 from strongroom.sources import (
+    EndorsementSource,
     KeySource,
     ModelSource,
     PolicySource,
+    load_endorsements,
     load_key,
     prepare_upload,
     read_policy,
@@ -175,12 +178,14 @@ class _ClientBase:
         policy: PolicySource,
         key: KeySource | None = None,
         timeout: float = DEFAULT_TIMEOUT_S,
+        endorsements: Sequence[EndorsementSource] = (),
+        fetcher: Fetcher | None = None,
         clock: Clock = SYSTEM_CLOCK,
         random: Callable[[int], bytes] = secrets.token_bytes,
         patience: float = PATIENCE_S,
     ) -> None:
         self._origin = parse_origin(url)
-        self._timeout = timeout
+        self._timeout, self._fetcher = timeout, fetcher
         accepted, text = read_policy(policy)
         self._session = Session(
             policy=accepted,
@@ -190,6 +195,8 @@ class _ClientBase:
             clock=clock,
             random=random,
             patience_s=patience,
+            endorsements=load_endorsements(endorsements),
+            fetches=fetcher is not None,
         )
         self._start()
 
@@ -267,12 +274,14 @@ class Client(_ClientBase):
     at once.
 
     `key`: who is asking (needed to upload); `timeout`: seconds without a byte after which a request is given
-    up. Everything raises `AttestationRefused` where the server that is there now is not one that the policy
+    up; `endorsements`: vendors' documents (paths, or bytes) beside those that the server staples; `fetcher`: where to
+    get what is still missing (`strongroom.endorsements`). Without one nothing is fetched.
+    Everything raises `AttestationRefused` where the server that is there now is not one that the policy
     accepts, and `Unavailable` where there is none; both before anything of the request was sent.
     """
 
     def _start(self) -> None:
-        self._transport = Transport(self._origin, timeout_s=self._timeout)
+        self._transport = Transport(self._origin, timeout_s=self._timeout, fetcher=self._fetcher)
 
     def attest(self) -> Verdict:
         """Verifies the server anew, on a new connection, with a new nonce.
@@ -369,7 +378,7 @@ class AsyncClient(_ClientBase):
     """The same methods for asyncio, each awaited. Made by `aconnect`; to be used within one event loop."""
 
     def _start(self) -> None:
-        self._transport = AsyncTransport(self._origin, timeout_s=self._timeout)
+        self._transport = AsyncTransport(self._origin, timeout_s=self._timeout, fetcher=self._fetcher)
 
     async def attest(self) -> Verdict:
         """As `Client.attest`."""
@@ -471,20 +480,28 @@ def _version(version: str | int | None) -> str | None:
 
 
 def connect(
-    url: str, *, policy: PolicySource, key: KeySource | None = None, timeout: float = DEFAULT_TIMEOUT_S
+    url: str,
+    *,
+    policy: PolicySource,
+    key: KeySource | None = None,
+    timeout: float = DEFAULT_TIMEOUT_S,
+    endorsements: Sequence[EndorsementSource] = (),
+    fetcher: Fetcher | None = None,
 ) -> Client:
     """Connects to `https://host[:port]` and attests the server: when this returns, the policy accepted it.
 
     `policy`: the path of a policy file, a `Policy`, or "production". `key`: the path of a key that
     `strongroom keygen` wrote, its PEM, or the key itself; None to verify, list public models and run them.
+    `endorsements`, `fetcher`: as `Client` has them; nothing is fetched without a fetcher.
 
     Raises:
         AttestationRefused: the server is not one that the policy accepts; `.verdict` has every check. Nothing
         but the question for evidence was sent.
-        Unavailable: no server there (code `server_unreachable`).
+        Unavailable: no server there (code `server_unreachable`); no endorsements to be had now
+        (`endorsements_unavailable`).
         InvalidPolicy: the policy cannot be applied.
     """
-    client = Client(url, policy=policy, key=key, timeout=timeout)
+    client = Client(url, policy=policy, key=key, timeout=timeout, endorsements=endorsements, fetcher=fetcher)
     try:
         client.attest()
     except BaseException:
@@ -520,7 +537,15 @@ class Connecting:
 
 
 def aconnect(
-    url: str, *, policy: PolicySource, key: KeySource | None = None, timeout: float = DEFAULT_TIMEOUT_S
+    url: str,
+    *,
+    policy: PolicySource,
+    key: KeySource | None = None,
+    timeout: float = DEFAULT_TIMEOUT_S,
+    endorsements: Sequence[EndorsementSource] = (),
+    fetcher: Fetcher | None = None,
 ) -> Connecting:
     """`connect` for asyncio; to be awaited, or entered with `async with`."""
-    return Connecting(AsyncClient(url, policy=policy, key=key, timeout=timeout))
+    return Connecting(
+        AsyncClient(url, policy=policy, key=key, timeout=timeout, endorsements=endorsements, fetcher=fetcher)
+    )

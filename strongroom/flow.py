@@ -2,7 +2,7 @@
 through restarts.
 
 `client` drives each generator twice, once with blocking and once with awaiting calls: the generator yields a
-command (`Open`, `Send`, `Sleep`), the driver carries it out and sends its result back in, or throws an
+command (`Open`, `Send`, `Sleep`, `Fetch`), the driver carries it out and sends its result back in, or throws an
 `Outcome`.
 
 Rules
@@ -17,6 +17,8 @@ Rules
   5. A verdict ends with its lifetime on two clocks: the monotonic one, which nobody sets, and the wall clock,
      which goes on while the machine sleeps. An ended verdict is renewed before the next request.
   6. Tokens are bound to the keyset of the endpoint they are sent to.
+  7. Endorsements are fetched only where the caller said so, only for evidence of a format that the policy names, and
+     only those that neither server nor caller gave (docs/endorsements.md).
 """
 
 from __future__ import annotations
@@ -32,9 +34,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from strongroom import __version__, attest, calls, tokens
 from strongroom.attest.bundle import Bundle
-from strongroom.attest.evidence import Attested, Check, Leaf, Verdict, parse_answer
+from strongroom.attest.evidence import Attested, Check, EvidenceAnswer, Leaf, Verdict, parse_answer
+from strongroom.attest.gather import Fetch, Fetched, Gathered, gather, with_reason
 from strongroom.attest.keyset import keyset_digest, parse_keyset
 from strongroom.attest.policy import Policy, named_policy, parse_policy, policy_for
+from strongroom.attest.verifiers import accepted_roots, endorsements_for
 from strongroom.calls import Answer, Request
 from strongroom.errors import AttestationRefused, Refused, Unavailable, Unusable
 from strongroom.ratls import Gate
@@ -109,7 +113,7 @@ class Sleep:
     seconds: float
 
 
-Command: TypeAlias = Open | Send | Sleep
+Command: TypeAlias = Open | Send | Sleep | Fetch
 _T = TypeVar("_T")
 Flow: TypeAlias = Generator[Command, Any, _T]
 
@@ -153,6 +157,8 @@ class Session:
         clock: Clock,
         random: Callable[[int], bytes],
         patience_s: float,
+        endorsements: tuple[tuple[str, bytes], ...] = (),
+        fetches: bool = False,
     ) -> None:
         self.policy: Final = policy
         self.policy_text: Final = policy_text
@@ -163,6 +169,10 @@ class Session:
         self.random: Final = random
         self.patience_s: Final = patience_s
         """Seconds for which a server that was there before may be gone."""
+        self.endorsements: Final = endorsements
+        """What the caller has beside what servers staple, for evidence of any format."""
+        self.fetches: Final = fetches
+        """Whether the driver has a source for what is missing."""
         self._lock = threading.Lock()
         self._endpoints: list[Endpoint] = []  # most recently used first
         self._retired: list[Endpoint] = []
@@ -284,7 +294,7 @@ def attest_flow(session: Session) -> Flow[Endpoint]:
 
     Raises:
         AttestationRefused: the server is not one that the policy accepts; nothing but the question for
-        evidence was sent. Unavailable: no server, or none that answers.
+        evidence was sent. Unavailable: no server, or none that answers; or `endorsements_unavailable`.
     """
     endpoint: Endpoint = yield Open()
     try:
@@ -292,11 +302,15 @@ def attest_flow(session: Session) -> Flow[Endpoint]:
         nonce = session.random(32)
         started, now = session.clock.monotonic(), session.clock.now()
         answer = yield from _ask_for_evidence(endpoint, nonce)
+        received = _read(answer)
+        gathered = yield from _endorsements(session, received)
         # 3 - 6. Signature chain, report data, this connection's key, policy: all in the one pure function.
         verified_at = session.clock.now()
-        bundle = _bundle(session, endpoint, answer, nonce=nonce, verified_at=verified_at)
+        bundle = _bundle(session, endpoint, answer, gathered, nonce=nonce, verified_at=verified_at)
         try:
-            attested = _verify(session.policy, endpoint, answer, nonce=nonce, now=verified_at)
+            attested = _verify(
+                session.policy, endpoint, received, gathered=gathered, nonce=nonce, now=verified_at
+            )
         except AttestationRefused as refused:
             refused.bundle = bundle
             raise
@@ -335,39 +349,80 @@ def _ask_for_evidence(endpoint: Endpoint, nonce: bytes) -> Flow[Answer]:
     )
 
 
-def _verify(policy: Policy, endpoint: Endpoint, answer: Answer, *, nonce: bytes, now: datetime) -> Attested:
+def _read(answer: Answer) -> EvidenceAnswer:
+    try:
+        return parse_answer(answer.body)
+    except Unusable as exc:
+        raise _unreadable(exc) from exc
+
+
+def _unreadable(exc: Unusable) -> AttestationRefused:
+    """Bytes of a stranger that cannot be read are a refusal of the stranger, not a fault of the caller's."""
+    expected = "well-formed evidence"
+    return refusal(exc.code, title="evidence can be read", expected=expected, got=exc.message)
+
+
+def _endorsements(session: Session, received: EvidenceAnswer) -> Generator[Fetch, Fetched, Gathered]:
+    """Rule 7: what was stapled, what the caller has for such evidence, and what was fetched."""
+    evidence, policy = received.evidence, session.policy
+    given = endorsements_for(evidence.format, evidence.data, session.endorsements)
+    at_hand = evidence.endorsements + given
+    if not session.fetches or not all(c.passed for c in policy.check_format(evidence.format)):
+        return Gathered(at_hand)
+    roots = accepted_roots(evidence.format, policy)
+    return (
+        yield from gather(
+            evidence.format, evidence.data, endorsements=at_hand, roots=roots, now=session.clock.now
+        )
+    )
+
+
+def _verify(
+    policy: Policy,
+    endpoint: Endpoint,
+    received: EvidenceAnswer,
+    *,
+    gathered: Gathered,
+    nonce: bytes,
+    now: datetime,
+) -> Attested:
     """Steps 3 to 6, over what this connection showed and answered."""
     leaf = endpoint.gate.leaf
     if leaf is None:  # no connection was made through the gate: its hook did not run, so nothing is known
         raise refusal("leaf_missing", title="leaf of this connection", expected="a certificate", got="none")
     try:
-        received = parse_answer(answer.body)
         return attest.verify(
             received.evidence,
             policy,
             nonce=nonce,
             keyset_bytes=received.keyset,
             channel=Leaf(der=leaf),
-            endorsements=received.evidence.endorsements,
+            endorsements=gathered.endorsements,
             now=now,
         )
     except Unusable as exc:
-        # Bytes of a stranger that cannot be read are a refusal of the stranger, not a fault of the caller's.
-        expected = "well-formed evidence"
-        raise refusal(exc.code, title="evidence can be read", expected=expected, got=exc.message) from exc
+        raise _unreadable(exc) from exc
+    except AttestationRefused as exc:
+        reason = gathered.shortfall(exc.code)
+        if exc.verdict is None or not reason:
+            raise
+        verdict = with_reason(exc.verdict, reason)
+        raise AttestationRefused(f"{exc.message}; {reason}", code=exc.code, verdict=verdict) from exc
 
 
 def _bundle(
-    session: Session, endpoint: Endpoint, answer: Answer, *, nonce: bytes, verified_at: datetime
+    session: Session,
+    endpoint: Endpoint,
+    answer: Answer,
+    gathered: Gathered,
+    *,
+    nonce: bytes,
+    verified_at: datetime,
 ) -> Bundle:
     """What the verification of this answer rests on."""
-    try:
-        used = parse_answer(answer.body).evidence.endorsements
-    except Unusable:
-        used = ()  # an answer that cannot be read is refused, and kept as it came
     return Bundle(
         answer=answer.body,
-        endorsements=used,
+        endorsements=gathered.endorsements,
         nonce=nonce,
         leaf=endpoint.gate.leaf or b"",
         policy=session.policy_text,
@@ -391,19 +446,20 @@ def unsafe_first_look(clock: Clock, random: Callable[[int], bytes]) -> Flow[tupl
     endpoint: Endpoint = yield Open()
     nonce = random(32)
     answer = yield from _ask_for_evidence(endpoint, nonce)
-    now = clock.now()
+    received = _read(answer)
+    stapled, now = Gathered(received.evidence.endorsements), clock.now()
     try:
         # A policy that names no code: it refuses, and the refusal carries the claims if their signature
         # verified.
-        _verify(named_policy("production"), endpoint, answer, nonce=nonce, now=now)
+        _verify(named_policy("production"), endpoint, received, gathered=stapled, nonce=nonce, now=now)
         raise AssertionError("a policy without an entry accepted a server")
     except AttestationRefused as refused:
         claims = refused.verdict.claims if refused.verdict is not None else None
         if claims is None:
             raise
-    security = parse_keyset(parse_answer(answer.body).keyset).security
+    security = parse_keyset(received.keyset).security
     text = policy_for(claims, security=security, now=now)
-    return text, _verify(parse_policy(text), endpoint, answer, nonce=nonce, now=now)
+    return text, _verify(parse_policy(text), endpoint, received, gathered=stapled, nonce=nonce, now=now)
 
 
 def _attest_patiently(session: Session) -> Flow[Endpoint]:
@@ -413,8 +469,10 @@ def _attest_patiently(session: Session) -> Flow[Endpoint]:
     while True:
         try:
             return (yield from attest_flow(session))
-        except Unavailable:
-            if not patient or session.clock.monotonic() + pause > until:
+        except Unavailable as exc:
+            # A server that starts again is soon there; a vendor's service that is asked again at once is not.
+            gone = exc.code != "endorsements_unavailable"
+            if not patient or not gone or session.clock.monotonic() + pause > until:
                 raise
         yield Sleep(pause)
         pause = min(2 * pause, 2.0)
@@ -541,6 +599,6 @@ def drive_to_end(flow: Flow[_T], perform: Callable[[Command], Any]) -> _T:
 
 
 __all__ = [
-    "Clock", "Command", "Endpoint", "Flow", "NotSent", "Open", "Outcome", "Send", "Session", "Sleep",
+    "Clock", "Command", "Endpoint", "Fetch", "Flow", "NotSent", "Open", "Outcome", "Send", "Session", "Sleep",
     "Unacceptable", "Unanswered", "attest_flow", "call_flow", "drive_to_end", "unsafe_first_look",
 ]  # fmt: skip

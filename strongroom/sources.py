@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final, TypeAlias
@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from strongroom import calls, formats, tokens
 from strongroom.attest.appraise import AnyMeasurement
+from strongroom.attest.eventlog import is_event_log
 from strongroom.attest.policy import (
     NAMED_POLICIES,
     UNSAFE_ANY_MEASUREMENT,
@@ -23,16 +24,20 @@ from strongroom.attest.policy import (
     parse_policy,
     render_policy,
 )
+from strongroom.attest.releases import is_manifest
+from strongroom.attest.verifiers import is_collateral
+from strongroom.attest.x509 import sort_documents
 from strongroom.calls import Body
 from strongroom.errors import InvalidPolicy, InvalidRequest, MalformedInput
 
 PathLike: TypeAlias = str | os.PathLike[str]
 PolicySource: TypeAlias = PathLike | Policy
 KeySource: TypeAlias = PathLike | bytes | Ed25519PrivateKey
+EndorsementSource: TypeAlias = PathLike | bytes
 ModelSource: TypeAlias = PathLike | bytes | bytearray | memoryview | IO[bytes]
 
 MAX_SMALL_FILE: Final = 1 << 20
-"""Bytes of a policy or key file."""
+"""Bytes of a file with a policy, a key or endorsements."""
 
 
 def load_policy(policy: PolicySource) -> Policy:
@@ -104,6 +109,36 @@ def load_key(key: KeySource | None) -> Ed25519PrivateKey | None:
         raise MalformedInput(
             f"the key file {os.fspath(key)!s} cannot be read", code="key_unreadable"
         ) from exc
+
+
+def load_endorsements(sources: Sequence[EndorsementSource]) -> tuple[tuple[str, bytes], ...]:
+    """The documents in `sources`, paths or bytes, as (name, bytes): DCAP bundles, certificates, revocation lists, event
+    logs, release manifests. What is none of these is somebody's mistake.
+
+    Raises:
+        InvalidRequest: a file that cannot be read, or that is too large (code `input_unreadable`).
+        MalformedInput: none of these (`certificate_malformed`, `revocation_list_malformed`).
+    """
+    if isinstance(
+        sources, str | bytes | os.PathLike
+    ):  # one, or its characters: a mistake that would pass silently
+        raise InvalidRequest("endorsements: expected a list of paths or bytes", code="input_unreadable")
+    found = []
+    for number, source in enumerate(sources):
+        name = f"endorsement {number + 1}" if isinstance(source, bytes) else os.fspath(source)
+        try:
+            data = source if isinstance(source, bytes) else _small_file(source)
+        except (OSError, ValueError) as exc:
+            what = f"{name} cannot be read, or has more than {MAX_SMALL_FILE} bytes"
+            raise InvalidRequest(what, code="input_unreadable") from exc
+        known = is_collateral(data) or is_event_log(data) or is_manifest(data)
+        if not known and sort_documents(((name, data),)).others:
+            raise MalformedInput(
+                f"{name}: no DCAP bundle, certificates, revocation list, event log or release manifest",
+                code="certificate_malformed",
+            )
+        found.append((name, data))
+    return tuple(found)
 
 
 def _small_file(path: PathLike) -> bytes:

@@ -28,8 +28,20 @@ from urllib.parse import urlsplit
 import httpx
 
 from strongroom.calls import CHUNK, Answer, Request, target
+from strongroom.endorsements import Fetcher, Offline
 from strongroom.errors import InvalidRequest
-from strongroom.flow import Command, Endpoint, NotSent, Open, Outcome, Send, Sleep, Unacceptable, Unanswered
+from strongroom.flow import (
+    Command,
+    Endpoint,
+    Fetch,
+    NotSent,
+    Open,
+    Outcome,
+    Send,
+    Sleep,
+    Unacceptable,
+    Unanswered,
+)
 from strongroom.ratls import Gate
 
 CONNECT_TIMEOUT_S: Final = 10.0
@@ -228,8 +240,9 @@ class Transport:
     threads.
     """
 
-    def __init__(self, origin: Origin, *, timeout_s: float) -> None:
+    def __init__(self, origin: Origin, *, timeout_s: float, fetcher: Fetcher | None = None) -> None:
         self._origin, self._timeout_s = origin, timeout_s
+        self._fetcher: Fetcher = fetcher or Offline()
         self._links: set[_Link] = set()
         self._lock = threading.Lock()
         self._closed = False
@@ -248,6 +261,8 @@ class Transport:
                 return self._send(endpoint.link, request)
             case Sleep(seconds):
                 time.sleep(seconds)
+            case Fetch():
+                return self._fetcher.fetch(command)
         return None
 
     def _send(self, link: _Link, request: Request) -> Answer:
@@ -320,10 +335,11 @@ def _progressing(request: Request) -> Iterator[bytes]:
 
 
 class AsyncTransport:
-    """The same for asyncio."""
+    """The same for asyncio. Fetching blocks, so it goes on in a thread."""
 
-    def __init__(self, origin: Origin, *, timeout_s: float) -> None:
+    def __init__(self, origin: Origin, *, timeout_s: float, fetcher: Fetcher | None = None) -> None:
         self._origin, self._timeout_s = origin, timeout_s
+        self._fetcher: Fetcher = fetcher or Offline()
         self._links: set[httpx.AsyncClient] = set()
         self._closed = False
 
@@ -340,6 +356,8 @@ class AsyncTransport:
                 return await self._send(endpoint.link, request)
             case Sleep(seconds):
                 await asyncio.sleep(seconds)
+            case Fetch():
+                return await asyncio.to_thread(self._fetcher.fetch, command)
         return None
 
     async def _send(self, link: httpx.AsyncClient, request: Request) -> Answer:

@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "attest"))
 
 import recorded
 from bundles import bundle
+from fake_services import NOT_FOUND, Service, bundle_answers, ok
 from recorded import CASES, EVIDENCE, Case
 
 from strongroom.attest.bundle import encode_bundle
@@ -37,6 +38,39 @@ def test_exit_codes_over_all_recorded_evidence(case: Case) -> None:
     assert document["passed"] == (not case.code)
     if case.code:
         assert case.code in {c["code"] for c in document["checks"]}
+
+
+def _services(case: Case) -> Service:
+    """Services that have the recorded endorsements of `case`, where the vendors have them."""
+    certificates = [p for p in case.endorsements if p.suffix in (".der", ".pem")]
+    answers: dict[str, tuple[bytes, dict[str, str]]] = {}
+    for path in case.endorsements:
+        if path.suffix == ".json":
+            answers |= bundle_answers(json.loads(path.read_bytes()), *path.name.split("-")[:3])
+
+    def answer(target: str) -> bytes:
+        wanted = ".der" if "SPL" in target else ".pem" if target.endswith("cert_chain") else ""
+        found = [p.read_bytes() for p in certificates if p.suffix == wanted]
+        return ok(found[0]) if found else ok(*answers[target]) if target in answers else NOT_FOUND
+
+    return Service(answer)
+
+
+@needs_recorded
+@pytest.mark.parametrize(
+    "case",
+    [c for c in CASES if c.format in ("sgx", "tdx", "snp", "azure") and c.endorsements and not c.code],
+    ids=lambda c: c.name,
+)
+def test_genuine_evidence_passes_with_endorsements_that_are_fetched(case: Case) -> None:
+    """All of it, under the vendors' own roots; but for a VLEK, which has to be given."""
+    words = [str(case.path), "--format", case.format, "--at", case.at, "--json"]
+    if "vlek" in case.name:
+        words += ["--endorsements", str(case.endorsements[0])]
+    assert run(*words).exit_code == 10
+    with _services(case) as service:
+        done = run(*words, "--fetch", "--pccs", service.url, "--kds", service.url)
+    assert done.exit_code == 0, json.loads(done.stdout)["code"]
 
 
 @needs_recorded

@@ -23,8 +23,9 @@ from strongroom.attest.appraise import (
 from strongroom.attest.evidence import Evidence, Verdict, report_data
 from strongroom.attest.policy import named_policy, parse_policy
 from strongroom.attest.verifiers import PINS, carried
-from strongroom.cli_appraise import _read_endorsements, _read_evidence
+from strongroom.cli_appraise import _read_evidence
 from strongroom.errors import InvalidPolicy
+from strongroom.sources import load_endorsements
 
 NOTHING = NoReportData("nobody asked")
 SERVER = Server()
@@ -42,7 +43,7 @@ def appraise_case(case: Case, asked: Asked = NOTHING) -> Verdict:
         Evidence(case.format, _read_evidence(case.path, case.format), ()),
         AnyMeasurement(),
         report_data=asked,
-        endorsements=_read_endorsements(case.endorsements),
+        endorsements=load_endorsements(case.endorsements),
         now=datetime.fromisoformat(case.at),
     )
 
