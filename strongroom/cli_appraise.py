@@ -137,19 +137,15 @@ def _gather(
     evidence: Evidence, given: tuple[tuple[str, bytes], ...], fetcher: Fetcher | None, now: datetime
 ) -> Gathered:
     """The endorsements in the files that the evidence has use for, and what was missing beside them."""
-    from strongroom.attest.gather import Gathered
-    from strongroom.attest.verifiers import PINS, endorsements_for
+    from strongroom.attest.gather import Gathered, fitting
+    from strongroom.attest.verifiers import PINS
     from strongroom.endorsements import complete
 
     if fetcher is None:
         return Gathered(given)
-    fitting = (
-        given if evidence.format == "ra-tls" else endorsements_for(evidence.format, evidence.data, given)
-    )
+    kept = given if evidence.format == "ra-tls" else fitting(evidence.format, evidence.data, given)
     roots = tuple(root for pins in PINS.values() for root in pins)
-    return complete(
-        fetcher, evidence.format, evidence.data, endorsements=fitting, roots=roots, now=lambda: now
-    )
+    return complete(fetcher, evidence.format, evidence.data, endorsements=kept, roots=roots, now=lambda: now)
 
 
 def _appraise_bundle(

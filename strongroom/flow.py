@@ -35,10 +35,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from strongroom import __version__, attest, calls, tokens
 from strongroom.attest.bundle import Bundle
 from strongroom.attest.evidence import Attested, Check, EvidenceAnswer, Leaf, Verdict, parse_answer
-from strongroom.attest.gather import Fetch, Fetched, Gathered, gather, with_reason
+from strongroom.attest.gather import Fetch, Fetched, Gathered, fitting, gather, with_reason
 from strongroom.attest.keyset import keyset_digest, parse_keyset
 from strongroom.attest.policy import Policy, named_policy, parse_policy, policy_for
-from strongroom.attest.verifiers import accepted_roots, endorsements_for
+from strongroom.attest.verifiers import accepted_roots
 from strongroom.calls import Answer, Request
 from strongroom.errors import AttestationRefused, Refused, Unavailable, Unusable
 from strongroom.ratls import Gate
@@ -365,8 +365,7 @@ def _unreadable(exc: Unusable) -> AttestationRefused:
 def _endorsements(session: Session, received: EvidenceAnswer) -> Generator[Fetch, Fetched, Gathered]:
     """Rule 7: what was stapled, what the caller has for such evidence, and what was fetched."""
     evidence, policy = received.evidence, session.policy
-    given = endorsements_for(evidence.format, evidence.data, session.endorsements)
-    at_hand = evidence.endorsements + given
+    at_hand = evidence.endorsements + fitting(evidence.format, evidence.data, session.endorsements)
     if not session.fetches or not all(c.passed for c in policy.check_format(evidence.format)):
         return Gathered(at_hand)
     roots = accepted_roots(evidence.format, policy)

@@ -20,14 +20,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "attest"))
 
 import fake_server
 from fake_amd import MEASUREMENT, Machine, intermediate_der, root_der, roots
-from fake_intel import NOW, SGX, Intel
+from fake_intel import NOW, SGX, TDX4, TDX5, Intel
 from fake_server import FakeServer
 from fake_services import NOT_FOUND, Service, amd_answers, drip, intel_answers, ok, serve
 from fake_x509 import pem
 
 import strongroom
 from strongroom.attest import verifiers
-from strongroom.attest.dcap import examine_sgx
+from strongroom.attest.dcap import examine_sgx, examine_tdx
 from strongroom.attest.evidence import Claims, Evidence
 from strongroom.attest.policy import policy_for
 from strongroom.attest.snp import examine_snp
@@ -49,6 +49,7 @@ def _fake_vendors(monkeypatch: pytest.MonkeyPatch) -> None:
     """The fake vendors' roots stand for the vendors'."""
     monkeypatch.setitem(verifiers.PINS, "snp", roots())
     monkeypatch.setitem(verifiers.PINS, "sgx", SGX.roots)
+    monkeypatch.setitem(verifiers.PINS, "tdx", SGX.roots)
 
 
 class SnpServer(FakeServer):
@@ -63,24 +64,28 @@ class SnpServer(FakeServer):
         return Evidence("snp", report, self.stapled)
 
 
-class SgxServer(FakeServer):
-    """Gives SGX evidence with nothing stapled."""
+class IntelServer(FakeServer):
+    """Gives quotes with nothing stapled but `stapled`."""
+
+    vendor = SGX
+    stapled: tuple[tuple[str, bytes], ...] = ()
 
     def evidence(self, data: bytes) -> Evidence:
         """A quote with this report data."""
-        return Evidence("sgx", SGX.but(body={"report_data": data}).quote, ())
+        return Evidence(self.vendor.format, self.vendor.but(body={"report_data": data}).quote, self.stapled)
 
 
-def snp_policy() -> str:
+def snp_policy(machine: Machine = MACHINE) -> str:
     """A policy that accepts the machine."""
-    found = examine_snp(MACHINE.report, endorsements=MACHINE.endorsements, roots=roots(), now=NOW)
+    found = examine_snp(machine.report, endorsements=machine.endorsements, roots=roots(), now=NOW)
     assert isinstance(found.claims, Claims)
     return policy_for(found.claims, security=SECURITY, now=NOW)
 
 
-def sgx_policy() -> str:
-    """A policy that accepts the enclave."""
-    found = examine_sgx(SGX.quote, endorsements=SGX.endorsements, roots=SGX.roots, now=NOW)
+def intel_policy(vendor: Intel = SGX) -> str:
+    """A policy that accepts the enclave or TD."""
+    examine = examine_tdx if vendor.tdx else examine_sgx
+    found = examine(vendor.quote, endorsements=vendor.endorsements, roots=vendor.roots, now=NOW)
     assert isinstance(found.claims, Claims)
     return policy_for(found.claims, security=SECURITY, now=NOW)
 
@@ -159,13 +164,33 @@ def test_the_same_for_asyncio(server: SnpServer, kds: Service) -> None:
     assert passed and ticks > 3
 
 
-def test_an_enclave_is_verified_by_fetching() -> None:
+@pytest.mark.parametrize("vendor", [SGX, TDX4, TDX5], ids=["sgx", "tdx4", "tdx5"])
+def test_enclaves_and_trust_domains_are_verified_by_fetching(vendor: Intel) -> None:
     """Four questions to a PCCS."""
-    with SgxServer(security=SECURITY) as server, serve(intel_answers(SGX)) as pccs:
-        assert refusal(client(server, policy=sgx_policy())).code == "collateral_missing"
-        with client(server, policy=sgx_policy(), fetcher=asking(pccs)) as one:
+    by = intel_policy(vendor)
+    with IntelServer(security=SECURITY) as server, serve(intel_answers(vendor)) as pccs:
+        server.vendor = vendor
+        assert refusal(client(server, policy=by)).code == "collateral_missing"
+        with client(server, policy=by, fetcher=asking(pccs)) as one:
             assert one.attest().passed
         assert len(pccs.targets) == 4
+
+
+def test_older_collateral_that_is_still_valid_is_refused_by_the_policy() -> None:
+    """A source chooses among documents of now; a policy names the lowest evaluation."""
+    older = SGX.but(tcb_info={"tcbEvaluationDataNumber": 15}, qe_identity={"tcbEvaluationDataNumber": 15})
+    with IntelServer(security=SECURITY) as server, serve(intel_answers(older)) as pccs:
+        refused = refusal(client(server, policy=intel_policy(), fetcher=asking(pccs)))
+        assert refused.verdict is not None
+        assert [check.code for check in refused.verdict.failures] == ["evaluation_too_old"]
+
+
+def test_release_manifests_and_event_logs_are_no_reason_not_to_fetch(server: SnpServer, kds: Service) -> None:
+    """They are others' documents: the policy's, and those of what booted."""
+    manifest = b'{"payloadType":"application/vnd.strongroom.release+json"}'
+    server.stapled = (("manifest", manifest),)
+    with client(server, fetcher=asking(kds), endorsements=[manifest]) as one:
+        assert one.attest().passed
 
 
 def test_what_is_stapled_or_given_is_not_asked_for(server: SnpServer, kds: Service, tmp_path: Path) -> None:
@@ -296,7 +321,7 @@ def test_evidence_that_is_refused_anyway_is_refused_for_its_own_reason(server: S
         assert refusal(client(server, policy=other, fetcher=asking(kds))).code == "measurement_not_accepted"
         asked = len(kds.targets)
         assert asked == 3
-        refused = refusal(client(server, policy=sgx_policy(), fetcher=asking(kds)))
+        refused = refusal(client(server, policy=intel_policy(), fetcher=asking(kds)))
         assert refused.code == "evidence_format_not_accepted"
         server.machine = MACHINE.but(version=9)
         assert refusal(client(server, fetcher=asking(kds))).code == "snp_version"
@@ -306,12 +331,12 @@ def test_evidence_that_is_refused_anyway_is_refused_for_its_own_reason(server: S
 def test_a_lent_key_cannot_be_fetched_and_the_refusal_says_so(kds: Service) -> None:
     """AMD gives it to the cloud; nobody is asked."""
     with SnpServer(security=SECURITY) as server:
-        server.machine = Machine(kind="VLEK")
-        refused = refusal(client(server, fetcher=asking(kds)))
+        server.machine = lent = Machine(kind="VLEK")
+        refused = refusal(client(server, policy=snp_policy(lent), fetcher=asking(kds)))
         assert refused.code == "snp_leaf_missing" and "AMD gives to the cloud" in refused.message
         assert kds.targets == []
-        server.stapled = (("leaf", server.machine.leaf_der),)
-        with client(server, fetcher=asking(kds)) as one:
+        server.stapled = (("leaf", lent.leaf_der),)
+        with client(server, policy=snp_policy(lent), fetcher=asking(kds)) as one:
             assert one.attest().passed
         assert kds.targets == ["/vlek/v1/Milan/cert_chain", "/vlek/v1/Milan/crl"]
 

@@ -19,6 +19,7 @@ from typing import Final
 
 from strongroom.attest.evidence import Verdict
 from strongroom.attest.needs import Missing, Need, missing
+from strongroom.attest.verifiers import endorsements_for, split_manifests
 from strongroom.errors import Unavailable
 
 MAX_ROUNDS: Final = 5
@@ -128,6 +129,17 @@ def gather(
     return Gathered(endorsements + _named(found), tuple(failed.values()), lacking.unobtainable)
 
 
+def fitting(
+    evidence_format: str, data: bytes, collected: tuple[tuple[str, bytes], ...]
+) -> tuple[tuple[str, bytes], ...]:
+    """Returns those of `collected`, a caller's documents for evidence of any format, that `data` has use for, and the
+    release manifests among them, which are the policy's.
+    """
+    manifests, others = split_manifests(collected)
+    kept = tuple((f"manifest-{i}", manifest) for i, manifest in enumerate(manifests))
+    return endorsements_for(evidence_format, data, others) + kept
+
+
 def _named(found: dict[Need, Document]) -> tuple[tuple[str, bytes], ...]:
     return tuple((f"fetched-{need.key}", document.data) for need, document in found.items())
 
@@ -147,6 +159,7 @@ __all__ = [
     "Fetch",
     "Fetched",
     "Gathered",
+    "fitting",
     "gather",
     "with_reason",
 ]

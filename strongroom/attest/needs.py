@@ -24,6 +24,7 @@ from strongroom.attest import azure
 from strongroom.attest.certificate import Certificate, RevocationList
 from strongroom.attest.collateral import select_collateral
 from strongroom.attest.dcap_trust import read_chain, verify_collateral
+from strongroom.attest.eventlog import is_event_log
 from strongroom.attest.pck import PCK_CAS
 from strongroom.attest.quote import SGX, TDX, parse_quote
 from strongroom.attest.ratls_forms import find_evidence, parse_certificate
@@ -38,7 +39,7 @@ from strongroom.attest.snp_report import (
     product_of,
     tcb_parts,
 )
-from strongroom.attest.verifiers import endorsements_for
+from strongroom.attest.verifiers import endorsements_for, split_manifests
 from strongroom.attest.x509 import Chain, Documents, check_revocation, verify_chain
 from strongroom.errors import MalformedInput
 
@@ -214,8 +215,10 @@ def missing(
     | `tpm` | nothing that could be fetched: no service has the certificates of every maker's TPMs |
     | `sim`, others | nothing |
 
-    Malformed evidence, and evidence with endorsements that cannot be read, lacks nothing.
+    Malformed evidence, and evidence with endorsements that cannot be read, lacks nothing. Release manifests and event
+    logs among the endorsements are passed over.
     """
+    _, endorsements = split_manifests(endorsements)
     try:
         match evidence_format:
             case "sgx" | "tdx":
@@ -244,6 +247,8 @@ def _of_quote(
     platform = read_chain(quote.pck_chain)
     if quote.tee != tee or platform.root not in roots:
         return NOTHING
+    if tee == TDX:
+        endorsements = tuple(e for e in endorsements if not is_event_log(e[1]))
     need = Missing((DcapCollateral(tee, platform.facts.fmspc, platform.authority),))
     try:
         collateral = select_collateral(endorsements, tee=tee, fmspc=platform.facts.fmspc)

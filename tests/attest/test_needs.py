@@ -13,6 +13,8 @@ from recorded import ABSENT, CASES, EVIDENCE, Case
 
 from strongroom.attest import azure, needs
 from strongroom.attest.dcap import PINNED_ROOTS as INTEL_ROOTS
+from strongroom.attest.eventlog import is_event_log
+from strongroom.attest.gather import fitting
 from strongroom.attest.needs import (
     NOTHING,
     DcapCollateral,
@@ -22,6 +24,7 @@ from strongroom.attest.needs import (
     Vcek,
     missing,
 )
+from strongroom.attest.releases import is_manifest
 from strongroom.attest.snp import PINNED_ROOTS as AMD_ROOTS
 from strongroom.attest.snp import examine_snp
 
@@ -111,6 +114,25 @@ def test_malformed_quotes_and_bundles_lack_nothing() -> None:
         assert of_quote(SGX, data=data) == NOTHING
     assert of_quote(SGX, b"no bundle") == NOTHING
     assert of_quote(SGX, SGX.bundle[:-9]) == NOTHING
+
+
+def test_manifests_and_event_logs_beside_collateral_are_passed_over() -> None:
+    """They are the policy's, and those of what booted; an enclave has no log."""
+    manifest = b'{"payloadType":"application/vnd.strongroom.release+json"}'
+    log = bytes(4) + b"\x03\x00\x00\x00" + bytes(24) + b"Spec ID Event03\x00" + bytes(16)
+    assert is_event_log(log) and is_manifest(manifest)
+    assert of_quote(TDX4, log, manifest).needs and of_quote(SGX, manifest).needs
+    assert of_quote(TDX4, log, manifest, TDX4.bundle) == NOTHING
+    assert len(of_report(Machine(), manifest).needs) == 3
+    kept = fitting("tdx", TDX4.quote, tuple(enumerate_named(log, manifest, TDX4.bundle, chain())))
+    assert {data for _, data in kept} == {log, manifest, TDX4.bundle}
+    kept = fitting("snp", Machine().report, tuple(enumerate_named(log, manifest, TDX4.bundle, chain())))
+    assert {data for _, data in kept} == {manifest, chain()}
+
+
+def enumerate_named(*documents: bytes) -> list[tuple[str, bytes]]:
+    """Documents with names."""
+    return [(f"x{i}", document) for i, document in enumerate(documents)]
 
 
 def test_nobody_is_asked_about_a_platform_of_another_vendor() -> None:
