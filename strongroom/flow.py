@@ -302,18 +302,8 @@ def attest_flow(session: Session) -> Flow[Endpoint]:
         nonce = session.random(32)
         started, now = session.clock.monotonic(), session.clock.now()
         answer = yield from _ask_for_evidence(endpoint, nonce)
-        received = _read(answer)
-        gathered = yield from _endorsements(session, received)
         # 3 - 6. Signature chain, report data, this connection's key, policy: all in the one pure function.
-        verified_at = session.clock.now()
-        bundle = _bundle(session, endpoint, answer, gathered, nonce=nonce, verified_at=verified_at)
-        try:
-            attested = _verify(
-                session.policy, endpoint, received, gathered=gathered, nonce=nonce, now=verified_at
-            )
-        except AttestationRefused as refused:
-            refused.bundle = bundle
-            raise
+        attested, bundle = yield from _judge(session, endpoint, answer, nonce)
         # 7. Pin: from here on this endpoint's connections end at this key or not at all.
         endpoint.gate.pin(attested.spki_sha256)
     except BaseException:
@@ -322,6 +312,35 @@ def attest_flow(session: Session) -> Flow[Endpoint]:
     session.admit(endpoint, attested, bundle, verified_at=started, now=now)
     session.note_nonce(endpoint, answer)
     return endpoint
+
+
+def _judge(
+    session: Session, endpoint: Endpoint, answer: Answer, nonce: bytes
+) -> Generator[Fetch, Fetched, tuple[Attested, Bundle]]:
+    """Steps 3 to 6, and what they rested on; a refusal has that too."""
+    gathered, at = Gathered(()), session.clock.now()
+
+    def rests_on() -> Bundle:
+        return Bundle(
+            answer=answer.body,
+            endorsements=gathered.endorsements,
+            nonce=nonce,
+            leaf=endpoint.gate.leaf or b"",
+            policy=session.policy_text,
+            verified_at=at,
+            origin=session.origin,
+            software=f"strongroom/{__version__}",
+        )
+
+    try:
+        received = _read(answer)
+        gathered = yield from _endorsements(session, received)
+        at = session.clock.now()
+        attested = _verify(session.policy, endpoint, received, gathered=gathered, nonce=nonce, now=at)
+    except AttestationRefused as refused:
+        refused.bundle = rests_on()
+        raise
+    return attested, rests_on()
 
 
 def _ask_for_evidence(endpoint: Endpoint, nonce: bytes) -> Flow[Answer]:
@@ -407,28 +426,6 @@ def _verify(
             raise
         verdict = with_reason(exc.verdict, reason)
         raise AttestationRefused(f"{exc.message}; {reason}", code=exc.code, verdict=verdict) from exc
-
-
-def _bundle(
-    session: Session,
-    endpoint: Endpoint,
-    answer: Answer,
-    gathered: Gathered,
-    *,
-    nonce: bytes,
-    verified_at: datetime,
-) -> Bundle:
-    """What the verification of this answer rests on."""
-    return Bundle(
-        answer=answer.body,
-        endorsements=gathered.endorsements,
-        nonce=nonce,
-        leaf=endpoint.gate.leaf or b"",
-        policy=session.policy_text,
-        verified_at=verified_at,
-        origin=session.origin,
-        software=f"strongroom/{__version__}",
-    )
 
 
 def unsafe_first_look(clock: Clock, random: Callable[[int], bytes]) -> Flow[tuple[str, Attested]]:
