@@ -153,7 +153,9 @@ class Machine:
         """The report, signed."""
         signer = self.signs_with or self.leaf_key
         assert isinstance(signer, ec.EllipticCurvePrivateKey)
-        r, s = decode_dss_signature(signer.sign(self.unsigned, ec.ECDSA(SHA384())))
+        r, s = decode_dss_signature(
+            signer.sign(self.unsigned, ec.ECDSA(SHA384(), deterministic_signing=True))
+        )
         signature = r.to_bytes(72, "little") + s.to_bytes(72, "little")
         return _patched(self.unsigned + signature.ljust(512, b"\x00"), self.after)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import cbor2
 import fake_aws
+import fake_keys
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -211,7 +212,6 @@ def nitro_name(private: Key | None = None, *, user_data: bytes | None = None, **
     return certificate(private=private, **(given | {"names": names} | options))
 
 
-@cache
 def rsa_key(bits: int = 2048) -> rsa.RSAPrivateKey:
-    """An RSA key; made anew in every run, for nothing rests on which it is."""
-    return rsa.generate_private_key(public_exponent=65537, key_size=bits)
+    """An RSA key, always the same."""
+    return fake_keys.rsa_key("ratls", bits)

@@ -13,9 +13,9 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
 from typing import Any
 
+import fake_keys
 from cryptography import x509
 from cryptography.hazmat.decrepit.ciphers.modes import CFB
 from cryptography.hazmat.primitives import hashes
@@ -43,18 +43,14 @@ EK_USE, AK_USE = "2.23.133.8.1", "2.23.133.8.3"
 PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
 
 
-@lru_cache
 def rsa_key(name: str, bits: int = 2048) -> rsa.RSAPrivateKey:
-    """The RSA key that goes by `name` in this run."""
-    assert name
-    return rsa.generate_private_key(65537, bits)
+    """The RSA key that goes by `name`."""
+    return fake_keys.rsa_key(name, bits)
 
 
 def ec_key(name: str, curve: ec.EllipticCurve | None = None) -> ec.EllipticCurvePrivateKey:
     """The ECC key that goes by `name`."""
-    return ec.derive_private_key(
-        int.from_bytes(hashlib.sha256(name.encode()).digest()) >> 1, curve or ec.SECP256R1()
-    )
+    return fake_keys.ec_key(name, curve or ec.SECP256R1())
 
 
 def key(kind: str, name: str) -> PrivateKey:

@@ -1,57 +1,37 @@
 """Certificates and revocation lists, written byte by byte, so that any one thing in them can be wrong.
 
 `cryptography` mints no certificate with the serial number 0, an extension twice or two algorithms; AMD mints the
-first, and the others are what a verifier must refuse. Keys are fixed: the primes are the `offset`-th odd numbers
-after a hash of their name.
+first, and the others are what a verifier must refuse. Keys and signatures are `fake_keys`' own: always the same.
 """
 
 from __future__ import annotations
 
 import base64
-import functools
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
+import fake_keys
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.hashes import SHA1, SHA256, SHA384, SHA512
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from fake_keys import rsa_pss
 
 NOW = datetime(2026, 11, 23, 12, 0, 0, tzinfo=UTC)
 SINCE, UNTIL = datetime(2025, 1, 1, tzinfo=UTC), datetime(2030, 1, 1, tzinfo=UTC)
 PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
 
-_PRIMES = {
-    "ark": (4096, 955, 357),
-    "ask": (4096, 100, 69),
-    "asvk": (4096, 959, 515),
-    "mallory": (4096, 30, 429),
-    "weak": (2048, 189, 214),
-    "tiny": (1024, 204, 12),
-}
+_BITS = {"weak": 2048, "tiny": 1024}
 
 
-@functools.cache
 def rsa_key(name: str) -> rsa.RSAPrivateKey:
-    """The RSA key that goes by `name`."""
-    bits, *offsets = _PRIMES[name]
-    primes = []
-    for letter, offset in zip("pq", offsets, strict=True):
-        start = int.from_bytes(hashlib.shake_256(f"{name} {letter}".encode()).digest(bits // 16))
-        primes.append((start | 3 << (bits // 2 - 2) | 1) + 2 * offset)
-    p, q = primes
-    d = pow(65537, -1, (p - 1) * (q - 1))
-    public = rsa.RSAPublicNumbers(65537, p * q)
-    numbers = rsa.RSAPrivateNumbers(p, q, d, d % (p - 1), d % (q - 1), pow(q, -1, p), public)
-    return numbers.private_key(unsafe_skip_rsa_key_validation=True)
+    """The RSA key that goes by `name`: of 4096 bits unless its name says otherwise."""
+    return fake_keys.rsa_key(name, _BITS.get(name, 4096))
 
 
-@functools.cache
 def ec_key(name: str, curve: ec.EllipticCurve | None = None) -> ec.EllipticCurvePrivateKey:
     """The EC key that goes by `name`, on P-384 where no curve is given."""
-    number = int.from_bytes(hashlib.sha256(name.encode()).digest()) >> 1
-    return ec.derive_private_key(number, curve or ec.SECP384R1())
+    return fake_keys.ec_key(name, curve or ec.SECP384R1())
 
 
 def spki(key: PrivateKey) -> bytes:
@@ -159,9 +139,9 @@ def sign(key: PrivateKey, message: bytes, scheme: str, digest: str) -> bytes:
     """A signature."""
     hashed = _HASHES[digest]
     if isinstance(key, ec.EllipticCurvePrivateKey):
-        return key.sign(message, ec.ECDSA(hashed))
+        return key.sign(message, ec.ECDSA(hashed, deterministic_signing=True))
     if scheme == "RSA-PSS":
-        return key.sign(message, padding.PSS(padding.MGF1(hashed), hashed.digest_size), hashed)
+        return rsa_pss(key, message, hashed.name, hashed.digest_size)
     return key.sign(message, padding.PKCS1v15(), hashed)
 
 

@@ -56,8 +56,9 @@ def leaf(key: ec.EllipticCurvePrivateKey | Ed25519PrivateKey) -> Leaf:
     """A self-signed certificate of `key`."""
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "strongroom")])
     builder = x509.CertificateBuilder(name, name, key.public_key(), 1, NOW, NOW + timedelta(days=1))
-    algorithm = SHA256() if isinstance(key, ec.EllipticCurvePrivateKey) else None
-    return Leaf(der=builder.sign(key, algorithm).public_bytes(Encoding.DER))
+    if isinstance(key, Ed25519PrivateKey):
+        return Leaf(der=builder.sign(key, None).public_bytes(Encoding.DER))
+    return Leaf(der=builder.sign(key, SHA256(), ecdsa_deterministic=True).public_bytes(Encoding.DER))
 
 
 @dataclass(frozen=True, kw_only=True)
