@@ -2,7 +2,7 @@
 
 Pure: bytes, a policy and one time go in; no file, socket or clock is touched. docs/spec/evidence.md §4
 numbers the steps as they are numbered here; steps 1, 2 and 7 (the connection, the question and the pin)
-belong to the client.
+belong to the client. To enrol a TPM, `activation_challenge` and `verify_activation` (docs/spec/tpm.md §7).
 """
 
 from __future__ import annotations
@@ -34,6 +34,11 @@ from strongroom.attest.keyset import Keyset, SecurityConfiguration, keyset_diges
 from strongroom.attest.nitro import check_nonce
 from strongroom.attest.policy import policy_for
 from strongroom.attest.requirements import Given
+from strongroom.attest.tpm import activation_challenge as activation_challenge
+from strongroom.attest.tpm import examine_activated as examine_activated
+from strongroom.attest.tpm_activation import Activated as Activated
+from strongroom.attest.tpm_activation import Challenge as Challenge
+from strongroom.attest.tpm_activation import verify_activation as verify_activation
 from strongroom.attest.verifiers import VERIFIERS as VERIFIERS
 from strongroom.attest.verifiers import accepted_roots, carried, carried_size, split_manifests
 from strongroom.errors import AttestationRefused, InvalidPolicy, MalformedInput

@@ -358,14 +358,14 @@ def verify_signature(
     hashed = _HASHES[digest]
     try:
         if isinstance(key, rsa.RSAPublicKey) and algorithm in (RSA_PSS, RSA_PKCS1):
-            if MIN_RSA <= key.key_size <= MAX_RSA:
+            if is_accepted(key):
                 scheme = (
                     padding.PSS(padding.MGF1(hashed), hashed.digest_size)
                     if algorithm == RSA_PSS
                     else padding.PKCS1v15()
                 )
                 return key.verify(signature, message, scheme, hashed)
-        elif isinstance(key, ec.EllipticCurvePublicKey) and algorithm == ECDSA and _is_accepted(key.curve):
+        elif isinstance(key, ec.EllipticCurvePublicKey) and algorithm == ECDSA and is_accepted(key):
             return key.verify(signature, message, ec.ECDSA(hashed))
     except (InvalidSignature, ValueError):
         pass
@@ -375,8 +375,15 @@ def verify_signature(
     )
 
 
-def _is_accepted(curve: ec.EllipticCurve) -> bool:
-    return isinstance(curve, ec.SECP256R1 | ec.SECP384R1 | ec.SECP521R1)
+def is_accepted(key: object) -> bool:
+    """Returns whether `key` is of a kind and size whose signatures count: RSA within `MIN_RSA` to `MAX_RSA` bits, or
+    on P-256, P-384 or P-521.
+    """
+    if isinstance(key, rsa.RSAPublicKey):
+        return MIN_RSA <= key.key_size <= MAX_RSA
+    return isinstance(key, ec.EllipticCurvePublicKey) and isinstance(
+        key.curve, ec.SECP256R1 | ec.SECP384R1 | ec.SECP521R1
+    )
 
 
 def describe_key(key: PublicKey) -> str:

@@ -186,7 +186,8 @@ def examine_tpm(
     2. AK: its attributes and scheme (§3.1)
     3. quote: signature, selection, PCR digest (`tpm_quote.check_quote` numbers them)
     4. event log, where there is one: replayed, it gives the quoted PCRs (§6.4)
-    5. certificates, where there are any: each leads to an accepted root (`tpm_chain.verify_chain` numbers that)
+    5. certificates, where there are any: each leads to an accepted root (`tpm_chain.verify_chain` numbers that); an
+       endorsement certificate of another root is not used where the AK is tied without it
     6. root: a certificate's root, or the AK itself, is in `roots`
     7. software: not recognised, or its root or AK is named
     8. binding: the AK is named, or certified, or activated (never here: see `examine_activated`)
@@ -229,9 +230,10 @@ def examine_activated(
     events = check_log(checks, document.quote, document.event_log)
     # 5. certificates
     pool = load_certificates([*document.certificates, *(d for _, d in endorsements)])
-    ek, ak = _check_chains(checks, document, partial(verify_chain, certificates=pool, roots=roots, now=now))
-    # 6. root
     named = document.ak if document.ak in roots else ""
+    chain = partial(verify_chain, certificates=pool, roots=roots, now=now)
+    ek, ak = _check_chains(checks, document, chain, named=bool(named))
+    # 6. root
     anchors = [a for a in (named, ak.root if ak else "", ek.root if ek else "") if a]
     got = ", ".join(anchors) or f"no certificate that leads to one, and the AK {document.ak}"
     checks.record("evidence.root", bool(anchors), got, expected=one_of(roots))
@@ -254,45 +256,61 @@ def examine_activated(
 def _check_attributes(checks: Checks, public: Public | None) -> bool:
     if public is None:
         return checks.record("tpm.ak_attributes", False, "unknown: a bare public key, which states none")
+    return checks.record("tpm.ak_attributes", *_attributes(public))
+
+
+def _attributes(public: Public) -> tuple[bool, str]:
+    """Whether the AK's attributes are those of §3.1, and which it has."""
     there = [name for name, bit in ATTRIBUTES.items() if public.attributes & bit]
     reserved = public.attributes & ~sum(ATTRIBUTES.values())
     fits = set(_REQUIRED) <= set(there) and not set(_FORBIDDEN) & set(there) and not reserved
-    got = ", ".join(there) + (f", reserved bits {reserved:#x}" if reserved else "")
-    return checks.record("tpm.ak_attributes", fits, got)
+    return fits, ", ".join(there) + (f", reserved bits {reserved:#x}" if reserved else "")
 
 
 def _check_chains(
-    checks: Checks, document: _Document, chain: Callable[..., Chain]
+    checks: Checks, document: _Document, chain: Callable[..., Chain], *, named: bool
 ) -> tuple[Chain | None, Chain | None]:
-    """Step 5: the chains of the endorsement and the attestation certificate, None where there is none or it failed."""
-    ek = ak = None
-    if leaf := document.ek_certificate:
-        ek = _check_chain(checks, "tpm.ek_certificate", leaf, use=EK_USE, chain=chain, key=None)
-    if leaf := document.ak_certificate:
-        ak = _check_chain(checks, "tpm.ak_certificate", leaf, use=AK_USE, chain=chain, key=document.key)
+    """Step 5: the chains of the endorsement and the attestation certificate, None where there is none or it failed.
+
+    Where the AK is tied without it, an endorsement certificate under a root that nobody names is not used at all: a
+    policy that names the AK need not name its maker as well, whose other keys it would then accept too.
+    """
+    ek, ek_fault = _find_chain(document.ek_certificate, chain, use=EK_USE, key=None)
+    ak, ak_fault = _find_chain(document.ak_certificate, chain, use=AK_USE, key=document.key)
+    unused = ek_fault is not None and ek_fault.code == "root_not_accepted" and (named or ak is not None)
+    if document.ek_certificate and not unused:
+        _record_chain(checks, "tpm.ek_certificate", ek, ek_fault)
+    if document.ak_certificate:
+        _record_chain(checks, "tpm.ak_certificate", ak, ak_fault)
     return ek, ak
 
 
-def _check_chain(
-    checks: Checks,
-    check_id: str,
+def _find_chain(
     leaf: bytes,
+    chain: Callable[..., Chain],
     *,
     use: ObjectIdentifier,
-    chain: Callable[..., Chain],
     key: rsa.RSAPublicKey | ec.EllipticCurvePublicKey | None,
-) -> Chain | None:
-    """Records the check of one certificate; with `key`, that it is this very key's."""
+) -> tuple[Chain | None, AttestationRefused | None]:
+    """The chain of one certificate, or why there is none; with `key`, it must be this very key's."""
+    if not leaf:
+        return None, None
     try:
         found = chain(leaf, use=use)
     except AttestationRefused as exc:
-        checks.record(check_id, False, exc.message, code=exc.code)
-        return None
+        return None, exc
     if key is not None and _spki(found.key) != _spki(key):
-        checks.record(check_id, False, "the certificate of another key")
-        return None
-    checks.record(check_id, True, f"root {found.root}")
-    return found
+        return None, AttestationRefused("the certificate of another key", code="tpm_certificate_refused")
+    return found, None
+
+
+def _record_chain(
+    checks: Checks, check_id: str, found: Chain | None, fault: AttestationRefused | None
+) -> None:
+    if fault is not None:
+        checks.record(check_id, False, fault.message, code=fault.code)
+    elif found is not None:
+        checks.record(check_id, True, f"root {found.root}")
 
 
 def _spki(key: CertificatePublicKeyTypes) -> bytes:
@@ -377,17 +395,24 @@ def activation_challenge(
     entropy: bytes,
 ) -> Challenge:
     """Returns the challenge that ties the AK of the evidence `data` to its endorsement certificate, which must
-    lead to one of `roots` (docs/spec/tpm.md §7). `secret`: 32, `entropy`: 64 fresh random bytes.
+    lead to one of `roots` (docs/spec/tpm.md §7). `secret`: 32, `entropy`: 64 fresh random bytes, never used before.
 
     Raises:
-        AttestationRefused: the certificate's code. MalformedInput: the evidence's; `evidence_malformed` where it
-        has no endorsement certificate or only a bare AK; `tpm_key_unsupported`.
+        AttestationRefused: the certificate's code; `tpm_ak_attributes`: whoever enrols a key that the TPM lets sign
+        anything has enrolled its owner's word. MalformedInput: the evidence's; `evidence_malformed` where it has no
+        endorsement certificate or only a bare AK; `tpm_key_unsupported`.
     """
     document = parse_tpm(data)
     if document.public is None or not document.ek_certificate:
         raise MalformedInput(
             "TPM evidence: activation needs the AK's public area and an endorsement certificate",
             code="evidence_malformed",
+        )
+    fits, attributes = _attributes(document.public)
+    if not fits:
+        raise AttestationRefused(
+            f"attestation key: expected {_TABLE['tpm.ak_attributes'][1]}; got {attributes}",
+            code="tpm_ak_attributes",
         )
     pool = load_certificates([*document.certificates, *(d for _, d in endorsements)])
     ek = verify_chain(document.ek_certificate, use=EK_USE, certificates=pool, roots=roots, now=now)

@@ -120,10 +120,8 @@ def make_credential(
         MalformedInput: code `tpm_key_unsupported`, or `malformed_input` for a secret or entropy of another size.
     """
     kind = template(key)
-    if len(entropy) != ENTROPY_SIZE or not 1 <= len(secret) <= SECRET_SIZE:
-        raise MalformedInput(
-            f"credential: expected at most {SECRET_SIZE} bytes of secret, {ENTROPY_SIZE} of entropy"
-        )
+    if len(entropy) != ENTROPY_SIZE or len(secret) != SECRET_SIZE:  # a shorter secret could be guessed
+        raise MalformedInput(f"credential: expected {SECRET_SIZE} bytes of secret, {ENTROPY_SIZE} of entropy")
     seed, encrypted = _encrypted_seed(key, kind, entropy)
     bits = hashlib.new(kind.hash).digest_size * 8
     storage_key = kdf_a(kind.hash, seed, b"STORAGE", ak_name, b"", kind.aes_bits)

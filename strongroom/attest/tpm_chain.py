@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKey
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ObjectIdentifier
 
+from strongroom.attest.certificate import is_accepted
 from strongroom.errors import AttestationRefused
 
 MAX_PATH = 5
@@ -104,7 +105,8 @@ def verify_chain(
     """Returns the chain from the certificate `leaf_der` to one of `roots` (hex SHA-256 of a certificate's DER).
 
     1. the leaf can be read and is no CA
-    2. every certificate of the path, the root too, is valid at `now` and has no critical extension that is unknown
+    2. every certificate of the path, the root too, is valid at `now`, has no critical extension that is unknown, and a
+       key that counts: RSA from 2048 bits, P-256, P-384 or P-521
     3. each is signed by the next, with SHA-256, -384 or -512; the next's name is its issuer, and it is a CA that
        may sign certificates and allows a path of this length
     4. the last is one of `roots`, and is not the leaf itself
@@ -226,6 +228,8 @@ def _check_one(certificate: x509.Certificate, now: datetime) -> None:
             f"{_name(certificate)} is valid from {begin.isoformat()} to {end.isoformat()}, "
             f"not at {now.isoformat(timespec='seconds')}"
         )
+    if not is_accepted(certificate.public_key()):
+        raise _refuse(f"{_name(certificate)} has a key that is too small, or of a kind that is not used here")
     unknown = [e.oid.dotted_string for e in certificate.extensions if e.critical and e.oid not in _KNOWN]
     if unknown:
         raise _refuse(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
+import struct
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,14 +14,15 @@ from typing import Any
 
 import fake_tpm as fake
 import pytest
-from conftest import SHARED
+from conftest import REPOSITORY, SHARED
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from fake_tpm import NOW, ROOT_DIGEST, Tpm
 from worlds import ed25519
 
-from strongroom.attest.evidence import NOT_MADE, Absent, Claims, Examination
+from strongroom import attest
+from strongroom.attest.evidence import NOT_MADE, Absent, Claims, Evidence, Examination
 from strongroom.attest.strict import canonical
 from strongroom.attest.tpm import (
     PINNED_ROOTS,
@@ -117,6 +120,32 @@ def test_the_anchor_of_the_claims_is_the_one_that_ties_the_key() -> None:
     """A named AK beside a genuine but unrelated endorsement certificate speaks for the name, not for the maker."""
     other = fake.leaf(fake.ec_key("another tpm's ek"), fake.EK_USE).der()
     assert claims(examine(TPM.but(members={"ek_certificate": other}))).root == TPM.ak_digest
+
+
+@pytest.mark.parametrize("how", ["named", "certified"])
+def test_an_endorsement_certificate_of_another_maker_is_not_used_where_the_key_is_tied_without_it(
+    how: str,
+) -> None:
+    """Who enrolled an AK names it, and not its maker too, whose other keys would then count as well. Nothing is
+    taken from the certificate; one that is wrong in itself is refused all the same, and without a tie it is too.
+    """
+    key = fake.ec_key("other root")
+    root = replace(fake.ROOT, subject="Other Root", issuer="Other Root", key=key, signer=key)
+    tpm = TPM.but(
+        ek={"issuer": "Other Root", "signer": key, "model": fake.SWTPM},
+        ak={} if how == "certified" else None,
+        members={"certificates": [fake.CA_DER, fake.ROOT_DER, root.der()]},
+    )
+    roots = (ROOT_DIGEST,) if how == "certified" else (tpm.ak_digest,)
+    found = claims(examine(tpm, roots=roots))
+    assert (found.root, dict(found.details)["tpm.ak_bound_by"]) == (roots[0], how)
+    assert not [name for name, _ in found.details if name.startswith("tpm.ek_")]
+    assert dict(found.details)["tpm.kind"] == "not recognised as software"
+    expired = tpm.but(ek=tpm.ek | {"end": NOW - timedelta(seconds=1)})
+    assert failures(examine(expired, roots=roots)) == [("tpm.ek_certificate", "tpm_certificate_refused")]
+    loose = examine(tpm.but(ak=None), roots=("ab" * 32,))
+    assert failures(loose)[0] == ("tpm.ek_certificate", "root_not_accepted")
+    assert isinstance(loose.claims, Absent)
 
 
 # one thing wrong
@@ -357,6 +386,31 @@ def test_a_certificate_that_cannot_be_read_is_refused() -> None:
         assert failures(found) == [("tpm.ek_certificate", "tpm_certificate_refused")]
 
 
+WEAK: dict[str, Any] = {
+    "RSA-1024": fake.rsa_key("weak", 1024),
+    "secp256k1": fake.ec_key("k", fake.ec.SECP256K1()),
+    "brainpool": fake.ec_key("k", fake.ec.BrainpoolP256R1()),
+}
+
+
+@pytest.mark.parametrize("kind", WEAK)
+@pytest.mark.parametrize("place", ["leaf", "intermediate", "root"])
+def test_a_path_over_a_weak_key_is_refused(kind: str, place: str) -> None:
+    """Whoever breaks the key of one issuer makes endorsement certificates: RSA from 2048 bits, NIST's curves."""
+    weak = WEAK[kind]
+    ca, root = replace(fake.CA, key=fake.ec_key("ca")), fake.ROOT
+    ek: dict[str, Any] = {}
+    if place == "leaf":
+        ek = {"key": weak}
+    elif place == "intermediate":
+        ca, ek = replace(fake.CA, key=weak), {"signer": weak}
+    else:
+        root, ca = replace(fake.ROOT, key=weak, signer=weak), replace(fake.CA, signer=weak)
+    tpm = TPM.but(ek=ek, members={"certificates": [ca.der(), root.der()]})
+    found = examine(tpm, roots=(fake.digest(root.der()), tpm.ak_digest))
+    assert failures(found) == [("tpm.ek_certificate", "tpm_certificate_refused")]
+
+
 def test_a_ring_of_certificates_ends() -> None:
     """Two CAs that issued each other lead nowhere."""
     a = replace(fake.CA, issuer="B", signer=fake.ec_key("b"), path_length=None).der()
@@ -378,7 +432,7 @@ def test_the_root_is_accepted_by_its_certificate_and_by_nothing_else() -> None:
         root = replace(fake.ROOT, key=fake.ec_key(key), signer=fake.ec_key(key), end=NOW + timedelta(days=9))
         ca = replace(fake.CA, signer=fake.ec_key(key)).der()
         tpm = TPM.but(members={"certificates": [ca, root.der()]})
-        assert failures(examine(tpm)) == [("tpm.ek_certificate", "root_not_accepted")]
+        assert failures(examine(tpm, roots=(ROOT_DIGEST,)))[0] == ("tpm.ek_certificate", "root_not_accepted")
 
 
 def test_makers_certificates_may_come_as_endorsements() -> None:
@@ -579,7 +633,10 @@ def test_every_byte_of_the_certificates_counts(member: str) -> None:
             changed = [
                 base64.b64encode(d).decode() for d in [*ders[:index], bytes(flipped), *ders[index + 1 :]]
             ]
-            found = examine(reshaped(**{member: changed if member == "certificates" else changed[0]}))
+            found = examine(
+                reshaped(**{member: changed if member == "certificates" else changed[0]}),
+                roots=(ROOT_DIGEST,),
+            )
             assert failures(found)[0][0] == "tpm.ek_certificate", (index, at)
 
 
@@ -656,11 +713,92 @@ def test_no_challenge_goes_to_an_unknown_maker() -> None:
     assert caught.value.code == "root_not_accepted"
 
 
+EK_FOR_ACTIVATION: dict[str, dict[str, Any]] = {
+    "of a key that signs": {"key_usage": "digitalSignature"},
+    "of a key that certifies": {"key_usage": "keyCertSign"},
+    "of an attestation key": {"uses": (fake.AK_USE,), "key_usage": "digitalSignature"},
+    "of a web server": {"uses": ("1.3.6.1.5.5.7.3.1",)},
+    "for no use, by an issuer for any": {"uses": ()},
+    "of a CA": {"ca": True},
+    "expired": {"end": NOW - timedelta(seconds=1)},
+    "signed by another": {"signer": fake.ec_key("mallory")},
+}
+
+
+@pytest.mark.parametrize("wrong", EK_FOR_ACTIVATION)
+def test_no_challenge_goes_to_a_key_that_is_no_endorsement_key(wrong: str) -> None:
+    """A storage or signing key would answer the same way: the maker's certificate says that this one is restricted to
+    decrypting for its TPM. Its use and key usage are checked before anything is encrypted to it.
+    """
+    with pytest.raises(AttestationRefused) as caught:
+        challenge(TPM.but(ek=EK_FOR_ACTIVATION[wrong]))
+    assert caught.value.code == "tpm_certificate_refused"
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        *(fake.ATTRIBUTES & ~(1 << bit) for bit in (1, 4, 5, 16, 18)),
+        *(fake.ATTRIBUTES | 1 << bit for bit in (11, 17, 19, 31)),
+    ],
+)
+def test_no_challenge_goes_out_for_a_key_that_attests_nothing(attributes: int) -> None:
+    """A TPM activates a credential for any of its keys: one that signs what its owner likes must not be enrolled."""
+    with pytest.raises(AttestationRefused) as caught:
+        challenge(TPM.but(public={"attributes": attributes}))
+    assert caught.value.code == "tpm_ak_attributes"
+
+
+def test_an_answer_to_an_older_challenge_proves_nothing() -> None:
+    """Secrets are fresh, so a replayed answer is another secret; and two challenges have nothing in common."""
+    old = challenge()
+    answer = TPM.activate(old.credential, old.encrypted_secret)
+    assert verify_activation(answer, challenge=old).ak == TPM.ak_digest
+    new = activation_challenge(
+        TPM.document,
+        endorsements=(),
+        roots=(ROOT_DIGEST,),
+        now=NOW,
+        secret=hashlib.sha256(b"another secret").digest(),
+        entropy=hashlib.sha512(b"other entropy").digest(),
+    )
+    with pytest.raises(AttestationRefused) as caught:
+        verify_activation(answer, challenge=new)
+    assert caught.value.code == "tpm_activation_failed"
+    assert (old.credential, old.encrypted_secret) != (new.credential, new.encrypted_secret)
+    with pytest.raises(ValueError, match="INTEGRITY"):
+        TPM.activate(old.credential, new.encrypted_secret)
+
+
+def test_a_changed_credential_is_not_activated() -> None:
+    """Whoever sits in between can neither read the secret nor exchange it: every byte is under the integrity key."""
+    sent = challenge()
+    for at in range(2, len(sent.credential), 5):
+        changed = bytearray(sent.credential)
+        changed[at] ^= 1
+        with pytest.raises((ValueError, struct.error)):
+            TPM.activate(bytes(changed), sent.encrypted_secret)
+    assert SECRET not in sent.credential + sent.encrypted_secret
+
+
+def test_an_activation_does_not_outlast_the_certificate() -> None:
+    """The proof ties two keys; whether the endorsement certificate counts is decided anew each time."""
+    activated = verify_activation(SECRET, challenge=challenge())
+    later = NOW + timedelta(days=3651)
+    found = examine_activated(
+        TPM.document, endorsements=(), roots=(ROOT_DIGEST,), now=later, activated=(activated,)
+    )
+    assert ("tpm.ek_certificate", "tpm_certificate_refused") in failures(found)
+    assert isinstance(found.claims, Absent)
+
+
 def test_activation_needs_a_public_area_and_a_certificate() -> None:
     """Without them there is no Name, or no key to encrypt to."""
-    for members in ({"ek_certificate": b""}, {"ak_public": fake.public_area(TPM.ak_key)[:0]}):
-        with pytest.raises(MalformedInput):
+    spki = TPM.ak_key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    for members in ({"ek_certificate": b""}, {"ak_public": spki}, {"ak_public": b""}):
+        with pytest.raises(MalformedInput) as caught:
             challenge(TPM.but(members=members))
+        assert caught.value.code == "evidence_malformed"
 
 
 def test_an_endorsement_key_of_another_kind_is_refused() -> None:
@@ -671,7 +809,15 @@ def test_an_endorsement_key_of_another_kind_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("secret", "entropy"), [(b"", ENTROPY), (bytes(33), ENTROPY), (SECRET, b""), (SECRET, ENTROPY[1:])]
+    ("secret", "entropy"),
+    [
+        (b"", ENTROPY),
+        (b"s", ENTROPY),
+        (SECRET[1:], ENTROPY),
+        (bytes(33), ENTROPY),
+        (SECRET, b""),
+        (SECRET, ENTROPY[1:]),
+    ],
 )
 def test_a_credential_needs_its_randomness(secret: bytes, entropy: bytes) -> None:
     """Sizes are not padded into shape."""
@@ -684,6 +830,60 @@ def test_nobody_else_makes_the_proof_and_it_does_not_print_the_secret() -> None:
     with pytest.raises(TypeError):
         Activated(ak="00", ek="00", proof=None)  # type: ignore[arg-type]
     assert SECRET.hex() not in repr(challenge()) and repr(SECRET) not in repr(challenge())
+
+
+def documented() -> Any:
+    """The function `enrol` of docs/spec/tpm.md §7.4."""
+    text = (REPOSITORY / "docs" / "spec" / "tpm.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(block, names)
+    return names["enrol"]
+
+
+def test_the_documented_enrolment_names_a_key_that_then_needs_no_maker() -> None:
+    """As an owner runs it, with the public names of `strongroom.attest`: the digest that a policy then names."""
+    enrol = documented()
+    evidence = Evidence("tpm", TPM.document, ())
+    named = enrol(evidence, makers=(ROOT_DIGEST,), activate=TPM.activate, now=NOW)
+    assert named == TPM.ak_digest
+    assert claims(examine(TPM, roots=(named,))).root == named
+    assert isinstance(examine(TPM.but(label="other"), roots=(named,)).claims, Absent)
+
+
+def other_tpm(credential: bytes, encrypted: bytes) -> bytes:
+    """Another TPM, that says something instead of nothing."""
+    try:
+        return TPM.but(label="other").activate(credential, encrypted, ak_name=TPM.ak_name)
+    except ValueError:
+        return bytes(32)
+
+
+@pytest.mark.parametrize(
+    ("how", "code"),
+    [
+        ({"activate": other_tpm}, "tpm_activation_failed"),
+        ({"activate": lambda credential, encrypted: credential}, "tpm_activation_failed"),
+        ({"makers": ()}, "root_not_accepted"),
+        ({"makers": (fake.digest(fake.CA_DER + b"x"),)}, "root_not_accepted"),
+        ({"now": NOW + timedelta(days=3651)}, "tpm_certificate_refused"),
+    ],
+    ids=["another TPM", "an echo", "no makers", "another maker", "expired"],
+)
+def test_the_documented_enrolment_names_nothing_else(how: dict[str, Any], code: str) -> None:
+    """One thing wrong, and no key is named."""
+    usual = {"makers": (ROOT_DIGEST,), "activate": TPM.activate, "now": NOW}
+    with pytest.raises(AttestationRefused) as caught:
+        documented()(Evidence("tpm", TPM.document, ()), **(usual | how))
+    assert caught.value.code == code
+
+
+def test_both_halves_of_activation_are_public() -> None:
+    """`strongroom.attest` names them; nothing of theirs asks for a file, socket or random generator."""
+    assert attest.activation_challenge is activation_challenge
+    assert attest.verify_activation is verify_activation
+    assert attest.examine_activated is examine_activated
+    assert (attest.Activated, attest.Challenge) == (Activated, Challenge)
 
 
 # recorded evidence
