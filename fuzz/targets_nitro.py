@@ -13,22 +13,35 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "attest")
 
 import fake_aws
 import fake_ratls
+import platforms
 
 from strongroom.attest.cbor import Reader
-from strongroom.attest.evidence import Absent
+from strongroom.attest.evidence import Absent, boot_report_data
 from strongroom.attest.nitro import examine_nitro, parse_document
 from strongroom.attest.ratls_evidence import examine_certificate, examine_ratls
 from strongroom.attest.ratls_forms import parse_certificate
 from strongroom.attest.sim import examine_sim
+from strongroom.attest.verifiers import carried
 from strongroom.errors import Error
 
 DOCUMENT = fake_aws.mint()
 OPEN_DOCUMENT = fake_aws.mint(open_ended=True)
+
+
+def own(platform: platforms.Platform) -> bytes:
+    """A certificate of our server's on this platform, for the formats that nobody else describes one for."""
+    key, name = fake_ratls.key(), platform.format
+    evidence = platform.carry(carried(name, boot_report_data(spki=fake_ratls.spki(key)))).data
+    claims = fake_ratls.claims_map(key, format=name.encode())
+    return fake_ratls.certificate((fake_ratls.DICE, fake_ratls.tagged(claims, evidence)), private=key)
+
+
 CERTIFICATES = (
     fake_ratls.interoperable(),
     fake_ratls.both_gramine(),
     fake_ratls.nitro_name(),
     fake_ratls.own_sim(),
+    *map(own, (platforms.SNP, platforms.TPM_NAMED, platforms.AZURE_SNP, platforms.AZURE_TDX)),
     fake_ratls.certificate((fake_ratls.OPEN_ENCLAVE, fake_ratls.header(fake_ratls.quote(bytes(64))))),
 )
 SEEDS = {

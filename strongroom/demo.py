@@ -213,6 +213,7 @@ def interceptor(port: int) -> Iterator[tuple[str, Callable[[], int]]]:
 
     identity = ratls.new_server_identity(
         hosts=("127.0.0.1",),
+        evidence_format="sim",
         evidence=lambda _data: Evidence("sim", b"{}", ()),
         now=datetime.now(UTC),
         lifetime_s=3600,

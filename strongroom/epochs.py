@@ -118,6 +118,7 @@ class Epochs:
         origin, now = self._origin, self._now()
         identity = new_server_identity(
             hosts=origin.hosts,
+            evidence_format=origin.attester.format,
             evidence=lambda data: origin.attester.evidence(data, now=now),
             now=now,
             lifetime_s=origin.lifetime_s,

@@ -45,7 +45,6 @@ ROOM: Final = "run-"
 """Prefix of the folder in the state folder that holds this process's empty folders."""
 
 _DEPENDENCIES: Final = (
-    "cbor2",
     "click",
     "cryptography",
     "httptools",

@@ -51,7 +51,6 @@ SECURITY_VERSION: Final = 1
 VERSION: Final = 1
 """Of the document's form."""
 REQUIREMENTS: Final = (
-    "cbor2",
     "click",
     "cryptography",
     "dcap-qvl",

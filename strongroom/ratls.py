@@ -34,15 +34,26 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from strongroom.attest.evidence import Evidence, Leaf, boot_report_data
-from strongroom.attest.ratls_forms import EVIDENCE_TAG, SHA256_ID, parse_key_hash, parse_tagged_evidence
-from strongroom.errors import InvalidConfig, MalformedInput, Refused
+from strongroom.attest.cbor import ARRAY, TAG, encode_bytes, encode_head
+from strongroom.attest.evidence import Evidence, Leaf
+from strongroom.attest.ratls_forms import (
+    EVIDENCE_TAG,
+    SHA256_ID,
+    certificate_claims,
+    certificate_report_data,
+    parse_key_hash,
+    parse_tagged_evidence,
+)
+from strongroom.errors import Failure, InvalidConfig, MalformedInput, Refused
 
 MAX_PINS: Final = 8
 """Verified leaves that a pool holds at once (§3.7); the oldest makes room for a ninth."""
 BACKDATE_S: Final = 3600
 """Seconds by which a certificate begins before it is made, for tools whose clocks lag; our client ignores
 dates.
+"""
+MAX_CERTIFICATE: Final = 96 * 1024
+"""Bytes of a server's certificate: clients over OpenSSL end the handshake where the certificate message passes 100 KiB.
 """
 DICE_EVIDENCE: Final = x509.ObjectIdentifier("2.23.133.5.4.9")
 """TCG DICE conceptual message wrapper / tagged evidence (§2.4)."""
@@ -281,19 +292,28 @@ class ServerIdentity:
 
 
 def new_server_identity(
-    *, hosts: tuple[str, ...], evidence: Callable[[bytes], Evidence], now: datetime, lifetime_s: int
+    *,
+    hosts: tuple[str, ...],
+    evidence_format: str,
+    evidence: Callable[[bytes], Evidence],
+    now: datetime,
+    lifetime_s: int,
 ) -> ServerIdentity:
     """Makes a new P-256 key and its certificate, with evidence for exactly that key in it (§1.1, §2.4).
 
     `hosts`: DNS names and IP addresses for the SAN, which only tools that attest nothing look at. `evidence`:
-    called with 64 bytes of report data. `now` is aware; the certificate ends `lifetime_s` seconds after it.
+    called with 64 bytes of report data, makes evidence of the format `evidence_format`. `now` is aware; the
+    certificate ends `lifetime_s` seconds after it.
 
     Raises:
         InvalidConfig: no host, or one that is neither a DNS name nor an IP address.
+        Failure: the evidence is of another format, or too large for a certificate.
     """
     key = ec.generate_private_key(ec.SECP256R1())
     spki = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    boot = evidence(boot_report_data(spki=spki))
+    boot = evidence(certificate_report_data(evidence_format, spki=spki))
+    if boot.format != evidence_format:  # its report data would be those of another form
+        raise Failure(f"boot-time evidence: expected format {evidence_format}, got {boot.format}")
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "strongroom")])
     usage = x509.KeyUsage(
         digital_signature=True,
@@ -324,6 +344,11 @@ def new_server_identity(
         .sign(key, SHA256())
     )
     der = certificate.public_bytes(Encoding.DER)
+    if len(der) > MAX_CERTIFICATE:  # better no server than one that nobody can connect to
+        raise Failure(
+            f"boot-time evidence of {len(boot.data)} bytes: a certificate of {len(der)} bytes, and at most "
+            f"{MAX_CERTIFICATE} reach a client"
+        )
     return ServerIdentity(key=key, certificate_der=der, spki=spki, evidence=boot)
 
 
@@ -446,15 +471,10 @@ class BootEvidence:
 
 def encode_boot_evidence(evidence: Evidence, *, spki: bytes) -> bytes:
     """Returns the extension's value: CBOR tag 60000 of `[evidence, claims]`, the claims a CBOR map in a byte
-    string.
-
-    Needs the server extra (cbor2).
+    string (`ratls_forms.certificate_claims`).
     """
-    import cbor2  # only servers make certificates
-
-    pubkey_hash = cbor2.dumps([SHA256_ID, hashlib.sha256(spki).digest()])
-    claims = cbor2.dumps({"pubkey-hash": pubkey_hash, "format": evidence.format.encode("ascii")})
-    return cbor2.dumps(cbor2.CBORTag(EVIDENCE_TAG, [evidence.data, claims]))
+    inner = encode_bytes(evidence.data) + encode_bytes(certificate_claims(evidence.format, spki=spki))
+    return encode_head(TAG, EVIDENCE_TAG) + encode_head(ARRAY, 2) + inner
 
 
 def parse_boot_evidence(der: bytes) -> BootEvidence:

@@ -117,6 +117,7 @@ class FakeServer:
         now = datetime.now(UTC)
         identity = ratls.new_server_identity(
             hosts=("127.0.0.1",),
+            evidence_format="sim",
             evidence=lambda data: self.evidence(data),
             now=now,
             lifetime_s=3600,

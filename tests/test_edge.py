@@ -39,6 +39,7 @@ LIMITS = EdgeLimits(
 )
 IDENTITY = ratls.new_server_identity(
     hosts=("localhost", "127.0.0.1"),
+    evidence_format="sim",
     evidence=lambda data: Evidence("sim", data, ()),
     now=datetime.now(UTC),
     lifetime_s=3600,
@@ -648,7 +649,11 @@ def test_an_answer_that_ends_early_is_seen_to_be_cut(served: World) -> None:
 def test_a_connection_keeps_its_epoch() -> None:
     """After a swap, the old connection still speaks for the old epoch and a new one for the new."""
     other = ratls.new_server_identity(
-        hosts=("localhost",), evidence=lambda d: Evidence("sim", d, ()), now=datetime.now(UTC), lifetime_s=60
+        hosts=("localhost",),
+        evidence_format="sim",
+        evidence=lambda d: Evidence("sim", d, ()),
+        now=datetime.now(UTC),
+        lifetime_s=60,
     )
     with world() as here:
         old_context = here.epochs.current

@@ -30,7 +30,7 @@ from hypothesis import strategies as st
 
 from strongroom import ratls
 from strongroom.attest.evidence import Evidence, boot_report_data
-from strongroom.errors import CODES, Error, InvalidConfig, MalformedInput
+from strongroom.errors import CODES, Error, Failure, InvalidConfig, MalformedInput
 from strongroom.ratls import Gate, LeafUnknown
 
 NOW = datetime.now(UTC)
@@ -39,6 +39,7 @@ NOW = datetime.now(UTC)
 def identity(*hosts: str) -> ratls.ServerIdentity:
     return ratls.new_server_identity(
         hosts=hosts or ("localhost", "127.0.0.1"),
+        evidence_format="sim",
         evidence=lambda data: Evidence("sim", b"evidence:" + data, ()),
         now=NOW,
         lifetime_s=3600,
@@ -606,7 +607,11 @@ def test_the_certificate_is_what_the_specification_says() -> None:
         return Evidence("sim", b"E" * 100, ())
 
     made = ratls.new_server_identity(
-        hosts=("example.org", "10.0.0.1", "::1"), evidence=evidence, now=NOW, lifetime_s=7200
+        hosts=("example.org", "10.0.0.1", "::1"),
+        evidence_format="sim",
+        evidence=evidence,
+        now=NOW,
+        lifetime_s=7200,
     )
     certificate = x509.load_der_x509_certificate(made.certificate_der)
     assert asked == [boot_report_data(spki=made.spki)]
@@ -625,6 +630,27 @@ def test_the_certificate_is_what_the_specification_says() -> None:
     assert certificate.not_valid_after_utc - NOW < timedelta(hours=2)
     found = ratls.parse_boot_evidence(made.certificate_der)
     assert found.data == b"E" * 100 and dict(found.claims)["format"] == b"sim"
+
+
+def test_evidence_that_fits_into_no_handshake_is_a_fault_at_start() -> None:
+    """OpenSSL's clients end the handshake above 100 KiB: a server that nobody could connect to does not start."""
+
+    def identity(size: int) -> ratls.ServerIdentity:
+        return ratls.new_server_identity(
+            hosts=("127.0.0.1", "localhost"),
+            evidence_format="sim",
+            evidence=lambda _: Evidence("sim", bytes(size), ()),
+            now=datetime.now(UTC),
+            lifetime_s=3600,
+        )
+
+    with pytest.raises(Failure):
+        identity(ratls.MAX_CERTIFICATE)
+    large = identity(ratls.MAX_CERTIFICATE - 600)
+    assert 95 * 1024 < len(large.certificate_der) <= ratls.MAX_CERTIFICATE
+    with peer(ratls.server_context(large)) as server:
+        gate = Gate.pinned(ratls.spki_sha256(large.certificate_der))
+        assert get_sync(gate.client_context(), server.url) == "ok"
 
 
 def test_a_tool_that_attests_nothing_can_still_connect(tmp_path: Path) -> None:
@@ -655,7 +681,11 @@ def test_hosts_that_are_none_are_refused(hosts: tuple[str, ...]) -> None:
     """The configuration is at fault."""
     with pytest.raises(InvalidConfig):
         ratls.new_server_identity(
-            hosts=hosts, evidence=lambda data: Evidence("sim", data, ()), now=NOW, lifetime_s=60
+            hosts=hosts,
+            evidence_format="sim",
+            evidence=lambda data: Evidence("sim", data, ()),
+            now=NOW,
+            lifetime_s=60,
         )
 
 

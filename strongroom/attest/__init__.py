@@ -33,6 +33,7 @@ from strongroom.attest.evidence import (
 from strongroom.attest.keyset import Keyset, SecurityConfiguration, keyset_digest, parse_keyset
 from strongroom.attest.nitro import check_nonce
 from strongroom.attest.policy import policy_for
+from strongroom.attest.ratls_forms import certificate_report_data
 from strongroom.attest.requirements import Given
 from strongroom.attest.tpm import activation_challenge as activation_challenge
 from strongroom.attest.tpm import examine_activated as examine_activated
@@ -248,7 +249,11 @@ def _is_boot_evidence(got: bytes, keyset_bytes: bytes, channel: Channel, evidenc
             spkis.append(channel.spki())
     except MalformedInput:
         pass  # steps 5.1 and 5.3 record it
-    boot = [carried(evidence_format, boot_report_data(spki=spki)) for spki in spkis]
+    boot = [
+        carried(evidence_format, made)
+        for spki in spkis
+        for made in (boot_report_data(spki=spki), certificate_report_data(evidence_format, spki=spki))
+    ]
     return any(hmac.compare_digest(got, one) for one in boot)
 
 

@@ -21,10 +21,14 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtensionOID
 
-from strongroom.attest.cbor import Reader
+from strongroom.attest.azure import parse_azure
+from strongroom.attest.cbor import ARRAY, MAP, TEXT, Reader, encode_bytes, encode_head
 from strongroom.attest.evidence import FORMAT, MAX_EVIDENCE, REPORT_DATA_SIZE, Absent, boot_report_data
 from strongroom.attest.nitro import parse_document
 from strongroom.attest.sim import examine_sim
+from strongroom.attest.snp_report import parse_report
+from strongroom.attest.tpm import parse_tpm
+from strongroom.attest.verifiers import carried
 from strongroom.errors import MalformedInput
 
 MAX_CERTIFICATE = MAX_EVIDENCE
@@ -40,6 +44,8 @@ SHA256_ID, SHA384_ID, SHA512_ID = 1, 7, 8
 INTEROPERABLE, STRONGROOM, GRAMINE = "interoperable", "strongroom", "gramine"
 OPEN_ENCLAVE, INTEL, NITRO_NAME = "open-enclave", "intel", "nitro-name"
 """The forms (§3), by name."""
+INTEROPERABLE_FORMATS = ("sgx", "tdx")
+"""Formats for which the Confidential Computing Consortium describes a certificate (§3.1); our servers' are of it."""
 
 _TAGGED = "2.23.133.5.4.9"
 _FORMS = {
@@ -112,6 +118,30 @@ def parse_key_hash(value: bytes) -> tuple[int, bytes]:
     algorithm, digest = read.unsigned(), read.byte_string(64)
     read.end()
     return algorithm, digest
+
+
+def certificate_claims(evidence_format: str, *, spki: bytes) -> bytes:
+    """Returns the claims (CBOR) beside the evidence in the certificate of a server of ours with the key `spki` (DER):
+    the key's hash, and the format's name where nobody describes a form for it (§3.2).
+    """
+    key_hash = encode_head(ARRAY, 2) + encode_head(0, SHA256_ID) + encode_bytes(hashlib.sha256(spki).digest())
+    claims = {"pubkey-hash": key_hash}
+    if evidence_format not in INTEROPERABLE_FORMATS:
+        claims["format"] = evidence_format.encode("ascii")
+    out = encode_head(MAP, len(claims))
+    for name, value in claims.items():
+        out += encode_head(TEXT, len(name)) + name.encode("ascii") + encode_bytes(value)
+    return out
+
+
+def certificate_report_data(evidence_format: str, *, spki: bytes) -> bytes:
+    """Returns the 64 bytes of report data of the boot-time evidence in that certificate: of the form of §3.1 for the
+    formats that have it, of docs/spec/evidence.md §2.3 for the others. Neither is ever that of an answer to a nonce.
+    """
+    if evidence_format in INTEROPERABLE_FORMATS:
+        digest = hashlib.sha256(certificate_claims(evidence_format, spki=spki)).digest()
+        return digest + bytes(REPORT_DATA_SIZE - len(digest))
+    return boot_report_data(spki=spki)
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,12 +312,12 @@ def _own(
     if re.fullmatch(FORMAT, evidence_format, re.ASCII) is None:
         raise MalformedInput("leaf: format: not the name of one", code="ratls_extension")
     stated = _stated(evidence_format, data, now)
-    expected = (boot_report_data(spki=parsed.spki),)
+    expected = (carried(evidence_format, boot_report_data(spki=parsed.spki)),)
     return CertificateEvidence(STRONGROOM, evidence_format, data, expected, key_hash, stated)
 
 
 def _stated(evidence_format: str, data: bytes, now: datetime) -> bytes:
-    """The report data in evidence of the named format."""
+    """The report data in evidence of the named format, as the format carries it."""
     if evidence_format == "sim":
         found = examine_sim(data, endorsements=(), roots=(), now=now)
         if isinstance(found.claims, Absent):
@@ -302,6 +332,11 @@ def _stated(evidence_format: str, data: bytes, now: datetime) -> bytes:
                 f"leaf: says {evidence_format}, carries {quote_format}", code="ratls_extension"
             )
         return stated
+    if evidence_format == "snp":
+        return parse_report(data).report_data
+    if evidence_format in ("tpm", "azure"):
+        document = parse_tpm(data) if evidence_format == "tpm" else parse_azure(data)
+        return document.quote.attest.qualifying
     raise MalformedInput(
         "leaf: evidence of a format that is not read here", code="ratls_evidence_unsupported"
     )

@@ -202,7 +202,9 @@ def test_our_own_servers_certificate_satisfies_the_reader() -> None:
         issued = sim.issue(root_key=SIM_ROOT, measurement="ab" * 32, svn=1, report_data=data, now=NOW)
         return Evidence("sim", issued, ())
 
-    made = ratls.new_server_identity(hosts=("localhost",), evidence=evidence, now=NOW, lifetime_s=3600)
+    made = ratls.new_server_identity(
+        hosts=("localhost",), evidence_format="sim", evidence=evidence, now=NOW, lifetime_s=3600
+    )
     found = whole(made.certificate_der)
     assert failures(found) == []
     assert isinstance(found.claims, Claims)
@@ -326,6 +328,30 @@ REFUSED: dict[str, tuple[bytes, list[str]]] = {
         interoperable(pubkey_hash=cbor2.dumps([7, hashlib.sha256(spki(MINE)).digest()])),
         ["ratls_key_mismatch"],
     ),
+    "a hash of the right size and another algorithm": (
+        interoperable(pubkey_hash=cbor2.dumps([8, hashlib.sha3_512(spki(MINE)).digest()])),
+        ["ratls_key_mismatch"],
+    ),
+    "a right hash under an algorithm that nobody registered": (
+        interoperable(pubkey_hash=cbor2.dumps([2, hashlib.sha256(spki(MINE)).digest()])),
+        ["ratls_key_mismatch"],
+    ),
+    "a hash of the text of the key": (
+        interoperable(pubkey_hash=cbor2.dumps([1, hashlib.sha256(pem(MINE)).digest()])),
+        ["ratls_key_mismatch"],
+    ),
+    "an algorithm by its name": (
+        interoperable(pubkey_hash=cbor2.dumps(["sha-256", hashlib.sha256(spki(MINE)).digest()])),
+        ["ratls_extension", "ratls_binding"],
+    ),
+    "another nonce claim than the quoted one": (
+        certificate((DICE, tagged(claims_map(MINE, nonce=b"n" * 32), quote(digest(claims_map(MINE)))))),
+        ["ratls_binding"],
+    ),
+    "a nonce claim that is no byte string": (
+        interoperable(nonce="n" * 32),
+        ["ratls_extension", "ratls_binding"],
+    ),
     "a hash cut to 120 bits": (
         interoperable(pubkey_hash=cbor2.dumps([3, hashlib.sha256(spki(MINE)).digest()[:15]])),
         ["ratls_key_mismatch"],
@@ -358,6 +384,10 @@ REFUSED: dict[str, tuple[bytes, list[str]]] = {
     ),
     "a local report": (
         certificate((DICE, tagged(CLAIMS, tag=60001))),
+        ["ratls_evidence_unsupported", "ratls_binding"],
+    ),
+    "another local report": (
+        certificate((DICE, tagged(CLAIMS, tag=60002))),
         ["ratls_evidence_unsupported", "ratls_binding"],
     ),
     "another tag": (certificate((DICE, tagged(CLAIMS, tag=60011))), ["ratls_extension", "ratls_binding"]),
@@ -414,7 +444,7 @@ REFUSED: dict[str, tuple[bytes, list[str]]] = {
     ),
     "a format that is no name": (own_sim(format=b"../sim"), ["ratls_extension", "ratls_binding"]),
     "a format that is not read here": (
-        own_sim(format=b"tpm"),
+        own_sim(format=b"abc"),
         ["ratls_evidence_unsupported", "ratls_binding"],
     ),
     "another format than the quote's": (
