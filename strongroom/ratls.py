@@ -35,6 +35,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from strongroom.attest.cbor import ARRAY, TAG, encode_bytes, encode_head
+from strongroom.attest.certificate import load_x509
 from strongroom.attest.evidence import Evidence, Leaf
 from strongroom.attest.ratls_forms import (
     EVIDENCE_TAG,
@@ -484,15 +485,11 @@ def parse_boot_evidence(der: bytes) -> BootEvidence:
     Raises:
         MalformedInput: `leaf_malformed`, `ratls_extension` or `ratls_key_mismatch`.
     """
+    extensions = load_x509(der, what="leaf", code="leaf_malformed").extensions
     try:
-        extensions = x509.load_der_x509_certificate(der).extensions
         value = extensions.get_extension_for_oid(DICE_EVIDENCE).value.public_bytes()
     except x509.ExtensionNotFound as exc:
         raise MalformedInput("leaf: no attestation extension", code="ratls_extension") from exc
-    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as exc:
-        raise MalformedInput("leaf: not an X.509 certificate", code="leaf_malformed") from exc
-    except (x509.InvalidVersion, Warning) as exc:
-        raise MalformedInput("leaf: not an X.509 version 3 certificate", code="leaf_malformed") from exc
     found = parse_extension(value)
     algorithm, digest = parse_key_hash(dict(found.claims)["pubkey-hash"])
     if algorithm != SHA256_ID:

@@ -42,6 +42,7 @@ from strongroom.attest.tpm_quote import (
     quote_details,
     wrap_rsassa,
 )
+from strongroom.attest.x509 import pem_blocks
 from strongroom.errors import MalformedInput
 
 FORMAT = "azure"
@@ -372,7 +373,7 @@ def from_recorded(files: Mapping[str, bytes]) -> bytes:
     `evidence*.json` in any of the three forms of §2.3.
 
     Raises:
-        MalformedInput: code `evidence_malformed`.
+        MalformedInput: code `evidence_malformed`; `certificate_malformed` for PEM that is none.
     """
     names = [n for n in files if re.fullmatch(r"evidence[a-z0-9-]*\.json", n)]
     if len(names) != 1:
@@ -386,8 +387,8 @@ def from_recorded(files: Mapping[str, bytes]) -> bytes:
     vcek = top.get("vcek")
     certificates: list[bytes] = []
     if isinstance(vcek, str):
-        blocks = re.findall("-----BEGIN CERTIFICATE-----([^-]*)-----END CERTIFICATE-----", vcek)
-        certificates = [_recorded_bytes("".join(b.split()), url=True) for b in blocks or [vcek]]
+        pem = [block for _, block in pem_blocks(vcek.encode("utf-8", "replace"))]
+        certificates = pem or [_recorded_bytes(vcek, url=True)]
     return canonical(
         {
             "attest": _b64(_recorded_bytes(quote.get("message"))),

@@ -6,6 +6,9 @@ Rules of this file:
 1. Strict DER (`der.py`), version 3, nothing unread, no extension twice, one algorithm stated twice.
 2. Signature algorithms are listed, not excluded: RSA (PKCS #1 v1.5 or PSS) and ECDSA, with SHA-2 of 256 bits or more.
 3. What a certificate does not say (that it may sign certificates) is not so.
+
+Formats whose certificates `cryptography` reads (docs/adr/0009-which-certificates-are-read-how.md) get them from
+`load_x509`, and expect of it what stands in `UNREADABLE`.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import hashlib
 from dataclasses import dataclass
 from datetime import datetime
 
+from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.hashes import SHA256, SHA384, SHA512, HashAlgorithm
@@ -54,6 +58,19 @@ _SIGNATURE_OIDS = {
 _PSS_OID, _MGF1_OID = "1.2.840.113549.1.1.10", "1.2.840.113549.1.1.8"
 _COMMON_NAME = "2.5.4.3"
 BASIC_CONSTRAINTS, KEY_USAGE = "2.5.29.19", "2.5.29.15"
+
+
+UNREADABLE = (
+    ValueError,
+    TypeError,
+    OverflowError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+    Warning,  # of oddities such as a negative serial number, where a caller turned warnings into errors
+)
+"""What `cryptography` raises over certificates and lists that it cannot read, each found by fuzzing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,13 +140,7 @@ def parse_certificate(data: bytes) -> Certificate:
 
 
 def _parse_certificate(data: bytes) -> Certificate:
-    top = der.Reader(data, what="certificate", code="certificate_malformed")
-    if len(data) > MAX_DOCUMENT:
-        top.refuse(f"expected at most {MAX_DOCUMENT} bytes, got {len(data)}")
-    outer = top.enter(der.SEQUENCE, "certificate")
-    top.end("certificate")
-    tbs = outer.take(der.SEQUENCE, "body")
-    algorithm, signature = _signature(outer)
+    outer, tbs, algorithm, signature = _signed(data, what="certificate", code="certificate_malformed")
     body = outer.inside(tbs)
     version = body.enter(der.context(0), "version")
     if version.integer("version") != 2:
@@ -182,13 +193,7 @@ def parse_revocation_list(data: bytes) -> RevocationList:
     Raises:
         MalformedInput: code `revocation_list_malformed`.
     """
-    top = der.Reader(data, what="revocation list", code="revocation_list_malformed")
-    if len(data) > MAX_DOCUMENT:
-        top.refuse(f"expected at most {MAX_DOCUMENT} bytes, got {len(data)}")
-    outer = top.enter(der.SEQUENCE, "list")
-    top.end("list")
-    tbs = outer.take(der.SEQUENCE, "body")
-    algorithm, signature = _signature(outer)
+    outer, tbs, algorithm, signature = _signed(data, what="revocation list", code="revocation_list_malformed")
     body = outer.inside(tbs)
     if body.peek() == der.INTEGER and body.integer("version") != 1:
         body.refuse("expected version 2")
@@ -227,12 +232,35 @@ def parse_revocation_list(data: bytes) -> RevocationList:
     )
 
 
-def _signature(outer: der.Reader) -> tuple[der.Element, bytes]:
-    """Algorithm and signature behind the signed body of a certificate or list."""
+def load_x509(data: bytes, *, what: str, code: str) -> x509.Certificate:
+    """Returns the certificate in the DER `data` as `cryptography` reads it, all of it: what that library looks at only
+    when it is asked (extensions, times, key) it is asked for here, so that nothing of it fails later.
+
+    Raises:
+        MalformedInput: `code`.
+    """
+    try:
+        certificate = x509.load_der_x509_certificate(data)
+        for member in ("extensions", "not_valid_before_utc", "not_valid_after_utc", "subject", "issuer"):
+            getattr(certificate, member)
+        certificate.public_key()
+    except UNREADABLE as exc:
+        raise MalformedInput(f"{what}: a certificate or key that cannot be read", code=code) from exc
+    return certificate
+
+
+def _signed(data: bytes, *, what: str, code: str) -> tuple[der.Reader, der.Element, der.Element, bytes]:
+    """The envelope of a certificate or list: its reader, the signed body, algorithm and signature, and nothing else."""
+    top = der.Reader(data, what=what, code=code)
+    if len(data) > MAX_DOCUMENT:
+        top.refuse(f"expected at most {MAX_DOCUMENT} bytes, got {len(data)}")
+    outer = top.enter(der.SEQUENCE, what)
+    top.end(what)
+    tbs = outer.take(der.SEQUENCE, "body")
     algorithm = outer.take(der.SEQUENCE, "algorithm")
     signature = outer.bits("signature", whole=True)
     outer.end("signature")
-    return algorithm, signature
+    return outer, tbs, algorithm, signature
 
 
 def _algorithm(read: der.Reader) -> tuple[str, str]:

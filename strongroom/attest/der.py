@@ -20,7 +20,7 @@ from typing import NamedTuple, NoReturn
 
 from strongroom.errors import MalformedInput
 
-BOOLEAN, INTEGER, BIT_STRING, OCTET_STRING, NULL, OID = 0x01, 0x02, 0x03, 0x04, 0x05, 0x06
+BOOLEAN, INTEGER, BIT_STRING, OCTET_STRING, NULL, OID, ENUMERATED = 0x01, 0x02, 0x03, 0x04, 0x05, 0x06, 0x0A
 UTF8_STRING, PRINTABLE_STRING, IA5_STRING = 0x0C, 0x13, 0x16
 UTC_TIME, GENERALIZED_TIME = 0x17, 0x18
 SEQUENCE, SET = 0x30, 0x31
@@ -123,9 +123,9 @@ class Reader:
         if self.more:
             self.refuse(f"{name}: {len(self._data) - self._at} bytes too many")
 
-    def integer(self, name: str) -> int:
-        """Returns the next element as an integer of at most 64 bytes."""
-        content = self.take(INTEGER, name).content
+    def integer(self, name: str, *, tag: int = INTEGER) -> int:
+        """Returns the next element, an INTEGER or of the other `tag` (ENUMERATED), as a number of at most 64 bytes."""
+        content = self.take(tag, name).content
         if not 1 <= len(content) <= 64:
             self.refuse(f"{name}: an integer of {len(content)} bytes")
         if len(content) > 1 and (content[0], content[1] >> 7) in ((0x00, 0), (0xFF, 1)):

@@ -12,8 +12,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NoReturn
 
+from strongroom.attest.cursor import Cursor
 from strongroom.attest.evidence import Check, check
 from strongroom.attest.tpm_wire import HASHES, PCR_COUNT, digest_size
 from strongroom.errors import MalformedInput
@@ -140,8 +140,7 @@ def _header(read: _Reader) -> tuple[int, ...]:
     if len(set(found)) != count:
         read.refuse("an algorithm is there twice")
     inner.take(inner.number(1))  # vendorInfo
-    if not inner.done():
-        read.refuse("bytes follow the Spec ID event's content")
+    inner.end()
     return tuple(found)
 
 
@@ -250,37 +249,19 @@ def check_event_log(
     return check(check_id, title, not wrong, expected=expected, got=shown, code=code)
 
 
-class _Reader:
-    """Takes little-endian values from the front of a log."""
+class _Reader(Cursor):
+    """A cursor over a log, or over the content of its first event."""
 
-    __slots__ = ("_at", "_data")
+    __slots__ = ()
 
     def __init__(self, data: bytes) -> None:
-        self._data, self._at = data, 0
-        if len(data) > MAX_LOG:
-            self.refuse(f"{len(data)} bytes, at most {MAX_LOG} are read")
-
-    def refuse(self, why: str) -> NoReturn:
-        raise MalformedInput(f"event log: {why}", code="event_log_malformed")
-
-    def take(self, size: int) -> bytes:
-        if size > len(self._data) - self._at:
-            self.refuse(f"ends at byte {len(self._data)}, within a value")
-        self._at += size
-        return self._data[self._at - size : self._at]
-
-    def number(self, size: int) -> int:
-        return int.from_bytes(self.take(size), "little")
-
-    def done(self) -> bool:
-        """Whether every byte was taken."""
-        return self._at == len(self._data)
+        super().__init__(data, what="event log", code="event_log_malformed", order="little", limit=MAX_LOG)
 
     def at_end(self) -> bool:
         """Whether nothing follows but padding: 0x00 or 0xFF to the end. An event cannot begin with 12 such bytes
         (it would have no digests, or register 0xFFFFFFFF with a type that is none).
         """
-        if self.done():
+        if not self.left:
             return True
         begin = self._data[self._at : self._at + 12]
         if begin.strip(b"\x00") and begin.strip(b"\xff"):

@@ -8,6 +8,8 @@ Rules of this file:
 1. The root in the document must *be* an accepted one, byte for byte; no name, key identifier or store decides.
 2. Only ES384 is ever computed, whatever the header says; a header that says otherwise has failed.
 3. No certificate is asked for its serial number or for names that mean nothing here.
+
+Why these chains have rules of their own: docs/adr/0009-which-certificates-are-read-how.md.
 """
 
 from __future__ import annotations
@@ -20,13 +22,14 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA384
 from cryptography.x509.oid import ExtensionOID, SignatureAlgorithmOID
 
 from strongroom.attest.cbor import ARRAY, Reader, encode_bytes, encode_head
+from strongroom.attest.certificate import UNREADABLE, load_x509
 from strongroom.attest.evidence import (
     MAX_SKEW,
     Absent,
@@ -286,21 +289,8 @@ def _parse(
             f"{_WHAT}: {len(endorsements)} endorsement(s) stapled to a format that has none", code=_CODE
         )
     document = parse_document(data)
-    return document, tuple(_parse_certificate(der) for der in (*document.cabundle, document.certificate))
-
-
-def _parse_certificate(der: bytes) -> x509.Certificate:
-    try:
-        certificate = x509.load_der_x509_certificate(der)
-        # These are parsed when they are asked for, so they are asked for here.
-        for member in ("extensions", "not_valid_before_utc", "not_valid_after_utc"):
-            getattr(certificate, member)
-        certificate.public_key()
-    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion, Warning) as exc:
-        raise MalformedInput(f"{_WHAT}: a certificate that cannot be read", code=_CODE) from exc
-    except (x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as exc:
-        raise MalformedInput(f"{_WHAT}: a certificate that cannot be read", code=_CODE) from exc
-    return certificate
+    ders = (*document.cabundle, document.certificate)
+    return document, tuple(load_x509(der, what=_WHAT, code=_CODE) for der in ders)
 
 
 def _chain_fault(chain: tuple[x509.Certificate, ...]) -> str:
@@ -308,7 +298,7 @@ def _chain_fault(chain: tuple[x509.Certificate, ...]) -> str:
     for place, (issuer, certificate) in enumerate(pairwise(chain), start=1):
         try:
             certificate.verify_directly_issued_by(issuer)
-        except (InvalidSignature, ValueError, TypeError, UnsupportedAlgorithm):
+        except (InvalidSignature, *UNREADABLE):
             return f"certificate {place} was not issued by certificate {place - 1}"
     return ""
 

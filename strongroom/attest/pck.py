@@ -2,7 +2,8 @@
 (docs/spec/dcap.md §3).
 
 All of them hang under one root, so a chain alone says little: which certificate may sign what is decided by its place
-and its name, and both are checked. Everything is ECDSA P-256 with SHA-256; no other algorithm is taken.
+and its name, and both are checked. Everything is ECDSA P-256 with SHA-256; no other algorithm is taken
+(docs/adr/0009-which-certificates-are-read-how.md says why these chains have rules of their own).
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from itertools import pairwise
 from typing import NoReturn
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.x509.oid import NameOID, ObjectIdentifier, SignatureAlgorithmOID
 
 from strongroom.attest import der
+from strongroom.attest.certificate import UNREADABLE, load_x509
 from strongroom.errors import MalformedInput
 
 ROOT = "Intel SGX Root CA"
@@ -41,19 +43,8 @@ _WIDTHS = (64, 76)
 """Characters in a line of PEM: RFC 7468's, and MIME's, which older platforms of clouds have in their quotes."""
 CONFIGURATION = {1: "dynamic_platform", 2: "cached_keys", 3: "smt_enabled"}
 """What the PCK certificate of a multi-package platform says: place in its extension -> name."""
-_ENUMERATED = 0x0A
-_FOREIGN = (
-    ValueError,
-    TypeError,
-    OverflowError,
-    UnsupportedAlgorithm,
-    x509.InvalidVersion,
-    x509.DuplicateExtension,
-    x509.ExtensionNotFound,
-    x509.UnsupportedGeneralNameType,
-    Warning,  # of oddities such as a serial number of zero, where a caller turned warnings into errors
-)
-"""What `cryptography` raises about certificates that it cannot read."""
+_FOREIGN = (*UNREADABLE, x509.ExtensionNotFound)
+"""What `cryptography` raises about certificates that it cannot read, or that lack what they must have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +121,8 @@ def load_chain(
     """
     if len(ders) != len(names):
         _refuse(f"expected a chain of {len(names)} certificates, got {len(ders)}", code=code)
+    chain = tuple(load_x509(one, what="certificates", code=code) for one in ders)
     try:
-        chain = tuple(x509.load_der_x509_certificate(one) for one in ders)
         for certificate, accepted in zip(chain, names, strict=True):
             _check_certificate(certificate, accepted, code=code)
         for certificate, issuer in pairwise(chain):
@@ -228,7 +219,8 @@ def load_crl(data: bytes, issuer: x509.Certificate, *, name: str) -> x509.Certif
             for e in crl.extensions
         )
         dated = crl.next_update_utc is not None and crl.last_update_utc <= crl.next_update_utc
-        valid = crl.issuer == issuer.subject and crl.is_signature_valid(key_of(issuer))
+        usage = issuer.extensions.get_extension_for_class(x509.KeyUsage).value
+        valid = crl.issuer == issuer.subject and usage.crl_sign and crl.is_signature_valid(key_of(issuer))
         algorithm = crl.signature_algorithm_oid == SignatureAlgorithmOID.ECDSA_WITH_SHA256
     except _FOREIGN:
         _refuse(f"{name}: not a revocation list", code="collateral_malformed")
@@ -300,7 +292,7 @@ def parse_pck(certificate: x509.Certificate) -> PckFacts:
         cpu_svn=_octets(read, tcb, 18, 16),
         pce_id=_octets(read, entries, 3, 2),
         fmspc=_octets(read, entries, 4, 6),
-        sgx_type=_integer(read, entries, 5, 255, tag=_ENUMERATED),
+        sgx_type=_integer(read, entries, 5, 255, tag=der.ENUMERATED),
         platform_instance_id=_octets(read, entries, 6, 16) if 6 in entries else b"",
         configuration=tuple(
             (name, "true" if _boolean(read, configuration, place) else "false")
@@ -311,9 +303,14 @@ def parse_pck(certificate: x509.Certificate) -> PckFacts:
 
 
 def _value(read: der.Reader, entries: dict[int, der.Element], place: int, tag: int) -> der.Element:
-    if place not in entries or entries[place].tag != tag:
-        read.refuse(f"number {place} is missing, or of another type")
-    return entries[place]
+    return _alone(read, entries, place).take(tag, f"number {place}")
+
+
+def _alone(read: der.Reader, entries: dict[int, der.Element], place: int) -> der.Reader:
+    """A reader of the one element at `place`."""
+    if place not in entries:
+        read.refuse(f"number {place} is missing")
+    return der.Reader(entries[place].raw, what=read.what, code=read.code)
 
 
 def _octets(read: der.Reader, entries: dict[int, der.Element], place: int, size: int) -> bytes:
@@ -326,16 +323,11 @@ def _octets(read: der.Reader, entries: dict[int, der.Element], place: int, size:
 def _integer(
     read: der.Reader, entries: dict[int, der.Element], place: int, high: int, *, tag: int = der.INTEGER
 ) -> int:
-    content = _value(read, entries, place, tag).content
-    number = int.from_bytes(content, signed=True)
-    # one spelling: as many bytes as the number and its sign need
-    if not 0 <= number <= high or len(content) != number.bit_length() // 8 + 1:
+    number = _alone(read, entries, place).integer(f"number {place}", tag=tag)
+    if not 0 <= number <= high:
         read.refuse(f"number {place}: expected an integer within 0..{high}")
     return number
 
 
 def _boolean(read: der.Reader, entries: dict[int, der.Element], place: int) -> bool:
-    content = _value(read, entries, place, der.BOOLEAN).content
-    if content not in (b"\x00", b"\xff"):
-        read.refuse(f"number {place}: expected a boolean")
-    return content == b"\xff"
+    return _alone(read, entries, place).boolean(f"number {place}")

@@ -17,6 +17,7 @@ import struct
 from dataclasses import dataclass
 from typing import NoReturn
 
+from strongroom.attest.cursor import Cursor
 from strongroom.errors import MalformedInput
 
 SGX = "sgx"
@@ -128,44 +129,18 @@ def _refuse(why: str) -> NoReturn:
     raise MalformedInput(f"quote: {why}", code="quote_malformed")
 
 
-class _Reader:
-    """Takes bytes from the front; never beyond the end."""
+class _Reader(Cursor):
+    """A cursor over a part of a quote."""
 
-    __slots__ = ("_at", "_data", "_what")
+    __slots__ = ()
 
-    def __init__(self, data: bytes, what: str) -> None:
-        self._data, self._what, self._at = data, what, 0
-
-    def take(self, size: int, name: str) -> bytes:
-        """The next `size` bytes."""
-        if size > len(self._data) - self._at:
-            left = len(self._data) - self._at
-            _refuse(f"{self._what}: {name}: expected {size} bytes, got {left}")
-        self._at += size
-        return self._data[self._at - size : self._at]
-
-    def number(self, size: int, name: str) -> int:
-        """The next `size` bytes as a little-endian number."""
-        return int.from_bytes(self.take(size, name), "little")
+    def __init__(self, data: bytes, part: str) -> None:
+        super().__init__(data, what=f"quote: {part}", code="quote_malformed", order="little", limit=MAX_QUOTE)
 
     def reserved(self, size: int, name: str) -> None:
         """The next `size` bytes, which are zero."""
         if any(self.take(size, name)):
-            _refuse(f"{self._what}: {name}: expected zeros in a reserved field")
-
-    def rest(self) -> bytes:
-        """All that is left."""
-        return self.take(len(self._data) - self._at, "rest")
-
-    @property
-    def left(self) -> int:
-        """How many bytes are left."""
-        return len(self._data) - self._at
-
-    @property
-    def at(self) -> int:
-        """How many bytes were taken."""
-        return self._at
+            self.refuse(f"{name}: expected zeros in a reserved field")
 
 
 def parse_quote(data: bytes) -> Quote:

@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtensionOID
 
+from strongroom.attest import der
 from strongroom.attest.azure import parse_azure
 from strongroom.attest.cbor import ARRAY, MAP, TEXT, Reader, encode_bytes, encode_head
+from strongroom.attest.certificate import load_x509
 from strongroom.attest.evidence import FORMAT, MAX_EVIDENCE, REPORT_DATA_SIZE, Absent, boot_report_data
 from strongroom.attest.nitro import parse_document
 from strongroom.attest.sim import examine_sim
@@ -67,6 +68,17 @@ _KNOWN_CRITICAL = (
     ExtensionOID.EXTENDED_KEY_USAGE,
     ExtensionOID.SUBJECT_ALTERNATIVE_NAME,
 )
+_BODY = (
+    ("version", der.context(0)),
+    ("serial number", der.INTEGER),
+    ("algorithm", der.SEQUENCE),
+    ("issuer", der.SEQUENCE),
+    ("validity", der.SEQUENCE),
+    ("subject", der.SEQUENCE),
+    ("public key", der.SEQUENCE),
+    ("extensions", der.context(3)),
+)
+"""What the signed body of a certificate is made of (RFC 5280), without the obsolete unique identifiers."""
 _ECDSA_SHA256 = bytes.fromhex("300a06082a8648ce3d040302")
 _ECDSA_SHA256_NULL = bytes.fromhex("300c06082a8648ce3d0403020500")
 """AlgorithmIdentifiers: as RFC 5758 wants it, and with the explicit NULL that older Mbed TLS wrote (§2.3)."""
@@ -156,74 +168,45 @@ class ParsedCertificate:
     self_issued: bool
 
 
-def parse_certificate(der: bytes) -> ParsedCertificate:
-    """Returns the certificate that `der` is (§2). Nothing in it is verified.
+def parse_certificate(data: bytes) -> ParsedCertificate:
+    """Returns the certificate that `data` (DER) is (§2). Nothing in it is verified.
 
     Raises:
         MalformedInput: `leaf_malformed`; `ratls_key_unsupported` for a key that is not in its one spelling.
     """
-    if len(der) > MAX_CERTIFICATE:
-        raise _malformed(f"{len(der)} bytes, at most {MAX_CERTIFICATE} are read")
-    whole = _items(der)
-    parts = _items(_content(whole[0])) if len(whole) == 1 and der[0] == 0x30 else []
-    if [part[0] for part in parts] != [0x30, 0x30, 0x03]:
-        raise _malformed("not an X.509 certificate")
-    tbs, algorithm, signature = parts
-    fields = _items(_content(tbs))
-    if [field[0] for field in fields] != [0xA0, 0x02, 0x30, 0x30, 0x30, 0x30, 0x30, 0xA3]:
-        raise _malformed("not an X.509 certificate of version 3 with extensions")
-    if fields[2] != algorithm:
-        raise _malformed("two different signature algorithms")
-    if _content(signature)[:1] != b"\x00":  # bits left out at the end are signed by nobody
+    if len(data) > MAX_CERTIFICATE:
+        raise _malformed(f"{len(data)} bytes, at most {MAX_CERTIFICATE} are read")
+    whole = der.Reader(data, what="leaf", code="leaf_malformed")
+    outer = whole.enter(der.SEQUENCE, "certificate")
+    whole.end("certificate")
+    tbs = outer.take(der.SEQUENCE, "body")
+    algorithm = outer.take(der.SEQUENCE, "algorithm")
+    signature = outer.take(der.BIT_STRING, "signature")
+    outer.end("signature")
+    if signature.content[:1] != b"\x00":  # bits left out at the end are signed by nobody
         raise _malformed("a signature that is not whole bytes")
-    readable = der
-    if algorithm == _ECDSA_SHA256_NULL:  # §2.3
-        fields[2] = _ECDSA_SHA256
-        readable = _sequence(_sequence(*fields), _ECDSA_SHA256, signature)
-    try:
-        certificate = x509.load_der_x509_certificate(readable)
-        # These are parsed when they are asked for, so they are asked for here.
-        for member in ("extensions", "not_valid_before_utc", "not_valid_after_utc"):
-            getattr(certificate, member)
-        spki = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion, Warning) as exc:
-        raise _malformed("not an X.509 certificate with a known key") from exc
-    except (x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as exc:
-        raise _malformed("extensions that are there twice or cannot be read") from exc
-    if spki != fields[6]:
+    body = outer.inside(tbs)
+    fields = [body.take(tag, name).raw for name, tag in _BODY]  # of version 3, with extensions
+    body.end("body")
+    _, _, inner_algorithm, issuer, _, subject, stated_spki, _ = fields
+    if inner_algorithm != algorithm.raw:
+        raise _malformed("two different signature algorithms")
+    readable = data
+    if algorithm.raw == _ECDSA_SHA256_NULL:  # §2.3
+        repaired = _sequence(*fields[:2], _ECDSA_SHA256, *fields[3:])
+        readable = _sequence(repaired, _ECDSA_SHA256, signature.raw)
+    certificate = load_x509(readable, what="leaf", code="leaf_malformed")
+    spki = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    if spki != stated_spki:
         raise MalformedInput("leaf: a key that is not in its usual spelling", code="ratls_key_unsupported")
     known = {oid.dotted_string for oid in _KNOWN_CRITICAL} | set(_FORMS)
     if any(e.critical and e.oid.dotted_string not in known for e in certificate.extensions):
         raise _malformed("a critical extension that is not known here")
-    return ParsedCertificate(certificate, tbs=tbs, spki=spki, self_issued=fields[3] == fields[5])
+    return ParsedCertificate(certificate, tbs=tbs.raw, spki=spki, self_issued=issuer == subject)
 
 
 def _malformed(why: str) -> MalformedInput:
     return MalformedInput(f"leaf: {why}", code="leaf_malformed")
-
-
-def _items(data: bytes) -> list[bytes]:
-    """The DER items that `data` is made of, each whole; one-byte tags, definite lengths in their shortest form."""
-    found, at = [], 0
-    while at < len(data):
-        if data[at] & 0x1F == 0x1F or at + 2 > len(data):
-            raise _malformed("not DER")
-        size, begins = data[at + 1], at + 2
-        if size >= 0x80:
-            digits = size & 0x7F
-            size, begins = int.from_bytes(data[begins : begins + digits], "big"), begins + digits
-            shortest = 1 if size < 0x100 else 2 if size < 0x10000 else 3
-            if size < 0x80 or digits != shortest:
-                raise _malformed("not DER")
-        if begins + size > len(data):
-            raise _malformed("not DER: it ends in the middle")
-        found.append(data[at : begins + size])
-        at = begins + size
-    return found
-
-
-def _content(item: bytes) -> bytes:
-    return item[2 + (item[1] & 0x7F if item[1] >= 0x80 else 0) :]
 
 
 def _sequence(*items: bytes) -> bytes:

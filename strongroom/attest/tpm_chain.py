@@ -6,25 +6,28 @@ Rules of this file:
 2. A critical extension that is not understood here ends the path.
 3. Certificates are found by content in whatever was handed in; one that cannot be read is not used.
 4. Nothing touches serial numbers, and no revocation list is read: what that leaves open is said in §5.4.
+
+Not `x509.verify_chain`: here an anchor may be an intermediate, and nobody looks at what an anchor is signed with
+(docs/adr/0009-which-certificates-are-read-how.md).
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TypeVar
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ObjectIdentifier
 
-from strongroom.attest.certificate import is_accepted
-from strongroom.errors import AttestationRefused
+from strongroom.attest.certificate import UNREADABLE, is_accepted, load_x509
+from strongroom.attest.x509 import pem_blocks
+from strongroom.errors import AttestationRefused, MalformedInput
 
 MAX_PATH = 5
 """Certificates of a path with leaf and root; vendors use three to four."""
@@ -45,16 +48,6 @@ _MODEL = {
     ObjectIdentifier("2.23.133.2.3"): "version",
 }
 _Kind = TypeVar("_Kind", bound=x509.ExtensionType)
-_UNREADABLE = (
-    ValueError,
-    TypeError,
-    UnsupportedAlgorithm,
-    x509.InvalidVersion,
-    x509.DuplicateExtension,
-    x509.UnsupportedGeneralNameType,
-    Warning,
-)
-"""What `cryptography` raises over certificates, each found by fuzzing; a warning where warnings are errors."""
 _HASHES = ("sha256", "sha384", "sha512")
 
 
@@ -77,7 +70,10 @@ def load_certificates(documents: Iterable[bytes]) -> tuple[x509.Certificate, ...
     """
     found: list[x509.Certificate] = []
     for data in documents:
-        blocks = re.findall(rb"-----BEGIN CERTIFICATE-----[^-]*-----END CERTIFICATE-----", data) or [data]
+        try:
+            blocks = [b for label, b in pem_blocks(data) if label == "CERTIFICATE"] or [data]
+        except MalformedInput:
+            continue
         for block in blocks[:MAX_CERTIFICATES]:
             certificate = _load(block)
             if certificate is not None and len(found) < MAX_CERTIFICATES:
@@ -87,10 +83,8 @@ def load_certificates(documents: Iterable[bytes]) -> tuple[x509.Certificate, ...
 
 def _load(data: bytes) -> x509.Certificate | None:
     try:
-        if data.startswith(b"-----BEGIN"):
-            return x509.load_pem_x509_certificate(data)
-        return x509.load_der_x509_certificate(data)
-    except _UNREADABLE:
+        return load_x509(data, what="TPM", code="tpm_certificate_refused")
+    except MalformedInput:
         return None
 
 
@@ -131,7 +125,7 @@ def verify_chain(
             issuer=leaf.issuer.rfc4514_string()[:256],
             model=_model(leaf),
         )
-    except _UNREADABLE as exc:
+    except UNREADABLE as exc:
         raise _refuse("a name, key or extension that cannot be read") from exc
 
 
@@ -196,7 +190,7 @@ def _issuer(
             continue
         try:
             certificate.verify_directly_issued_by(candidate)
-        except (InvalidSignature, *_UNREADABLE):
+        except (InvalidSignature, *UNREADABLE):
             continue
         try:
             _check_issuer(candidate, depth, now)

@@ -14,12 +14,11 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import NoReturn
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from strongroom.errors import MalformedInput
+from strongroom.attest.cursor import Cursor
 
 MAX_STRUCTURE = 4096
 """Bytes of one structure; a quote takes about 150, the public area of an RSA-4096 key about 550."""
@@ -225,27 +224,13 @@ def digest_size(algorithm: int) -> int:
     return _DIGEST_SIZES.get(algorithm, 0)
 
 
-class _Reader:
-    """Takes big-endian values from the front of one structure."""
+class _Reader(Cursor):
+    """A cursor over one structure of the TPM's."""
 
-    __slots__ = ("_at", "_data", "_what")
+    __slots__ = ()
 
     def __init__(self, data: bytes, what: str) -> None:
-        self._data, self._at, self._what = data, 0, what
-        if len(data) > MAX_STRUCTURE:
-            self.refuse(f"{len(data)} bytes, at most {MAX_STRUCTURE} are read")
-
-    def refuse(self, why: str, *, code: str = "evidence_malformed") -> NoReturn:
-        raise MalformedInput(f"{self._what}: {why}", code=code)
-
-    def take(self, size: int) -> bytes:
-        if size > len(self._data) - self._at:
-            self.refuse(f"ends at byte {len(self._data)}, within a value")
-        self._at += size
-        return self._data[self._at - size : self._at]
-
-    def number(self, size: int) -> int:
-        return int.from_bytes(self.take(size))
+        super().__init__(data, what=what, code="evidence_malformed", order="big", limit=MAX_STRUCTURE)
 
     def sized(self, limit: int) -> bytes:
         """A TPM2B: two bytes of length, then so many bytes."""
@@ -253,7 +238,3 @@ class _Reader:
         if size > limit:
             self.refuse(f"a value of {size} bytes, at most {limit} are read")
         return self.take(size)
-
-    def end(self) -> None:
-        if self._at != len(self._data):
-            self.refuse(f"{len(self._data) - self._at} bytes follow the structure")

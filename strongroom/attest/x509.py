@@ -1,8 +1,8 @@
 """Chains of X.509 certificates of the TEE vendors: sorting stapled documents by content, and verifying a chain at
 one given time to a root that is pinned by its fingerprint.
 
-Words follow RFC 5280. Shared by every format whose evidence ends in certificates: `sort_documents`, `verify_chain`,
-`check_revocation` (docs/spec/snp.md §5.1).
+Words follow RFC 5280; docs/spec/snp.md §5.1 has the checks. Chains of TPM makers, Intel and AWS have other rules
+(docs/adr/0009-which-certificates-are-read-how.md).
 
 Rules of this file:
 

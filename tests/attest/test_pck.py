@@ -9,6 +9,7 @@ import fake_intel
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
 from fake_intel import NOW, PROCESSOR, SGX, Intel, entry, integer, pem, tlv
 
 from strongroom.attest.pck import (
@@ -217,6 +218,32 @@ def test_revocation_lists_are_of_the_authority_and_complete() -> None:
     ):
         assert refused(lambda data=data: load_crl(data, authority, name="PCK CRL")) == code
     assert refused(lambda: load_crl(SGX.crl("ca"), root, name="root CRL")) == "collateral_signature_invalid"
+
+
+def test_an_authority_that_may_not_sign_lists_clears_nobody() -> None:
+    """The very key, and a list that verifies with it; its certificate says that it signs certificates alone."""
+    _, authority, _ = chain(SGX)
+    usage = authority.extensions.get_extension_for_class(x509.KeyUsage).value
+    assert usage.crl_sign
+    builder = x509.CertificateBuilder(
+        authority.issuer, authority.subject, authority.public_key(), 7, NOW, NOW + timedelta(days=9)
+    )
+    silent = x509.KeyUsage(
+        digital_signature=False,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=True,
+        crl_sign=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+    for extension, code in ((silent, "collateral_signature_invalid"), (None, "collateral_malformed")):
+        made = builder.add_extension(extension, critical=True) if extension else builder
+        other = made.sign(SGX.key("root"), SHA256())
+        refusal = refused(lambda other=other: load_crl(SGX.crl("ca"), other, name="PCK CRL"))
+        assert refusal == code
 
 
 def test_fingerprints_are_of_the_whole_certificate() -> None:

@@ -36,6 +36,7 @@ from fake_x509 import (
 )
 
 from strongroom.attest import der
+from strongroom.attest.certificate import is_accepted, load_x509
 from strongroom.attest.x509 import (
     MAX_CERTIFICATES,
     Certificate,
@@ -478,6 +479,61 @@ def test_times_of_both_kinds() -> None:
     assert parse_certificate(LEAF.but(not_after=late).der).not_after == late
     old = parse_certificate(LEAF.but(validity=sequence(tlv(0x17, b"500101000000Z"), time(UNTIL))).der)
     assert old.not_before == datetime(1950, 1, 1, tzinfo=UTC)
+
+
+# Reading with `cryptography`
+
+UNREAD: dict[str, bytes] = {
+    "empty": b"",
+    "cut": LEAF.der[:-1],
+    "trailing": LEAF.der + b"\x00",
+    "version-1": LEAF.but(version=b"").der,
+    "version-4": LEAF.but(version=tlv(0xA0, integer(3))).der,
+    "key-none": LEAF.but(spki=b"\x30\x00").der,
+    "extension-twice": LEAF.but(extensions=(extension("1.2.3", b"a"), extension("1.2.3", b"b"))).der,
+    "constraints-malformed": LEAF.but(extensions=(extension("2.5.29.19", b"\x04\x00"),)).der,
+    "name-of-a-kind-that-nobody-supports": LEAF.but(
+        extensions=(extension("2.5.29.17", sequence(tlv(0xA3, sequence()))),)
+    ).der,
+    "time-no-such": LEAF.but(validity=sequence(tlv(0x17, b"250230000000Z"), time(UNTIL))).der,
+    "serial-negative": LEAF.but(serial=-5).der,
+}
+
+
+@pytest.mark.parametrize("vector", sorted(UNREAD))
+def test_what_cryptography_cannot_read_is_refused_at_once_with_the_documents_code(vector: str) -> None:
+    """Whatever it raises, and what it would raise only when it is asked; where warnings are errors, of oddities too."""
+    with pytest.raises(MalformedInput) as caught:
+        load_x509(UNREAD[vector], what="test", code="evidence_malformed")
+    assert caught.value.code == "evidence_malformed"
+    assert caught.value.message.startswith("test: ")
+
+
+def test_what_cryptography_reads_is_the_certificate() -> None:
+    """The same bytes."""
+    assert (
+        load_x509(MIDDLE.der, what="test", code="evidence_malformed").public_bytes(Encoding.DER) == MIDDLE.der
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "accepted"),
+    [
+        (rsa_key("weak").public_key(), True),
+        (rsa_key("ark").public_key(), True),
+        (rsa_key("tiny").public_key(), False),
+        (ec_key("k", P256).public_key(), True),
+        (ec_key("k", ec.SECP521R1()).public_key(), True),
+        (ec_key("k", ec.SECP256K1()).public_key(), False),
+        (ec_key("k", ec.BrainpoolP256R1()).public_key(), False),
+        (Ed25519PrivateKey.from_private_bytes(b"k" * 32).public_key(), False),
+        (None, False),
+    ],
+    ids=range(9),
+)
+def test_keys_that_count(key: object, accepted: bool) -> None:
+    """RSA within its bounds, three curves of NIST's, nothing else."""
+    assert is_accepted(key) is accepted
 
 
 # DER
