@@ -139,7 +139,8 @@ class Intel:
     """A vendor, one platform and one TEE on it. `version`: 3 is SGX, 4 and 5 are TDX; `td15`: TD report 1.5 in 5.
 
     Mappings are laid over the defaults: `body` and `qe` by field of the report, `tcb_info` and `qe_identity` by member,
-    `replaced` by the name of a made part (see `_part`), after signing.
+    `replaced` by the name of a made part (see `_part`), after signing. `critical`: roles whose certificates have a
+    critical extension that nobody knows.
     """
 
     name: str = "test intel"
@@ -159,6 +160,7 @@ class Intel:
     issuer: Mapping[str, str] = field(default_factory=dict)
     keys: Mapping[str, ec.EllipticCurvePrivateKey] = field(default_factory=dict)
     revoked: tuple[str, ...] = ()
+    critical: tuple[str, ...] = ()
     tcb_info: Mapping[str, Any] = field(default_factory=dict)
     qe_identity: Mapping[str, Any] = field(default_factory=dict)
     crl_next_update: Mapping[str, datetime] = field(default_factory=dict)
@@ -243,6 +245,9 @@ class Intel:
             value = self._part("sgx_extension", self.sgx_extension)
             oid = ObjectIdentifier("1.2.840.113741.1.13.1")
             builder = builder.add_extension(x509.UnrecognizedExtension(oid, value), critical=False)
+        if role in self.critical:
+            unknown = x509.UnrecognizedExtension(ObjectIdentifier("1.2.3.4"), b"\x05\x00")
+            builder = builder.add_extension(unknown, critical=True)
         made = builder.sign(self.key(issuer), SHA256(), ecdsa_deterministic=True)
         return self._part(f"{role}_certificate", made.public_bytes(Encoding.DER))
 
