@@ -224,7 +224,8 @@ def _read_evidence(path: Path, format_: str) -> bytes:
     from strongroom.attest import azure, tpm
 
     files = _read_folder(path)
-    if len(files) == 1 and (data := next(iter(files.values()))).startswith(b'{"attest":'):
+    own = b'{"attest":' if format_ == "azure" else b'{"ak_certificate":'
+    if len(files) == 1 and (data := next(iter(files.values()))).startswith(own):
         return data  # the format's own document already
     return tpm.from_recorded(files) if format_ == "tpm" else azure.from_recorded(files)
 

@@ -115,7 +115,7 @@ class Checks:
     def impossible(self, check_id: str, why: str) -> None:
         """Records, as failed, a check that could not be made."""
         title, expected, code = self._table[check_id]
-        self.made.append(check_impossible(check_id, title, expected=expected, why=why, code=code))
+        self.made.append(check_impossible(check_id, title, expected=expected or "–", why=why, code=code))
 
     def rest_impossible(self, why: str) -> None:
         """Records, as failed, every check of the table that is not there yet."""
