@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: demo test check lint fuzz docs evidence lock clean
+.PHONY: demo test check lint fuzz docs vectors evidence lock clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/strongroom demo
@@ -28,6 +28,9 @@ fuzz: $(VENV)/test.stamp
 
 docs: $(VENV)/test.stamp
 	$(BIN)/python tools/docs.py
+
+vectors: $(VENV)/test.stamp
+	$(BIN)/python tests/vectors/generate.py
 
 # Fetches the public samples of genuine evidence (or takes STRONGROOM_EVIDENCE=DIR) and appraises each.
 evidence: $(VENV)/test.stamp
