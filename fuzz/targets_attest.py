@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from strongroom import attest
 from strongroom.attest import sim
 from strongroom.attest.bundle import Bundle, encode_bundle, parse_bundle
+from strongroom.attest.batch import Inclusion, Single, Tree, batch_report_data, leaf_hash
 from strongroom.attest.evidence import (
     Absent,
     Evidence,
@@ -75,7 +76,24 @@ EVIDENCE = sim.issue(
     report_data=report_data(nonce=NONCE, keyset_bytes=KEYSET),
     now=NOW,
 )
-ANSWER = encode_answer(EvidenceAnswer(Evidence("sim", EVIDENCE, (("a.pem", b"x"),)), KEYSET))
+ANSWER = encode_answer(EvidenceAnswer(Evidence("sim", EVIDENCE, (("a.pem", b"x"),)), KEYSET, Single()))
+TREE = Tree(tuple(leaf_hash(nonce=bytes([n]) * 32, keyset_bytes=KEYSET) for n in range(7)))
+BATCHED = EvidenceAnswer(
+    Evidence(
+        "sim",
+        sim.issue(
+            root_key=ROOT,
+            measurement=MEASUREMENT,
+            svn=1,
+            report_data=batch_report_data(root=TREE.root),
+            now=NOW,
+        ),
+        (),
+    ),
+    KEYSET,
+    TREE.inclusion(6),
+)
+BATCHED_ANSWER = encode_answer(BATCHED)
 ROOT_DIGEST = sim.root_digest(ROOT.public_key())
 POLICY_TEXT = policy_for_measurement(MEASUREMENT, root=ROOT_DIGEST, now=NOW)
 POLICY = parse_policy(POLICY_TEXT)
@@ -118,7 +136,8 @@ BUNDLE = encode_bundle(
 SEEDS = {
     "fuzz_bundle": (BUNDLE,),
     "fuzz_bundled_answer": (ANSWER, b"{}"),
-    "fuzz_evidence_answer": (ANSWER, b"{}"),
+    "fuzz_evidence_answer": (ANSWER, BATCHED_ANSWER, b"{}"),
+    "fuzz_batched_answer": (BATCHED_ANSWER,),
     "fuzz_keyset": (KEYSET,),
     "fuzz_sim_evidence": (EVIDENCE,),
     "fuzz_verify_evidence": (EVIDENCE,),
@@ -155,6 +174,30 @@ def fuzz_bundled_answer(data: bytes) -> None:
         assert (answer.evidence.format, answer.evidence.data, answer.keyset) == ("sim", EVIDENCE, KEYSET)
 
 
+def fuzz_batched_answer(data: bytes) -> None:
+    """An altered answer of a batch is accepted only where it still says the same: the same evidence and keyset, and
+    the same hashes on the same sides of the way to the root.
+    """
+    try:
+        answer = parse_answer(data)
+        attest.verify(
+            answer.evidence,
+            POLICY,
+            nonce=bytes([6]) * 32,
+            keyset_bytes=answer.keyset,
+            inclusion=answer.inclusion,
+            channel=NoChannel("fuzzing"),
+            endorsements=(),
+            now=NOW,
+        )
+    except Error:
+        return
+    assert (answer.evidence.data, answer.keyset) == (BATCHED.evidence.data, BATCHED.keyset)
+    assert isinstance(answer.inclusion, Inclusion)
+    assert isinstance(BATCHED.inclusion, Inclusion)
+    assert answer.inclusion.path == BATCHED.inclusion.path
+
+
 def fuzz_keyset(data: bytes) -> None:
     """A keyset has one spelling: what was read encodes to the very same bytes."""
     try:
@@ -187,6 +230,7 @@ def _verify(evidence: bytes, keyset: bytes) -> None:
             POLICY,
             nonce=NONCE,
             keyset_bytes=keyset,
+            inclusion=Single(),
             channel=NoChannel("fuzzing"),
             endorsements=(),
             now=NOW,

@@ -122,6 +122,7 @@ CODES: dict[str, str] = {
     "report_data_missing": "The evidence carries no report data, or too little of it.",
     "report_data_mismatch": "The evidence answers another nonce, or speaks of another keyset.",
     "report_data_other_label": "The evidence was made for a certificate at start, and answers no nonce.",
+    "inclusion_malformed": "The proof that the nonce is in a batch is none: size, place and hashes do not go together.",
     "keyset_expired": "The keyset's epoch has ended.",
     "channel_key_mismatch": "The connection ends at another key than the keyset's: somebody stands in between.",
     # attestation: the policy's appraisal

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from strongroom import attest
+from strongroom.attest.batch import Single
 from strongroom.attest.evidence import NONCE_SIZE, Leaf, report_data
 from strongroom.attest.keyset import (
     BINDING,
@@ -155,6 +156,7 @@ class Epochs:
                 parse_policy(draft),
                 nonce=nonce,
                 keyset_bytes=keyset_bytes,
+                inclusion=Single(),
                 channel=Leaf(identity.certificate_der),
                 endorsements=evidence.endorsements,
                 now=now,

@@ -414,6 +414,7 @@ def _verify(
             policy,
             nonce=nonce,
             keyset_bytes=received.keyset,
+            inclusion=received.inclusion,
             channel=Leaf(der=leaf),
             endorsements=gathered.endorsements,
             now=now,

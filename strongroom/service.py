@@ -34,6 +34,7 @@ from strongroom import models
 from strongroom.access import ANONYMOUS, ANONYMOUS_OWNER, not_found
 from strongroom.access import Action as AccessAction
 from strongroom.access import check as check_access
+from strongroom.attest.batch import Single
 from strongroom.attest.evidence import Evidence, EvidenceAnswer, encode_answer, report_data
 from strongroom.errors import AccessRefused, Conflict, InvalidRequest, LimitExceeded, NotFound
 from strongroom.formats import detect
@@ -210,7 +211,9 @@ class Service:
         self._evidence_rate.take(call.address)
         data = report_data(nonce=nonce, keyset_bytes=call.epoch.keyset_bytes)
         evidence = await self._evidence_lane.run(self._attester.evidence, data, now=self._clocks.now())
-        return encode_answer(EvidenceAnswer(evidence=evidence, keyset=call.epoch.keyset_bytes))
+        return encode_answer(
+            EvidenceAnswer(evidence=evidence, keyset=call.epoch.keyset_bytes, inclusion=Single())
+        )
 
     # Looking
 

@@ -29,6 +29,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from strongroom import ratls, tokens
 from strongroom.attest import sim
+from strongroom.attest.batch import Single
 from strongroom.attest.evidence import Evidence, EvidenceAnswer, encode_answer, report_data
 from strongroom.attest.keyset import Key, Keyset, SecurityConfiguration, encode_keyset, keyset_digest
 from strongroom.attest.policy import policy_for_measurement
@@ -152,7 +153,7 @@ class FakeServer:
     def answer_for(self, nonce: bytes) -> bytes:
         """The honest answer to a question for evidence."""
         data = report_data(nonce=nonce, keyset_bytes=self.keyset_bytes)
-        return encode_answer(EvidenceAnswer(self.evidence(data), self.keyset_bytes))
+        return encode_answer(EvidenceAnswer(self.evidence(data), self.keyset_bytes, Single()))
 
     # -- connections
 

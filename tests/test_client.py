@@ -36,6 +36,7 @@ from fake_server import (
 
 import strongroom
 from strongroom import calls, flow, ratls, tokens, transport
+from strongroom.attest.batch import Single
 from strongroom.attest.evidence import EvidenceAnswer, boot_report_data, encode_answer, report_data
 from strongroom.attest.keyset import encode_keyset
 from strongroom.attest.policy import parse_policy
@@ -228,7 +229,7 @@ def test_a_swapped_keyset_is_refused(connect: Connect, server: FakeServer) -> No
 
     def answer(nonce: bytes) -> bytes:
         data = report_data(nonce=nonce, keyset_bytes=server.keyset_bytes)
-        return encode_answer(EvidenceAnswer(server.evidence(data), longer))
+        return encode_answer(EvidenceAnswer(server.evidence(data), longer, Single()))
 
     server.script = evidence_by(answer)
     with pytest.raises(AttestationRefused) as refusal:
@@ -241,7 +242,7 @@ def signed_for(server: FakeServer, keyset_bytes: bytes) -> Callable[[bytes], byt
 
     def answer(nonce: bytes) -> bytes:
         data = report_data(nonce=nonce, keyset_bytes=keyset_bytes)
-        return encode_answer(EvidenceAnswer(server.evidence(data), keyset_bytes))
+        return encode_answer(EvidenceAnswer(server.evidence(data), keyset_bytes, Single()))
 
     return answer
 
@@ -269,7 +270,7 @@ def test_boot_time_evidence_answers_no_nonce(connect: Connect, server: FakeServe
 
     def answer(_nonce: bytes) -> bytes:
         boot = server.evidence(boot_report_data(spki=server.identity.spki))
-        return encode_answer(EvidenceAnswer(boot, server.keyset_bytes))
+        return encode_answer(EvidenceAnswer(boot, server.keyset_bytes, Single()))
 
     server.script = evidence_by(answer)
     with pytest.raises(AttestationRefused) as refusal:

@@ -17,6 +17,7 @@ from plane import ALICE, BOB, World, linear_onnx, plane, stream, two_inputs_onnx
 
 from strongroom import errors, models
 from strongroom.attest import draft_policy, verify
+from strongroom.attest.batch import Single
 from strongroom.attest.evidence import NoChannel, parse_answer
 from strongroom.attest.policy import parse_policy
 from strongroom.errors import Error, SealRefused
@@ -158,6 +159,7 @@ def test_evidence_answers_the_nonce_for_the_keyset_of_the_connection(tmp_path: P
             policy,
             nonce=nonce,
             keyset_bytes=answer.keyset,
+            inclusion=Single(),
             channel=NoChannel("test"),
             endorsements=(),
             now=now,

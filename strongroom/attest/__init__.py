@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import overload
 
 from strongroom.attest.appraisal import Policy
+from strongroom.attest.batch import Inclusion, Single, batch_report_data, check_inclusion, root_of
 from strongroom.attest.evidence import (
     PROOF,
     Absent,
@@ -52,6 +54,7 @@ def verify(
     *,
     nonce: bytes,
     keyset_bytes: bytes,
+    inclusion: Inclusion | Single,
     channel: Leaf,
     endorsements: tuple[tuple[str, bytes], ...],
     now: datetime,
@@ -65,6 +68,7 @@ def verify(
     *,
     nonce: bytes,
     keyset_bytes: bytes,
+    inclusion: Inclusion | Single,
     channel: NoChannel,
     endorsements: tuple[tuple[str, bytes], ...],
     now: datetime,
@@ -77,6 +81,7 @@ def verify(
     *,
     nonce: bytes,
     keyset_bytes: bytes,
+    inclusion: Inclusion | Single,
     channel: Channel,
     endorsements: tuple[tuple[str, bytes], ...],
     now: datetime,
@@ -91,10 +96,12 @@ def verify(
        3.4 the format's own checks, its signature chain to a pinned root first (`sim.examine_sim` numbers
            them)
     4. The answer to the nonce
-       4.1 report data is there: 64 bytes, not all zero
-       4.2 it equals what nonce and keyset bytes, as received, make it; compared in constant time. A TPM's quote
-           carries the SHA-256 of that (`verifiers.carried`), and is 32 bytes
-       4.3 a Nitro document carries the nonce itself, too
+       4.1 (in a batch) the inclusion proof is one: place, size and number of hashes go together
+       4.2 report data is there: 64 bytes, not all zero
+       4.3 it equals what nonce and keyset bytes, as received, make it, alone or with the proof up to the batch's
+           root; compared in constant time. A TPM's quote carries the SHA-256 of that (`verifiers.carried`), and is
+           32 bytes
+       4.4 a Nitro document carries the nonce itself, too, or the batch's root
     5. The channel
        5.1 the keyset is the strict document of §3
        5.2 the keyset's epoch has not ended
@@ -103,23 +110,33 @@ def verify(
 
     Every check is made and recorded also after one has failed, so that a person sees the whole picture; one
     that had nothing left to check has failed. `endorsements` are the documents to use with the evidence: the
-    stapled ones, or others from elsewhere.
+    stapled ones, or others from elsewhere. `inclusion` is the answer's: `Single()` says that the evidence was made
+    for this nonce alone, and evidence of a batch does not pass as such, nor the reverse.
 
     Raises:
         AttestationRefused: a check failed; `code` is the first failure's, `verdict` holds every check.
-        TypeError: `now` has no time zone.
+        MalformedInput: `nonce` has not 32 bytes (code `nonce_malformed`).
+        TypeError: `now` has no time zone, or `inclusion` is neither of the two.
         InvalidPolicy: `policy` is none (`UNSAFE_ANY_MEASUREMENT` is for `appraise` alone).
     """
     if not isinstance(policy, Policy):
         raise InvalidPolicy("policy: not one that a connection may rest on", code="policy_appraise_only")
     if now.tzinfo is None:
         raise TypeError("now: expected an aware datetime")
+    if not isinstance(inclusion, Inclusion | Single):
+        raise TypeError("inclusion: expected Inclusion or Single")
     checks: list[Check] = []
     manifests, endorsements = split_manifests(endorsements)
     # 3. the evidence itself
     claims = _examine(checks, evidence, policy, endorsements=endorsements, now=now)
     # 4. the answer to the nonce
-    _check_report_data(checks, claims, nonce=nonce, keyset_bytes=keyset_bytes, channel=channel)
+    asked = _check_inclusion(
+        checks, inclusion, nonce=nonce, keyset_bytes=keyset_bytes, evidence_format=evidence.format
+    )
+    _check_present(checks, claims)
+    _check_answer(checks, claims, asked, keyset_bytes=keyset_bytes, channel=channel)
+    if claims.format == "nitro":
+        checks.append(_check_nitro_nonce(claims, asked))
     # 5. the channel
     keyset = _check_keyset(checks, keyset_bytes, now=now, evidence_format=evidence.format)
     if isinstance(channel, Leaf):
@@ -202,40 +219,90 @@ def _examine(
     return found.claims
 
 
-def _check_report_data(
-    checks: list[Check], claims: Claims | Absent, *, nonce: bytes, keyset_bytes: bytes, channel: Channel
-) -> None:
-    """Step 4."""
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What evidence must carry to be the answer: report data, and where the format has room for it the nonce, in a
+    batch its root.
+    """
+
+    report_data: bytes
+    nonce: bytes
+    otherwise: str
+    """What it means if it carries another value, for a person."""
+
+
+def _check_inclusion(
+    checks: list[Check],
+    inclusion: Inclusion | Single,
+    *,
+    nonce: bytes,
+    keyset_bytes: bytes,
+    evidence_format: str,
+) -> _Asked | Absent:
+    """Step 4.1; and what follows from our own nonce, the keyset and the proof, whatever the evidence says."""
+    if isinstance(inclusion, Single):
+        alone = report_data(nonce=nonce, keyset_bytes=keyset_bytes)
+        return _Asked(alone, nonce, "another nonce, or another keyset")
+    form = ("evidence.inclusion", "The inclusion proof leads from one leaf to a batch's root")
+    expected, code = "place, size and hashes of one tree (docs/spec/evidence.md §2.5)", "inclusion_malformed"
+    try:
+        check_inclusion(inclusion)
+    except MalformedInput as exc:
+        checks.append(check(*form, False, expected=expected, got=exc.message, code=code))
+        return Absent(evidence_format, "the inclusion proof is malformed")
+    root = root_of(inclusion, nonce=nonce, keyset_bytes=keyset_bytes)
+    got = f"place {inclusion.index} of {inclusion.size}, root {root.hex()}"
+    checks.append(check(*form, True, expected=expected, got=got, code=code))
+    return _Asked(batch_report_data(root=root), root, "another batch than the one with this nonce and keyset")
+
+
+def _check_present(checks: list[Check], claims: Claims | Absent) -> None:
+    """Step 4.2: an empty or short value must not be padded, truncated or skipped into equality."""
     present = ("evidence.report_data_present", "The evidence carries report data")
-    answers = ("evidence.report_data", "The evidence answers this nonce, for this keyset")
-    evidence_format = claims.format
-    wanted = f"{carried_size(evidence_format)} bytes, not all zero"
-    expected = carried(evidence_format, report_data(nonce=nonce, keyset_bytes=keyset_bytes))
+    size, code = carried_size(claims.format), "report_data_missing"
+    expected = f"{size} bytes, not all zero"
     if isinstance(claims, Absent):
-        for (check_id, title), text, code in (
-            (present, wanted, "report_data_missing"),
-            (answers, expected.hex(), "report_data_mismatch"),
-        ):
-            checks.append(check_impossible(check_id, title, expected=text, why=claims.why, code=code))
-        if evidence_format == "nitro":
-            checks.append(check_nonce(claims, nonce=nonce))
+        checks.append(check_impossible(*present, expected=expected, why=claims.why, code=code))
         return
-    # 4.1 an empty or short value must not be padded, truncated or skipped into equality
     got = claims.report_data
-    full = len(got) == carried_size(evidence_format) and any(got)
-    size = f"{len(got)} bytes" if any(got) or not got else f"{len(got)} bytes, all zero"
-    checks.append(check(*present, full, expected=wanted, got=size, code="report_data_missing"))
-    # 4.2
-    equal = hmac.compare_digest(got, expected)
-    code, shown = "report_data_mismatch", f"{got.hex()}: another nonce, or another keyset"
-    if not equal and _is_boot_evidence(got, keyset_bytes, channel, evidence_format):
-        code, shown = "report_data_other_label", f"{got.hex()}: boot-time evidence, which answers no nonce"
-    checks.append(
-        check(*answers, equal, expected=expected.hex(), got=got.hex() if equal else shown, code=code)
-    )
-    # 4.3
-    if evidence_format == "nitro":
-        checks.append(check_nonce(claims, nonce=nonce))
+    full = len(got) == size and any(got)
+    shown = f"{len(got)} bytes" if any(got) or not got else f"{len(got)} bytes, all zero"
+    checks.append(check(*present, full, expected=expected, got=shown, code=code))
+
+
+def _check_answer(
+    checks: list[Check],
+    claims: Claims | Absent,
+    asked: _Asked | Absent,
+    *,
+    keyset_bytes: bytes,
+    channel: Channel,
+) -> None:
+    """Step 4.3."""
+    answers = ("evidence.report_data", "The evidence answers this nonce, for this keyset")
+    code = "report_data_mismatch"
+    if isinstance(asked, Absent):
+        expected = "what nonce, keyset and proof make it"
+        checks.append(check_impossible(*answers, expected=expected, why=asked.why, code=code))
+        return
+    wanted = carried(claims.format, asked.report_data)
+    if isinstance(claims, Absent):
+        checks.append(check_impossible(*answers, expected=wanted.hex(), why=claims.why, code=code))
+        return
+    got = claims.report_data
+    equal, shown = hmac.compare_digest(got, wanted), got.hex()
+    if not equal and _is_boot_evidence(got, keyset_bytes, channel, claims.format):
+        code, shown = "report_data_other_label", f"{shown}: boot-time evidence, which answers no nonce"
+    elif not equal:
+        shown = f"{shown}: {asked.otherwise}"
+    checks.append(check(*answers, equal, expected=wanted.hex(), got=shown, code=code))
+
+
+def _check_nitro_nonce(claims: Claims | Absent, asked: _Asked | Absent) -> Check:
+    """Step 4.4."""
+    if isinstance(asked, Absent):
+        return replace(check_nonce(asked, nonce=b""), expected="the batch's root")
+    return check_nonce(claims, nonce=asked.nonce)
 
 
 def _is_boot_evidence(got: bytes, keyset_bytes: bytes, channel: Channel, evidence_format: str) -> bool:

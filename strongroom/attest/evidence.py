@@ -19,8 +19,9 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509 import InvalidVersion, load_der_x509_certificate
 
+from strongroom.attest.batch import HASH_SIZE, MAX_BATCH, MAX_DEPTH, Inclusion, Single
 from strongroom.attest.keyset import MAX_KEYSET, Keyset
-from strongroom.attest.strict import Members, canonical, parse_object
+from strongroom.attest.strict import JSON, Members, canonical, parse_object
 from strongroom.errors import InvalidRequest, MalformedInput
 
 MAX_ANSWER = 1 << 20
@@ -44,6 +45,7 @@ MAX_SKEW = timedelta(minutes=5)
 FORMAT = r"[a-z][a-z0-9-]{0,31}"
 """The form of an evidence format's name."""
 
+_HASH = f"[0-9a-f]{{{2 * HASH_SIZE}}}"
 _LABEL_EVIDENCE = b"strongroom evidence v1"
 _LABEL_RATLS = b"strongroom ratls v1"
 
@@ -61,22 +63,41 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class EvidenceAnswer:
-    """What `GET /v1/evidence` answers: evidence, and the keyset's bytes exactly as received."""
+    """What `GET /v1/evidence` answers: evidence, the keyset's bytes exactly as received, and whether the evidence was
+    made for this nonce alone or for a batch with it.
+    """
 
     evidence: Evidence
     keyset: bytes
+    inclusion: Inclusion | Single
 
 
 def encode_answer(answer: EvidenceAnswer) -> bytes:
     """Returns the JSON bytes of `answer` (docs/spec/evidence.md §2.1)."""
+    return complete_answer(encode_plain(answer.evidence, keyset=answer.keyset), answer.inclusion)
+
+
+def encode_plain(evidence: Evidence, *, keyset: bytes) -> bytes:
+    """Returns the JSON bytes of an answer without a batch: what all answers of one batch and keyset have in common."""
     return canonical(
         {
-            "format": answer.evidence.format,
-            "evidence": _base64(answer.evidence.data),
-            "endorsements": [{"name": n, "data": _base64(d)} for n, d in answer.evidence.endorsements],
-            "keyset": _base64(answer.keyset),
+            "format": evidence.format,
+            "evidence": _base64(evidence.data),
+            "endorsements": [{"name": n, "data": _base64(d)} for n, d in evidence.endorsements],
+            "keyset": _base64(keyset),
         }
     )
+
+
+def complete_answer(plain: bytes, inclusion: Inclusion | Single) -> bytes:
+    """Returns the answer that `encode_plain` began, with its proof. Evidence is large and the same for everybody in a
+    batch, so it is encoded once.
+    """
+    if isinstance(inclusion, Single):
+        return plain
+    path: list[JSON] = [one.hex() for one in inclusion.path]
+    batch = canonical({"index": inclusion.index, "size": inclusion.size, "path": path})
+    return b'{"batch":' + batch + b"," + plain[1:]
 
 
 def parse_answer(data: bytes) -> EvidenceAnswer:
@@ -87,7 +108,8 @@ def parse_answer(data: bytes) -> EvidenceAnswer:
     """
     what, code = "evidence answer", "answer_malformed"
     top = parse_object(data, limit=MAX_ANSWER, what=what, code=code)
-    read = Members(top, ("format", "evidence", "endorsements", "keyset"), what=what, code=code)
+    names = ("format", "evidence", "endorsements", "keyset", *(("batch",) if "batch" in top else ()))
+    read = Members(top, names, what=what, code=code)
     stapled = []
     for item in read.array("endorsements", MAX_ENDORSEMENTS):
         entry = Members(item, ("name", "data"), what=f"{what}: endorsement", code=code)
@@ -99,7 +121,24 @@ def parse_answer(data: bytes) -> EvidenceAnswer:
         data=read.base64("evidence", MAX_EVIDENCE),
         endorsements=tuple(stapled),
     )
-    return EvidenceAnswer(evidence=evidence, keyset=read.base64("keyset", MAX_KEYSET))
+    return EvidenceAnswer(
+        evidence=evidence,
+        keyset=read.base64("keyset", MAX_KEYSET),
+        inclusion=_parse_batch(read.object("batch")) if "batch" in top else Single(),
+    )
+
+
+def _parse_batch(value: object) -> Inclusion:
+    """The member `batch`. Whether its three parts go together is verified with the rest (§4 step 4.1)."""
+    what, code = "evidence answer: batch", "answer_malformed"
+    read = Members(value, ("index", "size", "path"), what=what, code=code)
+    path = []
+    for one in read.array("path", MAX_DEPTH):
+        if not isinstance(one, str) or re.fullmatch(_HASH, one, re.ASCII) is None:
+            read.refuse(f"path: expected hashes of {HASH_SIZE} bytes in lower-case hex")
+        path.append(bytes.fromhex(one))
+    size = read.integer("size", 2, MAX_BATCH)
+    return Inclusion(index=read.integer("index", 0, size - 1), size=size, path=tuple(path))
 
 
 def _base64(data: bytes) -> str:

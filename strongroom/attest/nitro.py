@@ -265,7 +265,8 @@ def examine_nitro(
 
 
 def check_nonce(claims: Claims | Absent, *, nonce: bytes) -> Check:
-    """The check that the document's nonce is `nonce` (32 bytes), as a server's answer to a question has it (§5.2).
+    """The check that the document's nonce is `nonce` (32 bytes), as a server's answer to a question has it (§5.2); in
+    a batch that is its root.
 
     It stands beside the check of the report data, which already holds the nonce: a document with the right report
     data and another nonce was not asked for by our server's code.

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from worlds import NONCE, NOW, Server, leaf, p256, spki, verify
 
+from strongroom.attest.batch import Single
 from strongroom.attest.evidence import (
     MAX_ANSWER,
     MAX_EVIDENCE,
@@ -32,7 +33,7 @@ from strongroom.attest.evidence import (
 from strongroom.errors import CODES, InvalidRequest, MalformedInput
 
 ANSWER = EvidenceAnswer(
-    Evidence("sim", b"evidence", (("crl", b"\x00\x01"), ("tcb-info.json", b""))), b"keyset"
+    Evidence("sim", b"evidence", (("crl", b"\x00\x01"), ("tcb-info.json", b""))), b"keyset", Single()
 )
 
 

@@ -12,6 +12,7 @@ from fake_x509 import NOW
 from worlds import SECURITY, Server, leaf, p256
 
 from strongroom import attest
+from strongroom.attest.batch import Single
 from strongroom.attest.evidence import Attested, Channel, Claims, Evidence, boot_report_data, report_data
 from strongroom.attest.policy import Policy, parse_policy, policy_for
 from strongroom.attest.snp import examine_snp
@@ -48,6 +49,7 @@ def codes(machine: Machine, *, channel: Channel | None = None) -> list[str]:
             accepted(Machine()),
             nonce=NONCE,
             keyset_bytes=SERVER.keyset_bytes,
+            inclusion=Single(),
             channel=channel or SERVER.leaf,
             endorsements=evidence.endorsements,
             now=NOW,

@@ -10,6 +10,7 @@ import pytest
 from worlds import NOW, SECURITY, Server, leaf, p256
 
 from strongroom import attest
+from strongroom.attest.batch import Single
 from strongroom.attest.evidence import Claims, Evidence, Examination, report_data
 from strongroom.attest.policy import parse_policy, policy_for
 from strongroom.errors import AttestationRefused, InvalidPolicy
@@ -53,6 +54,7 @@ def codes(monkeypatch: pytest.MonkeyPatch, claims: Claims, text: str) -> list[st
             parse_policy(text),
             nonce=NONCE,
             keyset_bytes=SERVER.keyset_bytes,
+            inclusion=Single(),
             channel=leaf(p256(f"{SERVER.name} tls")),
             endorsements=(),
             now=NOW,

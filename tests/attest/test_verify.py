@@ -29,6 +29,7 @@ from worlds import (
 from strongroom import attest
 from strongroom.attest import sim
 from strongroom.attest.appraise import AnyMeasurement
+from strongroom.attest.batch import Single
 from strongroom.attest.evidence import (
     Appraised,
     Attested,
@@ -99,6 +100,7 @@ def test_without_a_channel_there_is_an_appraisal_and_no_attestation() -> None:
         policy(),
         nonce=NONCE,
         keyset_bytes=SERVER.keyset_bytes,
+        inclusion=Single(),
         channel=NoChannel("a receipt"),
         endorsements=(),
         now=NOW,
@@ -195,6 +197,7 @@ def _refused_evidence(evidence: Evidence, *, by: Policy | None = None) -> Verdic
             by or policy(),
             nonce=NONCE,
             keyset_bytes=SERVER.keyset_bytes,
+            inclusion=Single(),
             channel=SERVER.leaf,
             endorsements=evidence.endorsements,
             now=NOW,
@@ -495,6 +498,7 @@ def test_a_time_without_a_zone_is_a_fault_of_the_caller() -> None:
             policy(),
             nonce=NONCE,
             keyset_bytes=SERVER.keyset_bytes,
+            inclusion=Single(),
             channel=SERVER.leaf,
             endorsements=(),
             now=datetime(2026, 11, 23),  # noqa: DTZ001

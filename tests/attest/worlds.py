@@ -17,6 +17,7 @@ from cryptography.x509.oid import NameOID
 
 from strongroom import attest
 from strongroom.attest import sim
+from strongroom.attest.batch import Single
 from strongroom.attest.evidence import Attested, Evidence, Leaf, report_data
 from strongroom.attest.keyset import Key, Keyset, SecurityConfiguration, encode_keyset
 from strongroom.attest.policy import Policy, parse_policy, policy_for_measurement
@@ -135,6 +136,7 @@ def verify(server: Server, *, by: Policy | None = None, channel: Leaf | None = N
         by or policy(),
         nonce=NONCE,
         keyset_bytes=server.keyset_bytes,
+        inclusion=Single(),
         channel=channel or server.leaf,
         endorsements=evidence.endorsements,
         now=NOW,
