@@ -136,11 +136,18 @@ class Limits:
         high=1_000_000,
     )
     evidence_waiting: int = _setting(
-        32,
-        "Evidence requests waiting for their turn; the next is answered 503.",
+        512,
+        "Evidence requests waiting while a quote is being made; the next is answered 503.",
         unit="requests",
         low=1,
         high=10_000,
+    )
+    evidence_batch: int = _setting(
+        1024,
+        "Evidence requests that one quote answers at most, through a Merkle tree. 1: each has a quote of its own.",
+        unit="requests",
+        low=1,
+        high=10_000,  # no more than can wait; the tree could hold `attest.batch.MAX_BATCH`
     )
     header_bytes: int = _setting(
         16 << 10, "Request line and headers of one request.", unit="bytes", low=1024, high=1 << 20

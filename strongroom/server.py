@@ -317,6 +317,7 @@ def _service(settings: Config, store: Store, attester: Attester, preloaded: tupl
             concurrent_uploads=limits.concurrent_uploads,
             evidence_per_minute=limits.evidence_per_minute,
             evidence_waiting=limits.evidence_waiting,
+            evidence_batch=limits.evidence_batch,
             admission=_admission_limits(settings),
         ),
         clocks=Clocks(now=_now, monotonic=time.monotonic),

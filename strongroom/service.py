@@ -28,14 +28,14 @@ import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final, Literal, Protocol, TypeAlias, TypeVar
+from typing import Final, Literal, TypeAlias, TypeVar
 
 from strongroom import models
 from strongroom.access import ANONYMOUS, ANONYMOUS_OWNER, not_found
 from strongroom.access import Action as AccessAction
 from strongroom.access import check as check_access
-from strongroom.attest.batch import Single
-from strongroom.attest.evidence import Evidence, EvidenceAnswer, encode_answer, report_data
+from strongroom.attest.evidence import Evidence
+from strongroom.batcher import Attests, Batcher
 from strongroom.errors import AccessRefused, Conflict, InvalidRequest, LimitExceeded, NotFound
 from strongroom.formats import detect
 from strongroom.models.info import AdmissionLimits, ModelInfo
@@ -77,6 +77,7 @@ class ServiceLimits:
     concurrent_uploads: int
     evidence_per_minute: int
     evidence_waiting: int
+    evidence_batch: int
     admission: AdmissionLimits
 
 
@@ -137,13 +138,6 @@ class _Intent:
         return self.principal.id if self.principal else ANONYMOUS_OWNER
 
 
-class Attests(Protocol):
-    """The part of an attester that the service uses."""
-
-    def evidence(self, report_data: bytes, *, now: datetime) -> Evidence:
-        """Evidence that carries `report_data` (64 bytes)."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clocks:
     """Time, handed in: `now` for documents, `monotonic` (seconds) for rates and deadlines."""
@@ -173,7 +167,6 @@ class Service:
         self.nonces = nonces
         self._store = store
         self._runner = runner
-        self._attester = attester
         self._preloaded = {model.name: model for model in preloaded}
         self._anonymous_upload = anonymous_upload
         self._clocks = clocks
@@ -184,8 +177,8 @@ class Service:
         self._evidence_rate = Rate(
             per_minute=limits.evidence_per_minute, clock=clocks.monotonic, code="evidence_rate"
         )
-        self._evidence_lane = Lane(
-            "evidence", workers=1, waiting=limits.evidence_waiting, code="evidence_busy"
+        self._evidence = Batcher(
+            attester, waiting=limits.evidence_waiting, batch=limits.evidence_batch, now=clocks.now
         )
         # One thread more than uploads, so that deleting never waits for a long admission.
         self._disk = Lane("disk", workers=uploads + 1, waiting=places, code="overloaded")
@@ -197,7 +190,7 @@ class Service:
 
     def close(self) -> None:
         """Ends the threads, after the work that is under way."""
-        for part in (self._evidence_lane, self._parsing, self._admission, self._disk, self._runner):
+        for part in (self._evidence, self._parsing, self._admission, self._disk, self._runner):
             part.close()
 
     # Attestation: unauthenticated, so it has a rate and a lane; only the nonce is the caller's choice.
@@ -207,13 +200,10 @@ class Service:
 
         Raises:
             Unavailable: codes `evidence_rate` or `evidence_busy`.
+            Failure: the TEE gave no evidence.
         """
         self._evidence_rate.take(call.address)
-        data = report_data(nonce=nonce, keyset_bytes=call.epoch.keyset_bytes)
-        evidence = await self._evidence_lane.run(self._attester.evidence, data, now=self._clocks.now())
-        return encode_answer(
-            EvidenceAnswer(evidence=evidence, keyset=call.epoch.keyset_bytes, inclusion=Single())
-        )
+        return await self._evidence.answer(nonce, keyset_bytes=call.epoch.keyset_bytes)
 
     # Looking
 

@@ -29,7 +29,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from strongroom import ratls, tokens
 from strongroom.attest import sim
-from strongroom.attest.batch import Single
+from strongroom.attest.batch import Single, Tree, batch_report_data, leaf_hash
 from strongroom.attest.evidence import Evidence, EvidenceAnswer, encode_answer, report_data
 from strongroom.attest.keyset import Key, Keyset, SecurityConfiguration, encode_keyset, keyset_digest
 from strongroom.attest.policy import policy_for_measurement
@@ -154,6 +154,13 @@ class FakeServer:
         """The honest answer to a question for evidence."""
         data = report_data(nonce=nonce, keyset_bytes=self.keyset_bytes)
         return encode_answer(EvidenceAnswer(self.evidence(data), self.keyset_bytes, Single()))
+
+    def batch_for(self, *nonces: bytes, place: int) -> bytes:
+        """The honest answer to the nonce at `place` of those that one quote answers."""
+        leaves = tuple(leaf_hash(nonce=one, keyset_bytes=self.keyset_bytes) for one in nonces)
+        tree = Tree(leaves)
+        evidence = self.evidence(batch_report_data(root=tree.root))
+        return encode_answer(EvidenceAnswer(evidence, self.keyset_bytes, tree.inclusion(place)))
 
     # -- connections
 

@@ -278,6 +278,51 @@ def test_boot_time_evidence_answers_no_nonce(connect: Connect, server: FakeServe
     assert refusal.value.code == "report_data_other_label"
 
 
+def test_an_answer_in_a_batch_is_accepted(connect: Connect, server: FakeServer) -> None:
+    """A server under load answers many nonces with one quote; the verdict shows our place in it."""
+    server.script = evidence_by(lambda nonce: server.batch_for(b"a" * 32, nonce, b"b" * 32, place=1))
+    checks = {one.id: one for one in connect(server.url).attestation.checks}
+    assert checks["evidence.inclusion"].got.startswith("place 1 of 3, ")
+    assert checks["evidence.report_data"].passed
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        (
+            lambda server, nonce: server.batch_for(b"a" * 32, nonce, b"b" * 32, place=2),
+            "report_data_mismatch",
+        ),
+        (
+            lambda server, _: server.batch_for(b"a" * 32, b"o" * 32, b"b" * 32, place=1),
+            "report_data_mismatch",
+        ),
+        (
+            lambda server, nonce: server.batch_for(b"a" * 32, nonce, place=1).replace(
+                b'"size": 2', b'"size": 9'
+            ),
+            "inclusion_malformed",
+        ),
+        (
+            lambda server, nonce: server.batch_for(b"a" * 32, nonce, place=1).replace(
+                b'"size": 2', b'"size": 1'
+            ),
+            "answer_malformed",
+        ),
+    ],
+    ids=["proof of another nonce", "old batch", "no proof", "no answer"],
+)
+def test_an_answer_in_a_batch_without_our_nonce_is_refused(
+    connect: Connect, server: FakeServer, answer: Callable[[FakeServer, bytes], bytes], code: str
+) -> None:
+    """Genuine evidence, and no way from our nonce to its root."""
+    server.script = evidence_by(lambda nonce: answer(server, nonce))
+    with pytest.raises(AttestationRefused) as refusal:
+        connect(server.url)
+    assert refusal.value.code == code
+    assert server.paths() == ["/v1/evidence"]
+
+
 def test_another_measurement_is_refused_and_gets_no_model(connect: Connect) -> None:
     """Code that the policy does not name, honestly attested."""
     with FakeServer(measurement="cd" * 32) as other:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import re
 from dataclasses import InitVar, dataclass
 from datetime import datetime, timedelta
@@ -21,7 +22,7 @@ from cryptography.x509 import InvalidVersion, load_der_x509_certificate
 
 from strongroom.attest.batch import HASH_SIZE, MAX_BATCH, MAX_DEPTH, Inclusion, Single
 from strongroom.attest.keyset import MAX_KEYSET, Keyset
-from strongroom.attest.strict import JSON, Members, canonical, parse_object
+from strongroom.attest.strict import Members, canonical, parse_object
 from strongroom.errors import InvalidRequest, MalformedInput
 
 MAX_ANSWER = 1 << 20
@@ -95,9 +96,9 @@ def complete_answer(plain: bytes, inclusion: Inclusion | Single) -> bytes:
     """
     if isinstance(inclusion, Single):
         return plain
-    path: list[JSON] = [one.hex() for one in inclusion.path]
-    batch = canonical({"index": inclusion.index, "size": inclusion.size, "path": path})
-    return b'{"batch":' + batch + b"," + plain[1:]
+    path = [one.hex() for one in inclusion.path]
+    batch = json.dumps({"index": inclusion.index, "size": inclusion.size, "path": path})
+    return b'{"batch":' + batch.encode("ascii") + b"," + plain[1:]
 
 
 def parse_answer(data: bytes) -> EvidenceAnswer:
