@@ -22,8 +22,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from strongroom import attest
 from strongroom.attest import sim
-from strongroom.attest.bundle import Bundle, encode_bundle, parse_bundle
 from strongroom.attest.batch import Inclusion, Single, Tree, batch_report_data, leaf_hash
+from strongroom.attest.bundle import Bundle, encode_bundle, parse_bundle
 from strongroom.attest.evidence import (
     Absent,
     Evidence,

@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from serving import serving
 
 import strongroom
+from strongroom.attest.batch import Single
 from strongroom.attest.evidence import MAX_EVIDENCE, EvidenceAnswer, encode_answer, parse_answer
 from strongroom.attest.releases import ReferenceValue, Release, sign_release
 from strongroom.attester import SimulatedAttester
@@ -31,7 +32,7 @@ def stapled(*paths: Path) -> StapledAttester:
 def documents(attester: StapledAttester) -> list[bytes]:
     """What goes out."""
     evidence = attester.evidence(bytes(63) + b"x", now=NOW)
-    answer = parse_answer(encode_answer(EvidenceAnswer(evidence=evidence, keyset=b"{}")))
+    answer = parse_answer(encode_answer(EvidenceAnswer(evidence=evidence, keyset=b"{}", inclusion=Single())))
     return [data for _, data in answer.evidence.endorsements]
 
 

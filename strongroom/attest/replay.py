@@ -71,6 +71,7 @@ def _verify(bundle: Bundle, policy: Policy, now: datetime) -> Verdict:
             policy,
             nonce=bundle.nonce,
             keyset_bytes=answer.keyset,
+            inclusion=answer.inclusion,
             channel=NoChannel("a bundle"),
             endorsements=bundle.endorsements,
             now=now,

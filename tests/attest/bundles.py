@@ -13,6 +13,7 @@ from typing import Any
 from worlds import MEASUREMENT, NONCE, NOW, Server, ed25519
 
 from strongroom.attest import sim
+from strongroom.attest.batch import Single
 from strongroom.attest.bundle import Bundle, encode_bundle
 from strongroom.attest.evidence import EvidenceAnswer, encode_answer
 from strongroom.attest.policy import policy_for_measurement
@@ -31,7 +32,7 @@ def bundle(server: Server = SERVER, **changed: Any) -> Bundle:
     """What a client that asked with `NONCE` at `NOW` keeps of `server`."""
     evidence = server.evidence
     genuine = Bundle(
-        answer=encode_answer(EvidenceAnswer(evidence, server.keyset_bytes)),
+        answer=encode_answer(EvidenceAnswer(evidence, server.keyset_bytes, Single())),
         endorsements=evidence.endorsements,
         nonce=NONCE,
         leaf=leaf_of(server.name),

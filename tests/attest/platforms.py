@@ -26,6 +26,7 @@ from worlds import NONCE, NOW, SECURITY, Server
 
 from strongroom import attest
 from strongroom.attest import verifiers
+from strongroom.attest.batch import Single
 from strongroom.attest.evidence import (
     Appraised,
     Attested,
@@ -225,6 +226,7 @@ def verify(
             by or policy(platform),
             nonce=NONCE,
             keyset_bytes=shown.keyset_bytes,
+            inclusion=Single(),
             channel=channel or shown.leaf,
             endorsements=evidence.endorsements if endorsements is None else endorsements,
             now=now,

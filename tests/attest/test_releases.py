@@ -15,6 +15,7 @@ from test_facts import claims
 from worlds import MEASUREMENT, NOW, OTHER_MEASUREMENT, Server, ed25519, policy, verify
 
 from strongroom import attest
+from strongroom.attest.batch import Single
 from strongroom.attest.evidence import Claims
 from strongroom.attest.policy import Policy, parse_policy, render_policy
 from strongroom.attest.releases import (
@@ -193,6 +194,7 @@ def connect(server: Server, *manifests: bytes, by: str = BY_RELEASE) -> list[str
             parse_policy(by),
             nonce=server.nonce,
             keyset_bytes=server.keyset_bytes,
+            inclusion=Single(),
             channel=server.leaf,
             endorsements=tuple((f"release-{i}", data) for i, data in enumerate(manifests)),
             now=NOW,

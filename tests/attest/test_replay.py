@@ -18,6 +18,7 @@ from strongroom import attest
 from strongroom.attest import bundle as container
 from strongroom.attest import policy as policies
 from strongroom.attest.appraise import AnyMeasurement
+from strongroom.attest.batch import Single
 from strongroom.attest.bundle import Bundle, encode_bundle, parse_bundle
 from strongroom.attest.evidence import (
     Claims,
@@ -57,6 +58,7 @@ def live(server: Server, **changed: Any) -> Verdict:
             given["policy"],
             nonce=given["nonce"],
             keyset_bytes=server.keyset_bytes,
+            inclusion=Single(),
             channel=given["leaf"],
             endorsements=evidence.endorsements,
             now=given["now"],
@@ -179,7 +181,7 @@ def test_an_answer_that_cannot_be_read_is_refused(answer: bytes) -> None:
 def test_an_answer_of_an_unknown_format_is_refused() -> None:
     """Every check that had nothing to check has failed."""
     evidence = Evidence("abc", b"", ())
-    verdict = again(bundle(answer=encode_answer(EvidenceAnswer(evidence, SERVER.keyset_bytes))))
+    verdict = again(bundle(answer=encode_answer(EvidenceAnswer(evidence, SERVER.keyset_bytes, Single()))))
     assert verdict.code == "evidence_format_unsupported"
 
 
@@ -286,7 +288,7 @@ def amd(monkeypatch: pytest.MonkeyPatch) -> Bundle:
     )
     return bundle(
         HOST,
-        answer=encode_answer(EvidenceAnswer(evidence, HOST.keyset_bytes)),
+        answer=encode_answer(EvidenceAnswer(evidence, HOST.keyset_bytes, Single())),
         endorsements=evidence.endorsements,
         policy=policy_for(found.claims, security=HOST.security, now=fake_x509.NOW),
         verified_at=fake_x509.NOW,

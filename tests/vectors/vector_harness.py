@@ -18,6 +18,7 @@ from unittest import mock
 from strongroom import attest
 from strongroom.attest import verifiers
 from strongroom.attest.appraise import AnyMeasurement, Asked, Nonce, NoReportData, ReportData, appraise
+from strongroom.attest.batch import Single
 from strongroom.attest.evidence import NOT_MADE, Evidence, Leaf, Verdict
 from strongroom.attest.policy import Policy, named_policy, parse_policy
 from strongroom.errors import AttestationRefused, Unusable
@@ -140,6 +141,7 @@ def _connection(case: Case) -> Verdict:
             policy,  # type: ignore[arg-type]  # AnyMeasurement is refused by `verify`, which a vector shows
             nonce=bytes.fromhex(channel["nonce"]),
             keyset_bytes=case.read(channel["keyset"]),
+            inclusion=Single(),
             channel=Leaf(case.read(channel["leaf"])),
             endorsements=_endorsements(case),
             now=datetime.fromisoformat(case["at"]),
