@@ -123,6 +123,8 @@ def load_chain(
         _refuse(f"expected a chain of {len(names)} certificates, got {len(ders)}", code=code)
     chain = tuple(load_x509(one, what="certificates", code=code) for one in ders)
     try:
+        if not all(_in_whole_bytes(one.signature, data) for one, data in zip(chain, ders, strict=True)):
+            _refuse("a signature is not of whole bytes", code=code)
         for certificate, accepted in zip(chain, names, strict=True):
             _check_certificate(certificate, accepted, code=code)
         for certificate, issuer in pairwise(chain):
@@ -134,6 +136,13 @@ def load_chain(
     except _FOREIGN:
         _refuse("a certificate cannot be read", code=code)
     return chain
+
+
+def _in_whole_bytes(signature: bytes, data: bytes) -> bool:
+    """Whether `data` (DER) ends with `signature` in its one spelling. `cryptography` also takes a BIT STRING that calls
+    its last bits unused where they are zero, and the signature does not say which it was.
+    """
+    return len(signature) < 0x7F and data.endswith(bytes([0x03, len(signature) + 1, 0]) + signature)
 
 
 def _check_certificate(certificate: x509.Certificate, accepted: tuple[str, ...], *, code: str) -> None:
@@ -222,9 +231,10 @@ def load_crl(data: bytes, issuer: x509.Certificate, *, name: str) -> x509.Certif
         usage = issuer.extensions.get_extension_for_class(x509.KeyUsage).value
         valid = crl.issuer == issuer.subject and usage.crl_sign and crl.is_signature_valid(key_of(issuer))
         algorithm = crl.signature_algorithm_oid == SignatureAlgorithmOID.ECDSA_WITH_SHA256
+        whole = _in_whole_bytes(crl.signature, data)
     except _FOREIGN:
         _refuse(f"{name}: not a revocation list", code="collateral_malformed")
-    if critical or partial or not dated:
+    if critical or partial or not dated or not whole:
         _refuse(f"{name}: not a complete list with its dates", code="collateral_malformed")
     if not valid or not algorithm:
         _refuse(

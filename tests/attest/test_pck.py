@@ -124,6 +124,32 @@ def test_what_is_no_pck_chain_is_refused(vendor: Intel) -> None:
     assert refused(lambda: chain(vendor)) == "pck_chain_invalid"
 
 
+def _unused_bit(data: bytes, signature: bytes) -> bytes:
+    """The same certificate or list, with the last bit of its signature called unused."""
+    at = len(data) - len(signature) - 1
+    assert data[at] == 0 and data.endswith(signature)
+    return data[:at] + b"\x01" + data[at + 1 :]
+
+
+def test_a_signature_with_unused_bits_is_refused() -> None:
+    """Where its last bit is zero, it says the same: nobody signed which spelling it was, so there is one."""
+    tried = 0
+    for fmspc in range(4):
+        vendor = SGX.but(fmspc=bytes([fmspc] * 6))
+        ders = parse_pem_chain(vendor.pck_chain, nul=True)
+        for at, one in enumerate(chain(vendor)):
+            if one.signature[-1] & 1:
+                continue
+            tried += 1
+            changed = (*ders[:at], _unused_bit(ders[at], one.signature), *ders[at + 1 :])
+            assert x509.load_der_x509_certificate(changed[at]).signature == one.signature
+            assert (
+                refused(lambda d=changed: load_chain(d, NAMES, code="pck_chain_invalid"))
+                == "pck_chain_invalid"
+            )
+    assert tried
+
+
 def test_bytes_that_are_no_certificate_are_refused() -> None:
     """Also where `cryptography` raises errors of its own."""
     for data in (b"", b"\x30\x00", b"\x00" * 100, SGX.certificate("pck")[:-1]):
