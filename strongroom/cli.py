@@ -238,23 +238,31 @@ def _exists(path: Path) -> InvalidRequest:
 
 def _save(path: Path, bundle: Bundle | None) -> None:
     """Writes a bundle that everybody may read: as a whole or not at all, and over no file."""
+    import os
+    import tempfile
+
     from strongroom.attest.bundle import encode_bundle
 
     if bundle is None:
         click.echo(f"{path} was not written: no evidence came", err=True)
         return
-    part = path.with_name(f".{path.name}.part")
+    data = encode_bundle(bundle)
     try:
-        # The name is taken first, by a file that was not there; the content then comes whole in its place.
-        path.open("xb").close()
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        part = Path(name)
         try:
-            part.write_bytes(encode_bundle(bundle))
+            with os.fdopen(descriptor, "wb") as sink:
+                sink.write(data)
             part.chmod(0o644)
-            part.replace(path)
-        except BaseException:
+            try:
+                path.hardlink_to(part)  # takes the name with the whole content, or not where it is taken
+            except FileExistsError:
+                raise
+            except OSError:  # a file system without links: the name is taken first, by an empty file
+                path.open("xb").close()
+                part.replace(path)
+        finally:
             part.unlink(missing_ok=True)
-            path.unlink()
-            raise
     except FileExistsError as exc:
         raise _exists(path) from exc
     except OSError as exc:

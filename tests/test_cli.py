@@ -183,17 +183,23 @@ def test_verify_overwrites_nothing(server: FakeServer, policy: Path, tmp_path: P
 def test_a_save_that_fails_leaves_nothing(
     server: FakeServer, policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A full disk; and a file that appears in between."""
+    """A full disk; a file system without hard links, which is written all the same; a file that appears in between."""
     path = tmp_path / "bundle.zip"
 
-    def full(_path: Path, _data: bytes) -> int:
-        raise OSError(28, "no space")
+    def fails(_path: Path, _other: object) -> int:
+        raise OSError(28, "no")
 
-    with monkeypatch.context() as patched:
-        patched.setattr(Path, "write_bytes", full)
-        result = strongroom("verify", server.url, "--policy", policy, "--save", path)
-    assert result.exit_code == 20 and "[output_unwritable]" in result.stderr
-    assert {p.name for p in tmp_path.iterdir()} == {"policy.toml"}
+    for method in ("chmod", "hardlink_to"):
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, method, fails)
+            result = strongroom("verify", server.url, "--policy", policy, "--save", path)
+        if method == "chmod":
+            assert result.exit_code == 20 and "[output_unwritable]" in result.stderr
+            assert {p.name for p in tmp_path.iterdir()} == {"policy.toml"}
+    assert result.exit_code == 0
+    assert {p.name for p in tmp_path.iterdir()} == {"policy.toml", "bundle.zip"}
+    assert strongroom("appraise", path).exit_code == 0
+    path.unlink()
 
     def meanwhile(_fake: FakeServer, _got: Any, _connection: Any) -> bool:
         path.write_text("somebody else's")
@@ -714,6 +720,7 @@ def test_against_a_real_server(tmp_path: Path) -> None:
         run("verify", server.url, "--policy", "policy.toml")
         (tmp_path / "wrong.toml").write_text(policy_text())
         assert "FAIL" in run("verify", server.url, "--policy", "wrong.toml", code=10)
+        run("verify", server.url, "--policy", "policy.toml", "--save", "kept.zip")
         run("verify", server.url, "--policy", "production", code=10)
         run("keygen", "key.pem")
         to = ("--url", server.url, "--policy", "policy.toml", "--key", "key.pem")
@@ -725,6 +732,7 @@ def test_against_a_real_server(tmp_path: Path) -> None:
         checked = json.loads(run("check", "--config", server.config_path, "--json"))
         assert checked["passed"] and checked["simulated"]
         run("verify", server.url, "--policy", "policy.toml", code=30)
+        assert "ACCEPTED" in run("appraise", "kept.zip", "--policy", "policy.toml")
 
 
 def test_errors_of_the_server_reach_the_person() -> None:
