@@ -16,7 +16,7 @@ import hashlib
 import re
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final, NoReturn
 
@@ -63,11 +63,11 @@ class Bundle:
     `software`: where the server was said to be, and what made this; words for a person, which decide nothing.
     """
 
-    answer: bytes
-    endorsements: tuple[tuple[str, bytes], ...]
+    answer: bytes = field(repr=False)
+    endorsements: tuple[tuple[str, bytes], ...] = field(repr=False)
     nonce: bytes
-    leaf: bytes
-    policy: str
+    leaf: bytes = field(repr=False)
+    policy: str = field(repr=False)
     verified_at: datetime
     origin: str
     software: str

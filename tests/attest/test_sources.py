@@ -86,8 +86,7 @@ def test_every_sample_is_used_or_says_why_not() -> None:
     used = [prefix for case in SOURCES["cases"] for prefix in (case["evidence"], *case["endorsements"])]
     for name, entry in FILES.items():
         named = any(name == u or name.startswith(f"{u}/") for u in [*used, *SOURCES["not_appraised"]])
-        roots = name.startswith("snp/roots-") or str(entry.get("transform")).startswith("unknown: ")
-        assert named or roots or name.endswith("ccel_table.bin"), name
+        assert named or str(entry.get("transform")).startswith("unknown: "), name
 
 
 def test_every_format_is_there_with_acceptances_and_refusals() -> None:
