@@ -200,11 +200,12 @@ def _read(path: Path, *, limit: int = MAX_FILE) -> bytes:
 
 def _read_bundle(path: Path) -> Bundle | None:
     """The bundle in the file; None where it is something else."""
-    from strongroom.attest.bundle import MAGIC, MAX_BUNDLE, parse_bundle
+    from strongroom.attest.bundle import MAX_BUNDLE, is_bundle, parse_bundle
 
     if not path.is_file():
         return None
-    return parse_bundle(data) if (data := _read(path, limit=MAX_BUNDLE)).startswith(MAGIC) else None
+    data = _read(path, limit=MAX_BUNDLE)
+    return parse_bundle(data) if is_bundle(data) else None
 
 
 def _read_folder(path: Path) -> dict[str, bytes]:
