@@ -148,6 +148,7 @@ CODES: dict[str, str] = {
     "identity_not_accepted": "An identity of the code or its owner is not one that the policy names.",
     "attributes_not_accepted": "Attributes of the TEE are not those that the policy names.",
     "setting_not_accepted": "A setting of guest or platform is not as the policy names it.",
+    "revocation_not_checked": "The policy demands a look at a revocation list, and none came with the evidence.",
     "vmpl_not_accepted": "The report was asked for at a privilege level that the policy does not name.",
     "signing_key_not_accepted": "The report is signed by a kind of key, or a cloud's, that the policy does not name.",
     "host_data_not_accepted": "The host gave the guest other data than the policy names.",

@@ -350,6 +350,10 @@ _AMD: Final = (
         "lowest firmware version that the platform has committed to, as 1.55.22",
     ),
     _listed("chips", "chip_id", HEX, (64,), _CHIP, "chips that are accepted, by CHIP_ID"),
+    _listed(
+        "revocation", "revocation", TEXT, (), "revocation_not_checked",
+        'whether AMD\'s revocation list was looked at: ["checked"] demands it',
+    ),
 )  # fmt: skip
 _AMD_SETTINGS: Final = (
     *(f"policy.{n}" for n, _ in POLICY_BITS if n not in ("debug", "migrate_ma")),
