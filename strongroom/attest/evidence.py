@@ -185,13 +185,14 @@ def boot_report_data(*, spki: bytes) -> bytes:
 class Claims:
     """What verified evidence says, in the same words for every format.
 
-    `measurement`, `signer`, `root`: lower-case hex ("" where the format has none; `root` is the SHA-256 of
-    the trust anchor's SPKI). `product`, `svn`: 0 where the format has none. `host_excluded`: whether evidence
-    of this kind shows that the host cannot read the memory; never true in simulation. `tcb_status`: the
-    vendor's word, "NotReported" where there is none. `report_data`: 64 bytes. `issued_at`: when the evidence
-    says that it was made, None where the format carries no time. `details`: facts of the one format, as
-    (name, value). `events`: (register, digest in hex, type) of an event log that, replayed, gives the signed registers;
-    empty where none was shown.
+    `measurement`, `signer`, `root`: lower-case hex ("" where the format has none; `root` is the SHA-256 of the
+    trust anchor's certificate, of a simulation root's SPKI, or of a named TPM key's public area). `product`,
+    `svn`: 0 where the format has none. `host_excluded`: whether evidence of this kind shows that the host
+    cannot read the memory; never true in simulation. `tcb_status`: the vendor's word, "NotReported" where there
+    is none. `report_data`: as the format carries it, unverified to be of any size. `issued_at`: when the
+    evidence says that it was made, None where the format carries no time. `details`: facts of the one format,
+    as (name, value). `events`: (register, digest in hex, type) of an event log that, replayed, gives the signed
+    registers; empty where none was shown.
     """
 
     format: str

@@ -57,6 +57,12 @@ def svn(minor: int, major: int = 1, third: int = 5) -> bytes:
     return bytes([minor, major, third]) + bytes(13)
 
 
+def level_two(status: str) -> list[dict[str, Any]]:
+    """Levels whose second has this status."""
+    levels = statuses(tdx=True)
+    return [levels[0], levels[1] | {"tcbStatus": status}, *levels[2:]]
+
+
 MODULE0 = [
     {
         "tcb": {
@@ -120,6 +126,21 @@ CASES: dict[str, tuple[Intel, str]] = {
     "relaunch-configuration": (
         top("ConfigurationNeeded", TDX5, body={"tee_tcb_svn": svn(3)}),
         "TDRelaunchAdvisedConfigurationNeeded",
+    ),
+    "relaunch-from-configuration": (
+        TDX5.but(
+            tcb_info={"tcbLevels": level_two("OutOfDateConfigurationNeeded")},
+            body={"tee_tcb_svn": svn(5, third=4)},
+        ),
+        "TDRelaunchAdvisedConfigurationNeeded",
+    ),
+    "relaunch-into-configuration": (
+        top("ConfigurationNeeded", TDX5, body={"tee_tcb_svn": svn(5, third=4)}),
+        "TDRelaunchAdvisedConfigurationNeeded",
+    ),
+    "relaunch-into-hardening": (
+        top("SWHardeningNeeded", TDX5, body={"tee_tcb_svn": svn(5, third=4)}),
+        "TDRelaunchAdvised",
     ),
     "no-relaunch-in-1.0": (TDX5.but(td15=False, body={"tee_tcb_svn": svn(3)}), "OutOfDate"),
     "both-old": (TDX5.but(body={"tee_tcb_svn": svn(3), "tee_tcb_svn2": svn(4)}), "OutOfDate"),
