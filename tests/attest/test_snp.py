@@ -247,6 +247,20 @@ def test_models_of_genoa(model: int) -> None:
     assert failures(examine(Machine(product="Genoa", fields={0x189: bytes([model])}))) == []
 
 
+def test_among_several_chip_certificates_any_kind_of_key_may_be() -> None:
+    """A stranger's certificate whose key is RSA beside the genuine one, and beside a report that cannot be read: it is
+    not taken, and nothing breaks over it.
+    """
+    foreign = (("x", MILAN.but(key=rsa_key("weak")).leaf_der),)
+    assert failures(examine(MILAN, extra=foreign)) == []
+    twice = (*MILAN.endorsements, *foreign)
+    for report in (b"", MILAN.report[:-1], b"\x09" + MILAN.report[1:]):
+        found = examine_snp(report, endorsements=twice, roots=roots(), now=NOW)
+        assert isinstance(found.claims, Absent)
+        assert failures(found)[0] in ("snp_length", "snp_version")
+        assert "snp_leaf_missing" in failures(found)
+
+
 def test_a_product_name_may_name_a_stepping() -> None:
     """Older chip certificates say Milan-B0."""
     assert failures(examine(Machine(leaf_extensions={PRODUCT_NAME: tlv(0x16, b"Milan-B0")}))) == []
