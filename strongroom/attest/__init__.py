@@ -145,7 +145,8 @@ def verify(
     security: SecurityConfiguration | Absent = keyset if isinstance(keyset, Absent) else keyset.security
     given = Given(now=now, manifests=manifests)
     # 3.2 and 3.3 come back unchanged: one line for one check
-    checks += [c for c in policy.appraise(claims, security=security, given=given) if c not in checks]
+    made = frozenset(checks)
+    checks += [c for c in policy.appraise(claims, security=security, given=given) if c not in made]
 
     verdict = _verdict(checks, evidence, claims, keyset_bytes=keyset_bytes, channel=channel)
     # The two `Absent` cases always come with a failed check; naming them here lets no later edit forget that.

@@ -12,6 +12,7 @@ import base64
 import hashlib
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
@@ -25,6 +26,8 @@ MAX_KEYSET = 64 * 1024
 """Bytes of a keyset that are read (docs/spec/evidence.md §3.1); one is about 700."""
 MAX_SPKI = 1024
 """Bytes of one DER SubjectPublicKeyInfo; P-256 takes 91, Ed25519 44."""
+REMEMBERED = 8
+"""Keysets that were read and are kept: the function is pure, so this changes time only."""
 MAX_SANDBOX_LAYERS = 16
 """Names of sandbox layers in one configuration."""
 VERSION = 1
@@ -221,12 +224,18 @@ def keyset_digest(data: bytes) -> bytes:
 
 
 def parse_keyset(data: bytes) -> Keyset:
-    """Returns the keyset that `data` is (docs/spec/evidence.md §3).
+    """Returns the keyset that `data` is (docs/spec/evidence.md §3). The last few are remembered: a server shows the
+    same bytes to every connection of its epoch, and a value cannot change.
 
     Raises:
         MalformedInput: `keyset_duplicate_member`, `keyset_not_canonical`, `keyset_binding_unknown`, or
             `keyset_malformed` for every other fault of form.
     """
+    return _remembered(data)
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _remembered(data: bytes) -> Keyset:
     what, code = "keyset", "keyset_malformed"
     top = parse_object(data, limit=MAX_KEYSET, what=what, code=code, twice="keyset_duplicate_member")
     names = ("version", "keys", "not_after", "store_id", "binding", "security")

@@ -8,6 +8,8 @@ Rules of this file:
 1. The root in the document must *be* an accepted one, byte for byte; no name, key identifier or store decides.
 2. Only ES384 is ever computed, whatever the header says; a header that says otherwise has failed.
 3. No certificate is asked for its serial number or for names that mean nothing here.
+4. Remembered is only what follows from the bytes of certificates (what one says, that one was issued by another):
+   AWS's authorities come with every document. Root, times and the document's signature are checked each time.
 
 Why these chains have rules of their own: docs/adr/0009-which-certificates-are-read-how.md.
 """
@@ -19,6 +21,7 @@ import hmac
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from itertools import pairwise
 
 from cryptography import x509
@@ -60,6 +63,8 @@ PCR_SIZE = 48
 MAX_PCRS = 32
 """PCRs of a document; their numbers are below that (AWS's own limit)."""
 
+_REMEMBERED = 64
+"""Certificates, and pairs of them, that are remembered; each is at most `MAX_CERTIFICATE` long, whoever sends it."""
 _ES384 = -35
 _SIGNATURE_SIZE = 96
 _MAX_TIME_MS = 253_402_300_799_999
@@ -251,7 +256,8 @@ def examine_nitro(
     root = hashlib.sha256(document.cabundle[0]).hexdigest()
     record("evidence.root", "" if root in roots else root, root, expected=one_of(roots))
     # 4. chain
-    record("nitro.chain", _chain_fault(chain), f"{len(chain)} certificates, each issued by the one before")
+    ders = (*document.cabundle, document.certificate)
+    record("nitro.chain", _chain_fault(ders), f"{len(chain)} certificates, each issued by the one before")
     # 5. certificates
     record("nitro.certificates", _certificates_fault(chain), "as expected")
     # 6. signature
@@ -290,18 +296,32 @@ def _parse(
             f"{_WHAT}: {len(endorsements)} endorsement(s) stapled to a format that has none", code=_CODE
         )
     document = parse_document(data)
-    ders = (*document.cabundle, document.certificate)
-    return document, tuple(load_x509(der, what=_WHAT, code=_CODE) for der in ders)
+    return document, tuple(_parse_certificate(der) for der in (*document.cabundle, document.certificate))
 
 
-def _chain_fault(chain: tuple[x509.Certificate, ...]) -> str:
-    """What is wrong between the certificates of `chain` (root first), "" where nothing is."""
-    for place, (issuer, certificate) in enumerate(pairwise(chain), start=1):
-        try:
-            certificate.verify_directly_issued_by(issuer)
-        except (InvalidSignature, *UNREADABLE):
+@lru_cache(maxsize=_REMEMBERED)
+def _parse_certificate(der: bytes) -> x509.Certificate:
+    return load_x509(der, what=_WHAT, code=_CODE)
+
+
+def _chain_fault(ders: tuple[bytes, ...]) -> str:
+    """What is wrong between the certificates whose DER `ders` are (root first), "" where nothing is."""
+    for place, (issuer, certificate) in enumerate(pairwise(ders), start=1):
+        if not _issued(certificate, issuer):
             return f"certificate {place} was not issued by certificate {place - 1}"
     return ""
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _issued(certificate: bytes, issuer: bytes) -> bool:
+    """Whether names and signature say that `issuer` issued `certificate`: of all that is checked in a chain, only
+    this follows from the two alone.
+    """
+    try:
+        _parse_certificate(certificate).verify_directly_issued_by(_parse_certificate(issuer))
+    except (InvalidSignature, *UNREADABLE):
+        return False
+    return True
 
 
 def _certificates_fault(chain: tuple[x509.Certificate, ...]) -> str:

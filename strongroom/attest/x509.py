@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 from dataclasses import dataclass
 from datetime import datetime
 from typing import NoReturn
@@ -57,6 +58,8 @@ _UNDERSTOOD = (BASIC_CONSTRAINTS, KEY_USAGE, "2.5.29.17", "2.5.29.37")
 """Extensions that may be critical: the two that are checked here, subject alternative names (no name decides
 anything here) and extended key usage (the format that calls says what its leaf is for)."""
 _KEY_CERT_SIGN, _CRL_SIGN = 0x04, 0x02
+_MAX_REMEMBERED = 8 * 1024
+"""Bytes of a certificate whose signature is remembered; 64 pairs take at most 1 MiB, whoever sends them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,6 +292,20 @@ def _unsigned(path: tuple[Certificate, ...], at: int) -> str:
     subject, issuer = path[at], path[min(at + 1, len(path) - 1)]
     if issuer is subject and subject.issuer != subject.subject:
         return ""  # its issuer is missing, which check 1 says
+    if max(len(subject.der), len(issuer.der)) > _MAX_REMEMBERED:
+        return _signature_fault(subject, issuer)
+    return _remembered_fault(subject.der, issuer.der)
+
+
+@functools.lru_cache(maxsize=64)
+def _remembered_fault(subject: bytes, issuer: bytes) -> str:
+    """`_signature_fault` of two certificates by their DER, remembered: of all that is checked in a chain, only this
+    follows from their bytes alone, and a vendor's issuers stand above every chip's certificate.
+    """
+    return _signature_fault(parse_certificate(subject), parse_certificate(issuer))
+
+
+def _signature_fault(subject: Certificate, issuer: Certificate) -> str:
     try:
         verify_signature(
             issuer.key, subject.signature, subject.tbs, algorithm=subject.algorithm, digest=subject.digest

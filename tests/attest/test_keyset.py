@@ -60,6 +60,14 @@ def test_a_keyset_is_read_as_it_was_written() -> None:
     assert KEYSET.key("receipt").spki == spki(ed25519("server receipt"))
 
 
+def test_a_remembered_keyset_lets_no_other_pass() -> None:
+    """After one that was read, another spelling and another value are refused, each time."""
+    for _ in range(2):
+        assert parse_keyset(DATA) == KEYSET
+        assert code_of(DATA + b"\n") == "keyset_not_canonical"
+        assert code_of(changed(binding="none")) == "keyset_binding_unknown"
+
+
 def test_the_digest_needs_no_parsing() -> None:
     """Hashed first, parsed afterwards: the digest of anything that came can be had."""
     assert keyset_digest(b"not a keyset") == hashlib.sha256(b"not a keyset").digest()

@@ -399,6 +399,19 @@ def test_without_roots_nothing_is_accepted() -> None:
     assert isinstance(found.claims, Absent)
 
 
+def test_a_remembered_chain_decides_nothing_but_its_signatures() -> None:
+    """A document that passed is refused under no roots, after its chain ended and with another signature; a chain
+    that was refused is refused again, and the good one passes again.
+    """
+    forged = mint(certificates=chain(zonal={"signer": "mallory"}))
+    for _ in range(2):
+        assert failures(examine(DATA)) == []
+        assert failures(examine(DATA, roots=())) == ["root_not_accepted"]
+        assert failures(examine(DATA, now=NOW + timedelta(days=2))) == ["nitro_certificate_expired"]
+        assert failures(examine(DATA[:-1] + bytes([DATA[-1] ^ 1]))) == ["evidence_signature_invalid"]
+        assert failures(examine(forged)) == ["nitro_chain_invalid"]
+
+
 def test_a_root_is_named_by_its_certificate_and_not_by_another_digest() -> None:
     """An intermediate's digest, or an upper-case one, accepts nothing."""
     assert failures(examine(DATA, roots=(ROOT.upper(),))) == ["root_not_accepted"]

@@ -263,6 +263,26 @@ def test_only_a_pinned_root_is_accepted(roots: tuple[str, ...]) -> None:
     assert failures(chain_of(roots=roots)) == ["root_not_accepted"]
 
 
+def test_a_remembered_signature_decides_nothing_but_itself() -> None:
+    """A chain that passed is refused at another time, under other roots, and with another byte in a signature; one
+    that was refused for its signature is refused again, and the good one passes again.
+    """
+    corrupt = LEAF.but(corrupt=True)
+    for _ in range(2):
+        assert chain_of().passed
+        assert failures(chain_of(now=UNTIL + DAY)) == ["chain_not_valid_now"]
+        assert failures(chain_of(roots=())) == ["root_not_accepted"]
+        assert failures(chain_of(corrupt, MIDDLE, ROOT)) == ["chain_signature_invalid"]
+
+
+def test_certificates_too_large_to_remember_are_verified_alike() -> None:
+    """Above 8 KiB: a good signature passes, another does not, each time."""
+    large = LEAF.but(extensions=(extension("1.2.3.4", b"\x04\x82\x23\x28" + bytes(9000)),))
+    for _ in range(2):
+        assert chain_of(large, MIDDLE, ROOT).passed
+        assert failures(chain_of(large.but(corrupt=True), MIDDLE, ROOT)) == ["chain_signature_invalid"]
+
+
 def test_a_root_of_the_same_name_is_another() -> None:
     """The whole certificate is pinned: neither name, nor key, nor serial number stand for it."""
     for changed in ({"serial": 2}, {"not_after": UNTIL + DAY}):
