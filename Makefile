@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: demo test check lint fuzz docs vectors evidence lock clean
+.PHONY: demo test check lint fuzz bench docs vectors evidence lock clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/strongroom demo
@@ -25,6 +25,9 @@ check: $(VENV)/test.stamp
 
 fuzz: $(VENV)/test.stamp
 	$(BIN)/python fuzz/run.py --minutes 30
+
+bench: $(VENV)/test.stamp
+	$(BIN)/python bench/attest.py
 
 docs: $(VENV)/test.stamp
 	$(BIN)/python tools/docs.py

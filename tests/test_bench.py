@@ -1,13 +1,52 @@
-"""The benchmarks run, and what they measure is real. No figure is asserted: speed belongs in `bench/`."""
+"""The benchmarks run and measure what they say; how fast anything is, no test says."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
+import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from conftest import REPOSITORY
+
+BENCH = REPOSITORY / "bench" / "attest.py"
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The benchmark with these arguments."""
+    words = [sys.executable, str(BENCH), *arguments]
+    return subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.mark.slow
+def test_one_run_measures_every_format_and_a_connect(tmp_path: Path) -> None:
+    """Every format has a warm and a cold figure, quotes one of dcap-qvl, and a connect is the sum of its phases."""
+    report_path = tmp_path / "report.json"
+    done = run("--runs", "1", "--warmups", "1", "--minted", "--json", str(report_path))
+    assert done.returncode == 0, done.stderr
+    report: dict[str, Any] = json.loads(report_path.read_text())
+    rows = {row["name"]: row for row in report["examined"]}
+    assert {name.split()[0] for name in rows} == {"sgx", "tdx", "snp", "tpm", "nitro", "azure"}
+    for name, row in rows.items():
+        assert row["warm"]["runs"] == 1 and row["warm"]["median_ms"] > 0 and row["cold"]["median_ms"] > 0
+        assert (row["dcap_qvl"] is not None) == (name.split()[0] in ("sgx", "tdx"))
+        assert name in done.stdout
+    connect = {name: one["median_ms"] for name, one in report["connect"].items()}
+    whole = connect.pop("connect")
+    assert all(one > 0 for one in connect.values())
+    assert sum(connect.values()) == pytest.approx(whole, abs=0.01)
+    assert report["machine"]["python"] in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [("--runs", "0"), ("--evidence", "nowhere"), ("--run", "1")])
+def test_what_cannot_be_measured_is_refused(arguments: tuple[str, ...]) -> None:
+    """No runs, no such folder, and no abbreviations."""
+    done = run(*arguments)
+    assert done.returncode == 2 and done.stdout == ""
 
 
 def _bench(name: str) -> ModuleType:
