@@ -26,26 +26,56 @@ _RECORDED: Final = ("azure", "tpm")
 MAX_FILE: Final = 1 << 20
 MAX_FILES: Final = 64
 _EVERYWHERE: Final = (
+    "That it was made lately, and for you: only a nonce or report data that you chose yourself shows that.",
     "That the code named by the measurement is good: somebody has to have read it, and built it to the same digest.",
+    "That this code still runs as it was measured: what is measured is a start.",
     "That a machine's owner with tools cannot open its chips: TEEs withstand software, not every laboratory.",
     "That the vendor did not sign wrongly, and that its keys were never stolen.",
 )
+_COLLATERAL: Final = (
+    "That secrets outlast a later vulnerability: the TCB status is the vendor's word of one day.",
+    "That this was its last word: collateral is valid for weeks, and an older one may be kinder to the same machine.",
+)
 NOT_PROVEN: Final = {
-    "sgx": ("That secrets outlast a later vulnerability: the TCB status is the vendor's word of one day.",),
-    "tdx": ("That what ran after the launch is what you expect: look at RTMR0 to RTMR3 and an event log.",),
+    "sgx": (
+        *_COLLATERAL,
+        "That what the enclave is told is true: files, time and network reach it through the host.",
+    ),
+    "tdx": (
+        *_COLLATERAL,
+        "That the kernel and the disk are what you expect: MRTD is the firmware alone. Look at RTMR0 to RTMR3 and an "
+        "event log.",
+    ),
     "snp": (
         "That the measurement covers more than the first memory: a kernel or disk loaded later need not be in it.",
-        "That the certificate was not revoked, unless a revocation list was among the endorsements.",
+        "That nothing in the guest stands above this code: where VMPL is not 0, whatever runs at 0 reads it all.",
+        "That the firmware is recent, and that the host cannot go back to an older one: AMD states no status. A policy "
+        "has to name the least TCB, and look at the committed one.",
+        "That an issuer's certificate was not revoked, unless a revocation list was among the endorsements; AMD can "
+        "revoke no single chip.",
+        "Which machine it was, where a VLEK signed: that key is a cloud's.",
     ),
     "azure": (
-        "That the paravisor is good: it is Microsoft's code, inside the boundary, and holds the vTPM.",
+        "That the paravisor is good: it is Microsoft's code inside the boundary, can read the guest, and is its TPM.",
+        "That the guest is what you expect beyond the PCRs that were looked at: the hardware measured the paravisor.",
+        "That the firmware is recent where the hardware is AMD's, or that Intel's status was its last word.",
+        "That no certificate was revoked, unless lists were among the endorsements.",
     ),
-    "nitro": ("That AWS's hypervisor keeps the operator out: AWS is machine, vendor and root in one.",),
+    "nitro": (
+        "That AWS cannot read the enclave: AWS is machine, vendor and root in one. Excluded is the parent instance.",
+        "That no certificate was revoked (no list is looked at), nor that firmware is recent (a document names none).",
+        "Whose enclave it is: PCR3 (role) and PCR4 (instance) count only where somebody looks at them.",
+    ),
     "tpm": (
         "That the host cannot read the memory: a TPM says how a machine started and hides nothing.",
         "That the TPM is hardware: a root that you named yourself may be that of a software TPM.",
+        "That the PCRs are the whole truth: each stage measures the next, and one that lies measures what it likes.",
+        "That no certificate of the TPM was revoked: most makers publish no lists.",
     ),
-    "ra-tls": ("That any server holds the certificate's key now: only a TLS handshake with it shows that.",),
+    "ra-tls": (
+        "That any server holds the certificate's key now: only a TLS handshake with it shows that.",
+        "That the key is still in the TEE alone: taken out once, it counts until the certificate ends.",
+    ),
 }
 
 NOT_PROVEN_SIMULATED: Final = ("Anything: simulated evidence protects nothing from the server's operator.",)
@@ -99,7 +129,9 @@ def appraise(
             raise click.UsageError("--policy: a policy file or a profile; only a bundle has its own")
         asked, facts = _asked(nonce, data, format_), {}
         verdict = _appraise_files(evidence, format_, policy_path, endorsed, asked, at, fetcher)
-        unproven = (*NOT_PROVEN[format_], *_EVERYWHERE)
+        carried = verdict.claims.format if verdict.claims is not None else format_
+        inner = NOT_PROVEN.get(carried, ()) if carried != format_ else ()  # in a certificate: another one
+        unproven = (*NOT_PROVEN[format_], *inner, *_EVERYWHERE)
     if as_json:
         document = verdict.to_json() | ({"bundle": facts} if facts else {})
         show_json({**document, "does_not_prove": list(unproven)} if explain else document)

@@ -86,6 +86,16 @@ def test_every_claim_every_check_and_what_is_not_proven_is_printed() -> None:
 
 
 @needs_recorded
+def test_a_certificate_proves_no_more_than_the_evidence_in_it() -> None:
+    """What the format inside does not prove is said as well."""
+    case = next(c for c in CASES if c.format == "ra-tls" and not c.code)
+    document = json.loads(run(*case.arguments(), "--explain", "--json").stdout)
+    inner = document["claims"]["format"]
+    assert inner == "nitro"
+    assert {*NOT_PROVEN["ra-tls"], *NOT_PROVEN[inner]} < set(document["does_not_prove"])
+
+
+@needs_recorded
 @pytest.mark.parametrize("case", [c for c in CASES if not c.code][:6], ids=lambda c: c.name)
 def test_production_refuses_all_of_it(case: Case) -> None:
     """It names no code."""
