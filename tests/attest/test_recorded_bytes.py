@@ -29,8 +29,9 @@ from strongroom.attest.certificate import parse_certificate
 from strongroom.attest.evidence import Claims, Evidence, Examination, Verdict
 from strongroom.attest.quote import parse_quote
 from strongroom.attest.tpm import examine_tpm
-from strongroom.cli_appraise import _read_endorsements, _read_evidence
+from strongroom.cli_appraise import _read_evidence
 from strongroom.errors import Error
+from strongroom.sources import load_endorsements
 
 pytestmark = [
     pytest.mark.skipif(not recorded.EVIDENCE.is_dir(), reason=recorded.ABSENT),
@@ -104,7 +105,7 @@ def _tpm_roots(case: Case) -> tuple[str, ...]:
 
 def parts(case: Case) -> list[Part]:
     """Evidence and each endorsement."""
-    evidence, endorsements = _read_evidence(case.path, case.format), _read_endorsements(case.endorsements)
+    evidence, endorsements = _read_evidence(case.path, case.format), load_endorsements(case.endorsements)
     now = datetime.fromisoformat(case.at)
 
     def run(data: bytes, used: tuple[tuple[str, bytes], ...]) -> Outcome:
