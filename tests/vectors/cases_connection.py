@@ -11,16 +11,26 @@ from dataclasses import replace
 from typing import Any
 
 from cases_dcap import PINNED_ROOTS, RELAYED, SKIPPED_SNP, SKIPPED_TDX, STALE
-from cases_policy import ENCLAVE, GUEST
+from cases_entries import AUDITOR, DOMAIN, ENCLAVE, GUEST, release, vouched, vouching
 from cases_sim import POLICY as SIMULATION
 from cases_sim import ROOT
-from tee import NOW, SGX, Machine, Minted, Server, dcap, document, sim, snp, worlds
+from tee import NOW, SGX, TDX5, Machine, Minted, Server, dcap, document, sim, snp, worlds
 from tee import nitro as aws
-from vector_model import STRICT, Book, Channel, Vector, policy
+from vector_model import ALONE, STRICT, Book, Channel, Vector, policy, registers
 from worlds import NONCE, SECURITY, p256, spki
 
+from strongroom.attest.batch import (
+    MAX_BATCH,
+    MAX_DEPTH,
+    Inclusion,
+    Single,
+    Tree,
+    batch_report_data,
+    leaf_hash,
+)
 from strongroom.attest.evidence import boot_report_data, report_data
 from strongroom.attest.keyset import SecurityConfiguration
+from strongroom.attest.releases import ReferenceValue, sign_release
 from strongroom.attest.strict import canonical
 
 # fmt: off
@@ -31,10 +41,11 @@ GUARDED = Server(security=HARDWARE)
 OTHER_NONCE = hashlib.sha256(b"an earlier nonce").digest()
 
 
-def channel(server: Server, *, leaf: bytes | None = None, keyset: bytes | None = None, nonce: bytes = NONCE) -> Channel:
+def channel(server: Server, *, leaf: bytes | None = None, keyset: bytes | None = None, nonce: bytes = NONCE,
+            inclusion: Inclusion | Single = ALONE) -> Channel:
     """A connection to the server; what a vector wants wrong replaces a part of it."""
     return Channel(nonce=nonce, keyset=server.keyset_bytes if keyset is None else keyset,
-                   leaf=server.leaf.der if leaf is None else leaf)
+                   leaf=server.leaf.der if leaf is None else leaf, inclusion=inclusion)
 
 
 def shown(server: Server) -> Minted:
@@ -69,6 +80,8 @@ def cases() -> Iterator[Vector]:
     _answers(book, sgx, guest, image)
     _channels(book)
     _configurations(book)
+    _domains(book)
+    _batches(book)
     yield from book.done()
 
 
@@ -196,3 +209,124 @@ def _configurations(book: Book) -> None:
     book.section(331, to=339, twin="genuine", spec="§4")
     book.unusable("any-measurement", "A connection is to rest on the profile that accepts any code.", shown(SERVER),
                   "policy_appraise_only", channel=channel(SERVER))
+
+
+def _domains(book: Book) -> None:
+    book.section(351, to=379, twin="tdx", tcb_status="UpToDate", document="docs/policy-entries.md", spec="§[[tdx]]")
+
+    def domain(**changes: list[str] | None) -> str:
+        return policy(("tdx", {"measurements": [DOMAIN], "registers": registers(**changes)}), kind="production")
+
+    quote = dcap(TDX5.but(body={"report_data": data()}))
+    book.accept("tdx", "A trust domain answers on a connection that ends there; its four registers are named.", quote,
+                policy=domain(), channel=channel(GUARDED))
+    for i in range(4):
+        book.refuse(f"tdx-another-rtmr{i}", f"The trust domain answers, and RTMR{i} is another.", quote,
+                    f"policy.register.rtmr{i}", "register_not_accepted", channel=channel(GUARDED),
+                    policy=domain(**{f"rtmr{i}": ["cd" * 48]}))
+    book.section(381, to=389, twin="release", document="docs/spec/release.md", spec="§3", tcb_status="NotReported")
+    by_release = policy(("sim", {"root": ROOT, "measurements": None} | vouching()), kind="UNSAFE_SIMULATION")
+    good, other = (sign_release(release(ReferenceValue("sim", measurement, ())), (AUDITOR,))
+                   for measurement in (worlds.MEASUREMENT, worlds.OTHER_MEASUREMENT))
+    book.accept("release", "A named key vouches for the server's code, in a manifest stapled to its evidence.",
+                vouched(shown(SERVER), good), policy=by_release, channel=channel(SERVER))
+    book.refuse("release-of-another-build", "The stapled manifest is about another build.",
+                vouched(shown(SERVER), other), "policy.release", "release_not_accepted", policy=by_release,
+                channel=channel(SERVER))
+    book.refuse("release-missing", "No manifest is stapled to the evidence.", shown(SERVER), "policy.release",
+                "release_not_accepted", policy=by_release, channel=channel(SERVER))
+
+
+def leaves(server: Server, mine: int = 4, size: int = 7) -> tuple[bytes, ...]:
+    """The leaves of a batch, the client's own at `mine`."""
+    nonces = [hashlib.sha256(f"nonce {at}".encode()).digest() for at in range(size)]
+    nonces[mine] = NONCE
+    return tuple(leaf_hash(nonce=nonce, keyset_bytes=server.keyset_bytes) for nonce in nonces)
+
+
+def _batches(book: Book) -> None:
+    book.section(401, to=449, twin="batch", tcb_status="NotReported", policy=SIMULATION, spec="§2.5")
+    tree = Tree(leaves(SERVER))
+    proof, root = tree.inclusion(4), tree.root
+    answer = shown(SERVER.forge(report_data=batch_report_data(root=root)))
+
+    def asked(inclusion: Inclusion | Single, server: Server = SERVER, **changes: Any) -> Channel:
+        return channel(server, inclusion=inclusion, **changes)
+
+    book.accept("batch", "The evidence answers seven nonces, of which the client's is the fifth.", answer,
+                channel=asked(proof))
+    last = Tree(leaves(SERVER, mine=6))
+    book.accept("batch-last", "The client's nonce is the last of seven, where the way to the root is shorter.",
+                shown(SERVER.forge(report_data=batch_report_data(root=last.root))), channel=asked(last.inclusion(6)))
+    two = Tree(leaves(SERVER, mine=1, size=2))
+    book.accept("batch-of-two", "The smallest batch.",
+                shown(SERVER.forge(report_data=batch_report_data(root=two.root))), channel=asked(two.inclusion(1)))
+    mismatch = ("evidence.report_data", "report_data_mismatch")
+    book.refuse("batch-place-of-a-neighbour", "The proof is that of the nonce beside.", answer, *mismatch,
+                channel=asked(tree.inclusion(5)))
+    book.refuse("batch-place-moved", "The hashes are right, the place is the neighbour's.", answer, *mismatch,
+                channel=asked(replace(proof, index=5)))
+    book.refuse("batch-of-another-nonce", "The client asked with a nonce that is not in the batch.", answer, *mismatch,
+                channel=asked(proof, nonce=OTHER_NONCE), refs=STALE)
+    later = replace(SERVER, not_after=SERVER.not_after + 1)
+    book.refuse("batch-of-another-keyset", "The nonce is in the batch, asked for another keyset.", answer, *mismatch,
+                channel=asked(proof, keyset=later.keyset_bytes))
+    book.refuse("batch-hash-changed", "One hash of the proof is another.", answer, *mismatch,
+                channel=asked(replace(proof, path=(*proof.path[:-1], bytes(32)))))
+    swapped = (proof.path[1], proof.path[0], *proof.path[2:])
+    book.refuse("batch-hashes-swapped", "Two hashes of the proof are swapped.", answer, *mismatch,
+                channel=asked(replace(proof, path=swapped)))
+    book.refuse("batch-of-an-earlier-time", "The evidence answers a batch without this nonce.",
+                shown(SERVER.forge(report_data=batch_report_data(root=two.root))), *mismatch, channel=asked(proof),
+                refs=STALE)
+    book.refuse("batch-taken-for-one", "Evidence of a batch without its proof: it answers no nonce alone.", answer,
+                *mismatch, channel=asked(ALONE))
+    book.refuse("one-taken-for-a-batch", "Evidence that answers the nonce alone, with a proof: the two are told apart.",
+                shown(SERVER), *mismatch, channel=asked(proof))
+    bare = shown(SERVER.forge(report_data=report_data(nonce=root, keyset_bytes=SERVER.keyset_bytes)))
+    book.refuse("batch-root-as-a-nonce", "The root was answered as if it were a nonce.", bare, *mismatch,
+                channel=asked(proof))
+    book.refuse("batch-root-unlabelled", "The report data are the root itself, twice.",
+                shown(SERVER.forge(report_data=root + root)), *mismatch, channel=asked(proof))
+    _malformed(book, answer, proof)
+    _nitro_batches(book)
+
+
+def _malformed(book: Book, answer: Minted, proof: Inclusion) -> None:
+    """Proofs that are none, whatever the hashes; nothing is left to compare the report data with."""
+    book.section(451, to=479, twin="batch", tcb_status="NotReported", policy=SIMULATION, spec="§4 step 4.1")
+    for name, title, inclusion in (
+        ("place-behind-the-end", "The place is the eighth of seven.", replace(proof, index=7)),
+        ("place-negative", "The place is before the first.", replace(proof, index=-1)),
+        ("size-of-none", "The batch has no nonce.", Inclusion(0, 0, ())),
+        ("size-of-one", "The batch has one nonce: one alone has a form of its own.", Inclusion(0, 1, ())),
+        ("too-deep", "The batch is larger than any.", Inclusion(0, MAX_BATCH + 1, (bytes(32),) * (MAX_DEPTH + 1))),
+        ("size-negative", "The batch has fewer nonces than none.", replace(proof, size=-7)),
+        ("hash-missing", "The last hash is missing.", replace(proof, path=proof.path[:-1])),
+        ("hashes-missing", "There are no hashes: the leaf would be the root.", replace(proof, path=())),
+        ("hash-too-many", "There is a hash too many.", replace(proof, path=(*proof.path, bytes(32)))),
+        ("hash-short", "A hash is a byte short.", replace(proof, path=(*proof.path[:-1], proof.path[-1][:-1]))),
+        ("hash-long", "A hash is a byte longer.", replace(proof, path=(*proof.path[:-1], proof.path[-1] + b"\0"))),
+    ):
+        book.refuse(f"batch-{name}", title, answer, "evidence.inclusion", "inclusion_malformed",
+                    channel=channel(SERVER, inclusion=inclusion))
+
+
+def _nitro_batches(book: Book) -> None:
+    """Evidence of a batch that carries more than report data."""
+    book.section(481, to=499, twin="nitro-batch", tcb_status="NotReported", spec="§4 step 4.4")
+    image = policy(("nitro", {"measurements": [aws.PCR0.hex()]}), kind="production")
+    tree = Tree(leaves(GUARDED))
+    wanted, inclusion = batch_report_data(root=tree.root), tree.inclusion(4)
+    more: dict[str, Any] = {"channel": channel(GUARDED, inclusion=inclusion), "policy": image}
+
+    def answered(nonce: bytes | None) -> Minted:
+        return document(aws.mint(user_data=wanted, nonce=nonce)).but(report_data=wanted)
+
+    book.accept("nitro-batch", "A document of AWS answers a batch: its own nonce is the root.", answered(tree.root),
+                **more)
+    check = ("nitro.nonce", "nitro_nonce_mismatch")
+    book.refuse("nitro-batch-with-one-nonce", "The document's own nonce is the client's, not the root.",
+                answered(NONCE), *check, **more)
+    book.refuse("nitro-batch-without-a-nonce", "The document has no nonce of its own.", answered(None), *check,
+                refs=SKIPPED_SNP, **more)

@@ -1,50 +1,35 @@
-"""Vectors of policies over genuine evidence (docs/policy.md, docs/spec/evidence.md §4 step 6).
-
-To add some for a new member of policy files: give `policy` (vector_model.py) the member with a value that accepts what
-the fakes mint, then one `accept` and one `refuse` here for each rule, at the end of a section.
+"""Vectors of policies over genuine evidence (docs/policy.md, docs/spec/evidence.md §4 step 6): of what entries of every
+format have in common; what each format's can say is in `cases_entries`.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
+import cases_entries
 from cases_azure import machine
 from cases_dcap import matrix_levels
+from cases_entries import DOMAIN, ENCLAVE, GUEST, azure_measurement, pcr_measurement
 from cases_ratls import made, tcg
 from cases_sim import POLICY as SIMULATION
 from cases_tpm import TPM
-from fake_azure import VTPM
 from fake_intel import SGX_BODY
-from tee import NOW, SGX, Machine, Minted, dcap, document, quoted, sim, snp
+from tee import NOW, SGX, TDX5, Machine, Minted, dcap, document, quoted, sim, snp
 from tee import nitro as aws
 from tee import tpm as fake
-from vector_model import Book, Vector, policy
+from vector_model import Book, Vector, policy, registers, tcb
 
 from strongroom.attest.appraisal import MAX_ENTRIES
 from strongroom.attest.requirements import MAX_EVIDENCE_AGE
 
 # fmt: off
 
-ENCLAVE, SIGNER = SGX_BODY["mr_enclave"].hex(), SGX_BODY["mr_signer"].hex()
-GUEST = bytes(range(48)).hex()
+SIGNER = SGX_BODY["mr_signer"].hex()
 OTHER = "ab" * 32
 DEBUG_GUEST = Machine(fields={0x08: (0x3001F | 1 << 19).to_bytes(8, "little")})
 OUTDATED = SGX.but(components=(8,) * 16, tcb_info={"tcbLevels": matrix_levels(tdx=False)})
-
-
-def pcr_measurement(values: Mapping[int, bytes]) -> str:
-    """The measurement of a TPM's PCRs (docs/spec/tpm.md §4.1), written down a second time."""
-    text = b"".join(bytes([i]) + values[i] for i in sorted(values) if i not in (16, 23))
-    return hashlib.sha256(b"strongroom tpm measurement v1\0\0\x0b" + text).hexdigest()
-
-
-def azure_measurement() -> str:
-    """The measurement of paravisor and guest (docs/spec/azure.md §4.1)."""
-    text = f"{GUEST} {pcr_measurement(VTPM.pcrs)}".encode()
-    return hashlib.sha256(b"strongroom azure measurement v1\0" + text).hexdigest()
 
 
 def bare() -> Minted:
@@ -58,6 +43,7 @@ def cases() -> Iterator[Vector]:
     _accepted(book)
     _refused(book)
     _unusable(book)
+    cases_entries.add(book)
     yield from book.done()
 
 
@@ -81,7 +67,7 @@ def _accepted(book: Book) -> None:
     book.accept("tpm-measurement", "The TPM's key is named, and what its PCRs measured.", bare(),
                 policy=policy(tpm_entry()), **none)
     book.accept("azure-measurement", "Paravisor and guest are named together.", machine(),
-                policy=policy(("azure", {"measurements": [azure_measurement()]})), **none)
+                policy=policy(("azure", {"measurements": [azure_measurement(GUEST)]})), **none)
     book.accept("ra-tls-measurement", "The enclave in the certificate's evidence is named.", made(tcg()),
                 policy=policy(("sgx", {"measurements": [ENCLAVE]})), **up)
     book.accept("second-entry", "Of two releases the second is the one that runs.", snp(),
@@ -92,6 +78,8 @@ def _accepted(book: Book) -> None:
     book.accept("out-of-date-accepted", "The policy accepts the status, and each of its advisories.", dcap(OUTDATED),
                 policy=policy(("sgx", {"measurements": [ENCLAVE], "tcb_statuses": ["UpToDate", "OutOfDate"],
                                        "accepted_advisories": ["INTEL-SA-00008"]})), tcb_status="OutOfDate")
+    book.accept("tdx-registers", "The trust domain is named, with what was measured into each of its registers.",
+                dcap(TDX5), policy=policy(("tdx", {"measurements": [DOMAIN]})), **up)
 
 
 def _refused(book: Book) -> None:
@@ -115,7 +103,7 @@ def _refused(book: Book) -> None:
         ("snp-half-a-measurement", "The first 32 bytes of the guest's measurement are named.", snp(),
          policy(("snp", {"measurements": [GUEST[:64]]})), none),
         ("snp-no-signer", "The guest has no signer, and one of zeros is named: what is absent equals nothing.", snp(),
-         policy(("snp", {"signers": ["00" * 48], "products": [0]})), none),
+         policy(("snp", {"signers": ["00" * 48]})), none),
         ("nitro-another-image", "Another image is named.", document(),
          policy(("nitro", {"measurements": ["cd" * 48]})), none),
         ("tpm-other-pcrs", "Other PCRs are named.", bare(), policy(tpm_entry(measurements=[OTHER])), none),
@@ -135,9 +123,9 @@ def _refused(book: Book) -> None:
     book.refuse("advisory", "An advisory applies that the policy does not accept.", dcap(OUTDATED), "policy.advisories",
                 "advisory_not_accepted", policy=policy(("sgx", names | {"tcb_statuses": ["OutOfDate"]})),
                 tcb_status="OutOfDate")
-    book.refuse("status-not-reported", "The vendor says nothing, and UpToDate was asked for.", snp(),
-                "policy.tcb_status", "tcb_status_not_accepted",
-                policy=policy(("snp", guest | {"tcb_statuses": ["UpToDate"]})), **none)
+    book.refuse("snp-product-not-named", "The guest is named, and of products only Genoa: this is Milan.", snp(),
+                "policy.tcb_version", "platform_tcb_too_low",
+                policy=policy(("snp", guest | {"min_tcb": {"Genoa": tcb("Genoa")}})), twin="snp-production", **none)
     book.refuse("snp-debug", "The guest allows debugging.", snp(DEBUG_GUEST), "policy.debug", "debug_platform",
                 policy=policy(("snp", guest)), **none)
     zeros = document(aws.mint(pcrs={n: bytes(48) for n in range(16)}))
@@ -152,6 +140,14 @@ def _refused(book: Book) -> None:
     parts = policy(tpm_entry(roots=[fake.ROOT_DIGEST]), tpm_entry(roots=[TPM.ak_digest], measurements=[OTHER]))
     book.refuse("tpm-root-of-another-entry", "The key is named beside other PCRs, the PCRs beside a root that does "
                 "not tie the key.", bare(), "policy.root", "root_not_accepted", policy=parts, **none)
+    book.refuse("tdx-another-domain", "Another trust domain is named, with these registers.", dcap(TDX5), *code,
+                policy=policy(("tdx", {"measurements": ["cd" * 48]})), twin="tdx-registers", **up)
+    for i in range(4):
+        book.refuse(f"tdx-another-rtmr{i}", f"The trust domain is named, with another value of RTMR{i}: MRTD alone "
+                    "names firmware.", dcap(TDX5), f"policy.register.rtmr{i}", "register_not_accepted",
+                    policy=policy(("tdx", {"measurements": [DOMAIN],
+                                           "registers": registers(**{f"rtmr{i}": ["cd" * 48]})})),
+                    twin="tdx-registers", **up)
     book.section(151, to=179, twin="sgx-measurement", document="docs/spec/evidence.md", spec="§4 step 3")
     other = "evidence_format_not_accepted"
     production = policy(("snp", guest), kind="production")
@@ -172,7 +168,7 @@ def _refused(book: Book) -> None:
 
 def _unusable(book: Book) -> None:
     book.section(201, to=249, twin="snp-production", spec="§Rules")
-    guest = {"measurements": [GUEST]}
+    guest, enclave = {"measurements": [GUEST]}, {"measurements": [ENCLAVE]}
     entry = ("snp", guest)
 
     def bad(name: str, title: str, text: str, code: str = "policy_invalid") -> None:
@@ -182,8 +178,8 @@ def _unusable(book: Book) -> None:
     bad("empty", "The file is empty.", "", "policy_empty")
     bad("not-toml", "The file is not TOML.", "kind: production\n")
     bad("member-unknown", "An entry has a member that nobody knows: a rule that is not understood is not passed over.",
-        policy(("snp", guest | {"vmpls": [0]})), "policy_unknown_member")
-    bad("member-missing", "An entry says nothing about TCB statuses.", policy(("snp", guest | {"tcb_statuses": None})),
+        policy(("snp", guest | {"vmpl": 0})), "policy_unknown_member")
+    bad("member-missing", "An entry says nothing about privilege levels.", policy(("snp", guest | {"vmpls": None})),
         "policy_missing_member")
     bad("security-missing", "The file says nothing about the server's configuration.",
         policy(entry, leave_out=("security",)), "policy_missing_member")
@@ -195,16 +191,16 @@ def _unusable(book: Book) -> None:
     bad("production-without-host-excluded", "A production policy accepts servers whose host is not excluded.",
         policy(entry, kind="production", security={"host_excluded": [True, False]}), weak)
     bad("revoked-accepted", "Revoked stands among the accepted statuses.",
-        policy(("snp", guest | {"tcb_statuses": ["Revoked"]})), weak)
+        policy(("sgx", enclave | {"tcb_statuses": ["Revoked"]})), weak)
     bad("status-unknown", "An accepted status is one that no vendor says.",
-        policy(("snp", guest | {"tcb_statuses": ["uptodate"]})))
+        policy(("sgx", enclave | {"tcb_statuses": ["uptodate"]})))
     bad("no-code", "An entry names neither measurements nor signers.", policy(("snp", {})), nothing)
-    bad("no-statuses", "An entry accepts no TCB status.", policy(("snp", guest | {"tcb_statuses": []})), nothing)
+    bad("no-statuses", "An entry accepts no TCB status.", policy(("sgx", enclave | {"tcb_statuses": []})), nothing)
     bad("no-roots", "An entry for TPMs names no root.", policy(tpm_entry(roots=[])), nothing)
     bad("measurement-empty", "A measurement is the empty text.", policy(("snp", {"measurements": [""]})))
     bad("measurement-in-capitals", "A measurement is in capitals.", policy(("snp", {"measurements": ["AB" * 48]})))
     bad("measurement-twice", "A measurement is there twice.", policy(("snp", {"measurements": [GUEST, GUEST]})))
-    bad("products-without-signers", "Products are named without signers.", policy(("snp", guest | {"products": [1]})))
+    bad("products-without-signers", "Products are named without signers.", policy(("sgx", enclave | {"products": [1]})))
     bad("svn-as-boolean", "The minimum SVN is true.", policy(("snp", guest | {"min_svn": True})))
     bad("svn-negative", "The minimum SVN is negative.", policy(("snp", guest | {"min_svn": -1})))
     bad("age-of-years", "Evidence may be older than a week.", policy(

@@ -29,6 +29,8 @@ import cases_snp
 import cases_tpm
 from vector_model import ANY, Vector
 
+from strongroom.attest.batch import Inclusion, Single
+
 HERE = Path(__file__).resolve().parent
 MODULES = (
     cases_dcap,
@@ -126,6 +128,7 @@ def case(vector: Vector, names: dict[str, str]) -> dict[str, Any]:
             "nonce": vector.channel.nonce.hex(),
             "keyset": names["keyset.json"],
             "leaf": names["channel-leaf.der"],
+            "batch": _batch(vector.channel.inclusion),
         }
     made["expected"] = {
         "verdict": vector.verdict,
@@ -136,6 +139,13 @@ def case(vector: Vector, names: dict[str, str]) -> dict[str, Any]:
         "claims": dict(vector.claims),
     }
     return made
+
+
+def _batch(inclusion: Inclusion | Single) -> dict[str, Any] | None:
+    """The inclusion proof as answers have it (docs/spec/evidence.md §2.5); null where the evidence answers alone."""
+    if isinstance(inclusion, Single):
+        return None
+    return {"index": inclusion.index, "size": inclusion.size, "path": [one.hex() for one in inclusion.path]}
 
 
 def _json(value: dict[str, Any]) -> bytes:

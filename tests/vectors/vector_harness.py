@@ -18,7 +18,7 @@ from unittest import mock
 from strongroom import attest
 from strongroom.attest import verifiers
 from strongroom.attest.appraise import AnyMeasurement, Asked, Nonce, NoReportData, ReportData, appraise
-from strongroom.attest.batch import Single
+from strongroom.attest.batch import Inclusion, Single
 from strongroom.attest.evidence import NOT_MADE, Evidence, Leaf, Verdict
 from strongroom.attest.policy import Policy, named_policy, parse_policy
 from strongroom.errors import AttestationRefused, Unusable
@@ -133,6 +133,13 @@ def _asked(case: Case) -> Asked:
     raise AssertionError(case["asked"])
 
 
+def _inclusion(stated: Mapping[str, Any] | None) -> Inclusion | Single:
+    """The proof as it arrived, however malformed."""
+    if stated is None:
+        return Single()
+    return Inclusion(stated["index"], stated["size"], tuple(bytes.fromhex(one) for one in stated["path"]))
+
+
 def _connection(case: Case) -> Verdict:
     policy, channel = _policy(case), case["channel"]
     try:
@@ -141,7 +148,7 @@ def _connection(case: Case) -> Verdict:
             policy,  # type: ignore[arg-type]  # AnyMeasurement is refused by `verify`, which a vector shows
             nonce=bytes.fromhex(channel["nonce"]),
             keyset_bytes=case.read(channel["keyset"]),
-            inclusion=Single(),
+            inclusion=_inclusion(channel["batch"]),
             channel=Leaf(case.read(channel["leaf"])),
             endorsements=_endorsements(case),
             now=datetime.fromisoformat(case["at"]),

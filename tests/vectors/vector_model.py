@@ -17,9 +17,14 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
+from fake_amd import CLOUD, MEASUREMENT, PARTS, TCB
+from fake_intel import TD_BODY
 from tee import NOW, Minted
 
+from strongroom.attest.batch import Inclusion, Single
+
 ANY = "UNSAFE_ANY_MEASUREMENT"
+ALONE = Single()
 MUST, STRICT = "must", "strict"
 """Grades: who accepts the vector is broken; or may accept it, for nobody is deceived, and here it is refused all the
 same (`spec` says why)."""
@@ -27,11 +32,14 @@ same (`spec` says why)."""
 
 @dataclass(frozen=True, kw_only=True)
 class Channel:
-    """A connection: the client's nonce, the keyset that came with the evidence, and the certificate that was shown."""
+    """A connection: the client's nonce, the keyset and the inclusion proof that came with the evidence, and the
+    certificate that was shown.
+    """
 
     nonce: bytes
     keyset: bytes
     leaf: bytes
+    inclusion: Inclusion | Single = ALONE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +82,8 @@ class Book:
         self._usual: dict[str, Any] = {}
 
     def section(self, first: int, *, to: int, twin: str = "", **usual: Any) -> None:
-        """Numbers from `first` to `to` come next; `twin` names their genuine vector, `usual` what they share (every
-        vector needs a clause, `spec`).
+        """Numbers from `first` to `to` come next; `twin` names their genuine vector (a vector may name another),
+        `usual` what they share (every vector needs a clause, `spec`).
         """
         assert first >= self._end, "sections are in order"
         self._number, self._end, self._usual = first, to + 1, usual
@@ -85,6 +93,7 @@ class Book:
         assert self._number < self._end, f"{self._folder}: no numbers left for {name}"
         given = self._usual | members
         document, spec = given.pop("document", self._document), given.pop("spec")
+        twin = given.pop("twin", self._twin)
         vector = Vector(
             folder=self._folder,
             number=self._number,
@@ -95,7 +104,7 @@ class Book:
             **({"at": minted.now} | given),
         )
         self._number += 1
-        self._twins.append(self._twin)
+        self._twins.append(twin)
         self.vectors.append(vector)
 
     def accept(self, name: str, title: str, minted: Minted, **members: Any) -> None:
@@ -142,6 +151,52 @@ _SECURITY: dict[str, list[Any]] = {
     "verify_on_load": ["tags", "sha256"],
     "logging": ["no_content"],
 }
+EVALUATION = 20
+"""The number of the fakes' TCB evaluations."""
+_ARCS = {"fmc": "9", "bl": "1", "tee": "2", "snp": "3", "ucode": "8"}
+
+
+def tcb(product: str, **changes: int) -> dict[str, int]:
+    """The parts of the TCB version that the fakes' machines of this product report, some of them changed."""
+    places = PARTS[product]
+    return {part: TCB[product][places[arc]] for part, arc in _ARCS.items() if arc in places} | changes
+
+
+def registers(**changes: list[str] | None) -> dict[str, list[str]]:
+    """RTMR0 to RTMR3 of the fakes' TDs, some of them changed, or left out where None."""
+    usual = {f"rtmr{i}": [TD_BODY.get(f"rtmr{i}", bytes(48)).hex()] for i in range(4)}
+    return {name: values for name, values in (usual | changes).items() if values is not None}
+
+
+def td_launch() -> str:
+    """What Azure's entries name of the fakes' TDs: MRTD, then RTMR0 to RTMR3."""
+    return TD_BODY["mr_td"].hex() + "".join(values[0] for values in registers().values())
+
+
+def _usual(name: str, tee: str) -> dict[str, Any]:
+    """What an entry of the format has to say, and of code that it has none: a vector names that."""
+    intel = {"tcb_statuses": ["UpToDate"], "accepted_advisories": [], "min_evaluation": EVALUATION}
+    amd = {"vmpls": [0], "signing_keys": ["VCEK"], "csp_ids": [], "min_tcb": {"Milan": tcb("Milan")}}
+    code: dict[str, Any] = {"measurements": []}
+    match name:
+        case "sim":
+            return code | {"root": "", "min_svn": 0, "max_evidence_age_s": 300}
+        case "sgx":
+            return code | {"signers": [], "products": [], "min_svn": 0} | intel
+        case "tdx":
+            return code | {"registers": registers()} | intel
+        case "snp":
+            return code | {"signers": [], "min_svn": 0} | amd
+        case "tpm":
+            return {"roots": []}
+        case "nitro":
+            return code | {"signers": [], "max_evidence_age_s": 300}
+    launch = MEASUREMENT.hex() if tee == "snp" else td_launch()
+    return {"tee": tee, "launch_measurements": [launch]} | (amd if tee == "snp" else intel)
+
+
+LENT = {"signing_keys": ["VLEK"], "csp_ids": [CLOUD]}
+"""Members of an entry for guests whose reports a key signs that is lent to the fakes' cloud."""
 
 
 def policy(
@@ -158,29 +213,31 @@ def policy(
     top = {"kind": json.dumps(kind), "expires": expires, "max_verdict_age_s": "3600"}
     lines = [f"{name} = {value}" for name, value in top.items() if name not in leave_out]
     for name, changes in entries:
-        members: dict[str, Any] = {"measurements": [], "min_svn": 0}
-        if name == "sim":
-            members |= {"root": "", "max_evidence_age_s": 300}
-        else:
-            members |= {
-                "signers": [],
-                "products": [],
-                "tcb_statuses": ["UpToDate"],
-                "accepted_advisories": [],
-            }
-            if name not in ("sgx", "tdx"):
-                members["tcb_statuses"] = ["NotReported"]
-            if name == "nitro":
-                members["max_evidence_age_s"] = 300
-            if kind == "development":
-                members["unsafe_accept_debug"] = False
+        members = _usual(name, changes.get("tee", "snp"))
+        if kind == "development" and name != "sim":
+            members["unsafe_accept_debug"] = False
+            if "min_tcb" in members:
+                members["unsafe_accept_migration"] = False
         members |= changes
         lines += ["", f"[[{name}]]"]
-        lines += [f"{k} = {json.dumps(v)}" for k, v in members.items() if v is not None]
+        for member, value in members.items():
+            if isinstance(value, Mapping) and value:
+                lines += [f"{member}.{inner} = {_toml(value[inner])}" for inner in value]
+            elif value is not None:
+                lines.append(f"{member} = {_toml(value)}")
     if "security" not in leave_out:
         accepted = _SECURITY | ({"host_excluded": [True]} if kind == "production" else {})
         if kind == "UNSAFE_SIMULATION":
             accepted = accepted | {"sealing": ["simulated"], "host_excluded": [False]}
         lines += ["", "[security]"]
-        lines += [f"{k} = {json.dumps(v)}" for k, v in (accepted | dict(security or {})).items()]
+        lines += [f"{k} = {_toml(v)}" for k, v in (accepted | dict(security or {})).items()]
     return "\n".join(lines) + "\n" + more
+
+
+def _toml(value: object) -> str:
+    """Tables in line, times without quotes; JSON's strings, numbers and arrays are TOML's."""
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{name} = {_toml(inner)}" for name, inner in value.items()) + " }"
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return json.dumps(value)
