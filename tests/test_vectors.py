@@ -218,8 +218,8 @@ def test_every_member_of_every_entry_is_met_and_missed() -> None:
             made |= {i for requirement in parse_policy(text).requirements for i in requirement.ids()}
     unsafe = {"unsafe_accept_debug", "unsafe_accept_migration"}
     for name, groups in ENTRIES.items():
-        # Releases and an end are the same rule in every format.
-        shared = {"release_keys", "release_product", "min_release_svn", "expires"}
+        # Releases, an end and a look at revocation lists are the same rules in every format that has them.
+        shared = {"release_keys", "release_product", "min_release_svn", "expires", "revocation"}
         members = {m.name for group in groups for m in group.members}
         assert members - stated[name] <= shared, name
         assert stated[name] <= members | unsafe, name

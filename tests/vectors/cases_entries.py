@@ -16,6 +16,7 @@ from datetime import timedelta
 from typing import Any
 
 from cases_azure import CLOUD, TDX, machine
+from cases_snp import crl
 from cases_tpm import TPM
 from fake_amd import AMD, PRODUCTS, TCB
 from fake_azure import VTPM
@@ -361,6 +362,19 @@ def _snp(book: Book) -> None:
                  "measurement_not_accepted", measurements=[], signers=[OTHER_48], twin="snp-signer")
     _snp_products(book)
     _snp_keys(book)
+    _snp_revocation(book)
+
+
+def _snp_revocation(book: Book) -> None:
+    """The demand that AMD's list was looked at."""
+    book.section(525, to=529, twin="snp-revocation", document="docs/policy-entries.md", spec="§[[snp]]")
+    made = snp()
+    listed = made.but(endorsements=(*made.endorsements, ("ark.crl", crl(serials=[5]))))
+    members = {"measurements": [GUEST], "revocation": ["checked"]}
+    entry = Entry(book=book, format="snp", minted=listed, status=NONE, members=members)
+    entry.accept("revocation", "The policy demands a look at the root's revocation list, and one came along.")
+    entry.refuse("revocation-withheld", "The policy demands it, and whoever served the certificates left the list out.",
+                 "revocation", "revocation_not_checked", made)
 
 
 def _snp_products(book: Book) -> None:
@@ -384,7 +398,7 @@ def _snp_products(book: Book) -> None:
 
 def _snp_keys(book: Book) -> None:
     """Keys that sign, and migration by its unsafe name."""
-    book.section(511, to=529, twin="snp-lent-key", document="docs/policy-entries.md", spec="§[[snp]]")
+    book.section(511, to=524, twin="snp-lent-key", document="docs/policy-entries.md", spec="§[[snp]]")
     lent = snp(Machine(kind="VLEK"))
     entry = Entry(book=book, format="snp", minted=lent, status=NONE, members={"measurements": [GUEST]} | LENT)
     entry.accept("lent-key", "A key signed that is lent to a named cloud.")
