@@ -168,3 +168,15 @@ def test_readme_examples_run(tmp_path: Path) -> None:
         done = run(["-c", script])
         assert done.returncode == 0, done.stderr
         assert "SIMULATED" in done.stdout
+
+
+def test_no_file_holds_two_halves_of_a_merge() -> None:
+    """Conflict markers of git are in no text of the repository."""
+    listed = subprocess.run(["git", "ls-files", "-z"], capture_output=True, cwd=REPOSITORY, check=False)
+    if listed.returncode:
+        pytest.skip("not exercised here: not a clone")
+    marks = tuple(mark * 7 + b" " for mark in (b"<", b">"))
+    for name in filter(None, listed.stdout.decode().split("\0")):
+        path = REPOSITORY / name
+        if path.suffix in (".md", ".py", ".toml", ".in", ".lock", "") and path.is_file():
+            assert not any(line.startswith(marks) for line in path.read_bytes().splitlines()), name
