@@ -1,7 +1,10 @@
 """The attester: evidence about the TEE that this code runs in, and the sealing root that the TEE gives it.
 
-The simulated TEE is the only one in this version. Its root is an Ed25519 key in a file of the operator's;
-evidence is signed with it, and the sealing root is derived from it for the very measurement, as a CPU derives
+What every kind of TEE gives (`Attester`), the simulated TEE, and what operators add in files. The hardware is in
+`tee`.
+
+The simulated TEE's root is an Ed25519 key in a file of the operator's; evidence is signed with it, and the sealing
+root is derived from it for the very measurement, as a CPU derives
 an MRENCLAVE key: other code gets another root and cannot open the store. None of it protects anything from
 whoever can read that file.
 """
@@ -10,9 +13,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import stat
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Protocol
@@ -28,12 +32,13 @@ from cryptography.hazmat.primitives.serialization import (
 
 from strongroom import keys
 from strongroom.attest import sim
-from strongroom.attest.evidence import Evidence
+from strongroom.attest.evidence import MAX_ENDORSEMENTS, MAX_EVIDENCE, Evidence
 from strongroom.errors import InvalidConfig
 from strongroom.measure import SECURITY_VERSION
 
 MAX_ROOT_FILE = 4096
 """Bytes of a root key's file; one takes 119."""
+_ENDORSEMENT = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}", re.ASCII)
 
 
 class Attester(Protocol):
@@ -88,6 +93,90 @@ class SimulatedAttester:
     def sealing_root(self) -> keys.SealingRoot:
         """The sealing root of this measurement under this root key."""
         return keys.simulated_root(self.root_key, measurement=self.measurement)
+
+
+@dataclass(frozen=True, slots=True)
+class Stapling:
+    """An attester whose evidence carries the files in a folder of the operator's as endorsements too.
+
+    They are read anew for every piece of evidence, so that whoever fetches fresh collateral only replaces files.
+    Nobody believes them: each is signed by the vendor, and the client verifies that.
+    """
+
+    inner: Attester
+    folder: Path
+
+    @property
+    def format(self) -> str:
+        """The inner one's."""
+        return self.inner.format
+
+    @property
+    def measurement(self) -> str:
+        """The inner one's."""
+        return self.inner.measurement
+
+    def evidence(self, report_data: bytes, *, now: datetime) -> Evidence:
+        """The inner one's evidence, with the files.
+
+        Raises:
+            InvalidConfig: a file cannot be stapled (code `endorsements_unusable`). The inner one's errors.
+        """
+        made = self.inner.evidence(report_data, now=now)
+        return replace(made, endorsements=(*made.endorsements, *self._files(taken=made.endorsements)))
+
+    def sealing_root(self) -> keys.SealingRoot:
+        """The inner one's."""
+        return self.inner.sealing_root()
+
+    def _files(self, *, taken: tuple[tuple[str, bytes], ...]) -> tuple[tuple[str, bytes], ...]:
+        found = []
+        try:
+            for path in sorted(self.folder.iterdir()):
+                if path.name.startswith("."):
+                    continue  # what is being written before it is renamed
+                with path.open("rb") as file:
+                    data = file.read(MAX_EVIDENCE + 1)
+                if _ENDORSEMENT.fullmatch(path.name) is None or not 0 < len(data) <= MAX_EVIDENCE:
+                    raise _unstapled(
+                        f"{path.name!a}: a lower-case name and at most {MAX_EVIDENCE} bytes expected"
+                    )
+                found.append((path.name, data))
+        except OSError as exc:
+            raise _unstapled(f"{self.folder} cannot be read") from exc
+        names = [name for name, _ in (*taken, *found)]
+        if len(names) > MAX_ENDORSEMENTS or len(set(names)) != len(names):
+            raise _unstapled(f"at most {MAX_ENDORSEMENTS} documents, each name once")
+        return tuple(found)
+
+
+def _unstapled(why: str) -> InvalidConfig:
+    return InvalidConfig(f"endorsements: {why}", code="endorsements_unusable")
+
+
+def load_operator_key(path: Path) -> keys.SealingRoot:
+    """Returns the sealing root of the operator's key in the file `path`: 64 hex digits, mode 0600.
+
+    Raises:
+        InvalidConfig: no such key, or others can read it (code `operator_key_unusable`).
+    """
+    try:
+        with path.open("rb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            text = file.read(MAX_ROOT_FILE)
+    except OSError as exc:
+        raise InvalidConfig(
+            f"operator key {path.name}: cannot be read", code="operator_key_unusable"
+        ) from exc
+    if mode & 0o077:
+        message = f"operator key {path.name}: mode {mode:04o} lets others at the key; expected 0600"
+        raise InvalidConfig(message, code="operator_key_unusable")
+    if re.fullmatch(rb"[0-9a-f]{64}\n?", text) is None or not int(text, 16):
+        raise InvalidConfig(
+            f"operator key {path.name}: expected 64 lower-case hex digits (openssl rand -hex 32)",
+            code="operator_key_unusable",
+        )
+    return keys.operator_root(bytes.fromhex(text.decode("ascii")))
 
 
 def root_digest(root_key: Ed25519PrivateKey) -> str:

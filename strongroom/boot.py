@@ -13,11 +13,11 @@ import os
 import resource
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from strongroom import config
+from strongroom import config, platforms
 from strongroom.attest.keyset import SecurityConfiguration
 from strongroom.config import Config
 from strongroom.errors import Error, Failure, InvalidConfig, Refused, Unavailable, Unusable
@@ -56,6 +56,7 @@ def prepare(room: Mapping[str, Any], imports: MeasuredImports) -> Boot:
     folders = [str(folder) for folder in room["paths"]]
     path = Path(room["config"]) if room["config"] is not None else None
     settings = config.load(path, variables=config.environment(), base=Path(room["base"]))
+    settings = replace(settings, platform=platforms.resolve(settings.platform))
     preload = preload_digests(settings)
     measurement = _measure(settings, preload, folders)
     imports.admit(dict(measurement.files))
@@ -96,10 +97,16 @@ def harden() -> None:
 
 
 def security_configuration(settings: Config) -> SecurityConfiguration:
-    """The attested configuration that a server with these settings runs with."""
+    """The attested configuration that a server with these settings runs with.
+
+    Raises:
+        InvalidConfig: `platform = "auto"`, and there is no TEE (code `platform_not_found`).
+    """
+    name = platforms.resolve(settings.platform)
+    platform = platforms.PLATFORMS[name]
     return SecurityConfiguration(
-        sealing="simulated",
-        host_excluded=False,
+        sealing=settings.sgx.seal_to if name == "sgx" else platform.sealing,
+        host_excluded=platform.host_excluded,
         isolation="in_process",
         sandbox=(),
         admission="structural",

@@ -414,23 +414,27 @@ def serve(config_path: Path | None) -> None:
 def measure(config_path: Path | None, as_json: bool) -> None:
     """Print the measurement that a server with this configuration will have; works without a server.
 
-    Where the simulated root key of that configuration exists, says which root it is: `policy init` wants both.
+    For the simulated TEE this is what its evidence states, and where the simulated root key of that configuration
+    exists, says which root it is: `policy init` wants both. Evidence of hardware states what the hardware measured.
     """
     from strongroom.config import load_config
+    from strongroom.platforms import SIMULATED, resolve
     from strongroom.server import planned_measurement
 
     settings = load_config(config_path)
-    _note_simulated()
+    simulated = resolve(settings.platform) == SIMULATED
+    if simulated:
+        _note_simulated()
     measurement = planned_measurement(settings)
-    root = _simulated_root(settings.root_key_path)
+    root = _simulated_root(settings.root_key_path) if simulated else None
     if as_json:
-        facts = {"measurement": measurement.digest, "root": root, "simulated": True}
+        facts = {"measurement": measurement.digest, "root": root, "simulated": simulated}
         show_json({**facts, "document": measurement.document})
         return
     click.echo(measurement.digest)
     if root is not None:
         click.echo(f"simulated root {root}", err=True)
-    note_simulated(True)
+    note_simulated(simulated)
 
 
 def _simulated_root(path: Path) -> str | None:
@@ -451,23 +455,26 @@ def _simulated_root(path: Path) -> str | None:
 def check(ctx: click.Context, config_path: Path | None, as_json: bool) -> None:
     """Open the store of a stopped server and check every file in it, its tags and its SHA-256."""
     from strongroom.config import load_config
+    from strongroom.platforms import SIMULATED, resolve
     from strongroom.server import check_store
 
     settings = load_config(config_path)
-    _note_simulated()
+    simulated = resolve(settings.platform) == SIMULATED
+    if simulated:
+        _note_simulated()
     results = check_store(settings)
     failed = [result for result in results if not result.passed]
     if as_json:
         listed = [
             {"subject": r.subject, "passed": r.passed, "code": r.code, "detail": r.detail} for r in results
         ]
-        show_json({"passed": not failed, "results": listed, "simulated": True})
+        show_json({"passed": not failed, "results": listed, "simulated": simulated})
     else:
         for result in results:
             word = "PASS" if result.passed else "FAIL"
             click.echo(f"{word}  {result.subject}  {result.detail}".rstrip())
         click.echo(f"{len(results)} checked, {len(failed)} failed")
-        note_simulated(True)
+        note_simulated(simulated)
     ctx.exit(EXIT_REFUSED if failed else EXIT_OK)
 
 

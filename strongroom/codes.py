@@ -171,6 +171,12 @@ CODES: dict[str, str] = {
     "policy_unknown_name": "No embedded policy goes by this name.",
     # measurement and attester
     "measurement_impossible": "A dependency is missing, or a file of the code cannot be measured.",
+    "platform_not_found": "The machine is not the platform that the settings name, or `auto` found no TEE.",
+    "attester_unavailable": "The platform did not answer when it was asked for evidence; try again.",
+    "attester_malformed": "The platform's interface does not keep to its documents.",
+    "sealing_root_unavailable": "The platform gives this code no key to seal with.",
+    "operator_key_unusable": "The operator's sealing key is no such key, or others can read it.",
+    "endorsements_unusable": "A file in the folder of endorsements cannot be stapled.",
     "root_key_missing": "There is a store, but not the simulated root key that it was sealed under.",
     "root_key_unusable": "The simulated root key's file is no such key, or others can read it.",
     # attestation: documents

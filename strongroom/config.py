@@ -177,6 +177,30 @@ class Simulated:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sgx:
+    """`[sgx]`: an enclave of Gramine's. The choice is attested, as the sealing class."""
+
+    seal_to: str = _setting(
+        "measurement",
+        "What stored models are bound to: exactly this enclave (MRENCLAVE), or every enclave of its signer "
+        "(MRSIGNER), which survives updates and trusts whatever the signer signs.",
+        choices=("measurement", "signer"),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tdx:
+    """`[tdx]`: a trust domain. TDX gives no key to seal with, so the sealing class is `operator`."""
+
+    operator_key: str = _setting(
+        "",
+        "File with 64 hex digits (`openssl rand -hex 32`), mode 0600, from which every sealing key is derived. "
+        "It protects nothing from whoever reads it. Empty: `operator-key` in `state_dir`.",
+        unit="path",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Security:
     """`[security]`: attested. Clients see these in the keyset, and their policies can rule on them."""
 
@@ -213,7 +237,12 @@ class Preload:
 class Config:
     """Everything a server is told. `load` makes one; paths in it are absolute."""
 
-    platform: str = _setting("simulated", "The TEE this server runs in.", choices=("simulated",))
+    platform: str = _setting(
+        "auto",
+        "The TEE this server runs in. `auto` finds SGX (Gramine), TDX or SEV-SNP, or refuses to start: the "
+        "simulated TEE, which protects nothing from the host, has to be asked for.",
+        choices=("auto", "sgx", "tdx", "snp", "simulated"),
+    )
     bind: str = _setting(
         "127.0.0.1:8443", "Address and port to listen on; port 0 takes a free one.", unit="host:port"
     )
@@ -224,6 +253,12 @@ class Config:
         ("localhost", "127.0.0.1", "::1"),
         "Names and addresses in the TLS certificate, besides that of `bind`.",
         unit="list",
+    )
+    endorsements: str = _setting(
+        "",
+        "Folder whose files (DCAP bundle, certificates, release manifests) are stapled to the evidence, so that "
+        "clients need not fetch them; read anew each time. Empty: none.",
+        unit="path",
     )
     epoch_s: int = _setting(
         43_200,
@@ -237,6 +272,8 @@ class Config:
     )
     limits: Limits = field(default_factory=Limits)
     simulated: Simulated = field(default_factory=Simulated)
+    sgx: Sgx = field(default_factory=Sgx)
+    tdx: Tdx = field(default_factory=Tdx)
     security: Security = field(default_factory=Security)
     preload: tuple[Preload, ...] = ()
 
@@ -254,6 +291,16 @@ class Config:
     def root_key_path(self) -> Path:
         """The simulated TEE's root key."""
         return Path(self.simulated.root_key) if self.simulated.root_key else self.state_path / "sim-root.pem"
+
+    @property
+    def endorsements_path(self) -> Path:
+        """The folder of endorsements; only where there is one."""
+        return Path(self.endorsements)
+
+    @property
+    def operator_key_path(self) -> Path:
+        """The operator's sealing key, where the platform gives none."""
+        return Path(self.tdx.operator_key) if self.tdx.operator_key else self.state_path / "operator-key"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -284,6 +331,8 @@ _SECTIONS: Final[dict[str, type]] = {
     "": Config,
     "limits": Limits,
     "simulated": Simulated,
+    "sgx": Sgx,
+    "tdx": Tdx,
     "security": Security,
     "preload": Preload,
 }
@@ -333,7 +382,7 @@ def load(path: Path | None, *, variables: Mapping[str, str], base: Path) -> Conf
     for name in document.keys() - {entry.name for entry in fields(Config)}:
         raise InvalidConfig(f"unknown setting {name!r}", code="config_unknown_setting")
     chosen: dict[str, dict[str, Any]] = {section: {} for section in _SECTIONS}
-    for section in ("", "limits", "simulated", "security"):
+    for section in (name for name in _SECTIONS if name != "preload"):
         table = (
             {k: v for k, v in document.items() if k not in _SECTIONS}
             if not section
@@ -349,6 +398,8 @@ def load(path: Path | None, *, variables: Mapping[str, str], base: Path) -> Conf
         **chosen[""],
         limits=Limits(**chosen["limits"]),
         simulated=Simulated(**chosen["simulated"]),
+        sgx=Sgx(**chosen["sgx"]),
+        tdx=Tdx(**chosen["tdx"]),
         security=Security(**chosen["security"]),
         preload=_preload(document.get("preload", []), folder),
     )

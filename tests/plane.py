@@ -23,9 +23,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from onnx import TensorProto, helper, numpy_helper
 
 from strongroom.attester import SimulatedAttester, root_digest
+from strongroom.attesters import Machine
 from strongroom.boot import security_configuration
 from strongroom.config import Config, Limits, Security
 from strongroom.epochs import Epochs, Origin
+from strongroom.platforms import PLATFORMS
 from strongroom.rest import Rest
 from strongroom.runner import Preloaded
 from strongroom.server import _service, _wire_limits
@@ -118,6 +120,7 @@ def plane(
 ) -> Iterator[World]:
     """A world over the store in `folder`; the same folder again means the same store."""
     settings = Config(
+        platform="simulated",
         state_dir=str(folder),
         limits=replace(Limits(), **(limits or {})),
         security=Security(anonymous_upload=anonymous_upload, verify_on_load=verify_on_load),
@@ -132,14 +135,15 @@ def plane(
     )
     origin = Origin(
         attester=attester,
-        root=root_digest(ROOT_KEY),
+        roots=(root_digest(ROOT_KEY),),
         security=security,
         store_id=store.store_id,
         hosts=("localhost",),
         lifetime_s=3600,
     )
     epochs = Epochs(origin, now=lambda: datetime.now(UTC))
-    service = _service(settings, store, attester, preloaded)
+    here = Machine(platform=PLATFORMS["simulated"], attester=attester, roots=origin.roots, says=())
+    service = _service(settings, store, here, preloaded)
     rest = Rest(
         service,
         wire=_wire_limits(settings),

@@ -21,9 +21,17 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
-from strongroom.attest.evidence import Claims
+from strongroom.attest.evidence import MAX_ENDORSEMENTS, MAX_EVIDENCE, Claims
 from strongroom.attest.sim import examine_sim
-from strongroom.attester import MAX_ROOT_FILE, Attester, SimulatedAttester, load_or_create_root, root_digest
+from strongroom.attester import (
+    MAX_ROOT_FILE,
+    Attester,
+    SimulatedAttester,
+    Stapling,
+    load_operator_key,
+    load_or_create_root,
+    root_digest,
+)
 from strongroom.errors import InvalidConfig, MalformedInput
 from strongroom.measure import SECURITY_VERSION
 
@@ -167,3 +175,84 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(InvalidConfig):
         load_or_create_root(tmp_path / "sim-root.pem")
+
+
+# What operators add in files
+
+
+def stapling(folder: Path) -> Stapling:
+    """The simulated TEE with a folder of endorsements."""
+    return Stapling(attester(), folder)
+
+
+def test_files_of_the_folder_are_stapled_and_read_anew(tmp_path: Path) -> None:
+    """In the order of their names; one that is being written (a dot file) is passed over."""
+    (tmp_path / "b.json").write_bytes(b"2")
+    (tmp_path / "a.der").write_bytes(b"1")
+    (tmp_path / ".a.der.new").write_bytes(b"half")
+    source = stapling(tmp_path)
+    assert source.evidence(bytes(range(64)), now=NOW).endorsements == (("a.der", b"1"), ("b.json", b"2"))
+    (tmp_path / "a.der").write_bytes(b"fresh")
+    assert source.evidence(bytes(range(64)), now=NOW).endorsements[0] == ("a.der", b"fresh")
+    assert (source.format, source.measurement) == ("sim", MEASUREMENT)
+    assert source.sealing_root().sealed_for == MEASUREMENT
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"Upper.json": b"x"},
+        {"empty": b""},
+        {"large": bytes(MAX_EVIDENCE + 1)},
+        {f"n{i}": b"x" for i in range(MAX_ENDORSEMENTS + 1)},
+    ],
+    ids=["name", "empty", "large", "many"],
+)
+def test_what_no_client_would_read_is_not_stapled(files: dict[str, bytes], tmp_path: Path) -> None:
+    """The operator is told, instead of every client."""
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(InvalidConfig) as caught:
+        stapling(tmp_path).evidence(bytes(range(64)), now=NOW)
+    assert caught.value.code == "endorsements_unusable"
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    """A misspelt folder would be no endorsements."""
+    with pytest.raises(InvalidConfig) as caught:
+        stapling(tmp_path / "absent").evidence(bytes(range(64)), now=NOW)
+    assert caught.value.code == "endorsements_unusable"
+
+
+def test_the_operators_key_names_itself_without_showing_itself(tmp_path: Path) -> None:
+    """The same key gives the same root; `sealed_for` is a digest of something derived."""
+    path = tmp_path / "operator-key"
+    path.write_text("0f" * 32 + "\n")
+    path.chmod(0o600)
+    root = load_operator_key(path)
+    assert root.sealing_class == "operator"
+    assert root.secret == load_operator_key(path).secret != bytes.fromhex("0f" * 32)
+    assert root.sealed_for not in (hashlib.sha256(bytes.fromhex("0f" * 32)).hexdigest(), "0f" * 32)
+
+
+@pytest.mark.parametrize(
+    ("text", "mode"),
+    [
+        ("0f" * 31, 0o600),
+        ("0F" * 32, 0o600),
+        ("0f" * 32 + "\n\n", 0o600),
+        ("00" * 32, 0o600),
+        ("", 0o600),
+        ("0f" * 32, 0o640),
+    ],
+)
+def test_a_file_that_is_no_operators_key_is_refused(text: str, mode: int, tmp_path: Path) -> None:
+    """Too short, another spelling, zeros, readable by others."""
+    path = tmp_path / "operator-key"
+    path.write_text(text)
+    path.chmod(mode)
+    with pytest.raises(InvalidConfig) as caught:
+        load_operator_key(path)
+    assert caught.value.code == "operator_key_unusable"
+    with pytest.raises(InvalidConfig):
+        load_operator_key(tmp_path / "absent")
