@@ -21,6 +21,7 @@ from strongroom.calls import printable
 from strongroom.cli_appraise import appraise
 from strongroom.cli_policy import policy
 from strongroom.cli_release import release
+from strongroom.cli_tpm import tpm
 from strongroom.errors import AttestationRefused, Error, InvalidConfig, InvalidRequest
 from strongroom.terminal import (
     EXIT_BUG,
@@ -119,6 +120,7 @@ def main() -> None:
 main.add_command(policy)
 main.add_command(appraise)
 main.add_command(release)
+main.add_command(tpm)
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 _timeout_option = click.option(

@@ -22,24 +22,34 @@ from strongroom.errors import InvalidConfig
 
 AUTO: Final = "auto"
 SIMULATED: Final = "simulated"
+TPM: Final = "tpm"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Platform:
     """What a platform is. `sealing`: what its sealing root is bound to, unless a setting chooses another class.
-    `host_excluded`: whether its evidence shows that the host cannot read the memory.
+    `host_excluded`: whether its evidence shows that the host cannot read the memory. `requirements`: distributions
+    that only servers on it need.
     """
 
     title: str
     format: str
     sealing: str
     host_excluded: bool
+    requirements: tuple[str, ...] = ()
 
 
 PLATFORMS: Final[Mapping[str, Platform]] = {
     "sgx": Platform(title="Intel SGX under Gramine", format="sgx", sealing="measurement", host_excluded=True),
     "tdx": Platform(title="Intel TDX", format="tdx", sealing="operator", host_excluded=True),
     "snp": Platform(title="AMD SEV-SNP", format="snp", sealing="measurement", host_excluded=True),
+    TPM: Platform(
+        title="TPM 2.0: measures the start, hides no memory from the host",
+        format="tpm",
+        sealing="measurement",
+        host_excluded=False,
+        requirements=("tpm2-pytss",),
+    ),
     SIMULATED: Platform(
         title="SIMULATED TEE: protects nothing from the host",
         format="sim",

@@ -35,7 +35,6 @@ import uvicorn
 from starlette.types import Scope
 
 from strongroom import boot, models
-from strongroom.attester import Attester
 from strongroom.attesters import Machine, machine
 from strongroom.boot import Boot, planned_measurement
 from strongroom.config import Config, Preload
@@ -81,16 +80,17 @@ def check_store(settings: Config) -> tuple[CheckResult, ...]:
     """
     if not _store_path(settings).is_dir():
         raise InvalidConfig(f"there is no store in {settings.state_dir}", code="config_unreadable")
-    here = _machine(settings, planned_measurement(settings).digest)
-    with _open_store(settings, here.attester) as store:
+    here = _machine(settings, planned_measurement(settings).digest, launched="")
+    with contextlib.closing(here), _open_store(settings, here) as store:
         return store.check()
 
 
 async def _serve(ready: Boot) -> None:
     settings = ready.settings
-    here = _machine(settings, ready.measurement.digest)
+    here = _machine(settings, ready.measurement.digest, launched=ready.launched)
     with contextlib.ExitStack() as stack:
-        store = stack.enter_context(_open_store(settings, here.attester))
+        stack.callback(here.close)
+        store = stack.enter_context(_open_store(settings, here))
         _sweep_rooms(settings.state_path, keep=ready.room)
         measured = dict(ready.preload)
         preloaded = tuple(
@@ -197,21 +197,22 @@ async def _rotate(epochs: Epochs) -> None:
 # Parts
 
 
-def _open_store(settings: Config, attester: Attester) -> Store:
+def _open_store(settings: Config, here: Machine) -> Store:
     digest = boot.security_configuration(settings).digest()
     settings.state_path.mkdir(mode=0o700, parents=True, exist_ok=True)
     return Store.open(
         _store_path(settings),
-        root=attester.sealing_root(),
+        root=here.attester.sealing_root(),
         security_digest=digest,
+        anchor=here.anchor,
         now=lambda: int(time.time()),
     )
 
 
-def _machine(settings: Config, measurement: str) -> Machine:
+def _machine(settings: Config, measurement: str, *, launched: str) -> Machine:
     store = _store_path(settings)
     exists = store.is_dir() and any(store.iterdir())
-    return machine(settings, measurement=measurement, store_exists=exists)
+    return machine(settings, measurement=measurement, store_exists=exists, launched=launched)
 
 
 def _store_path(settings: Config) -> Path:
@@ -287,6 +288,7 @@ def _service(settings: Config, store: Store, here: Machine, preloaded: tuple[Pre
         store=store,
         runner=runner,
         attester=here.attester,
+        activate=here.activate,
         nonces=NonceBook(clock=time.monotonic, random=secrets.token_bytes),
         preloaded=tuple(entry.model for entry in preloaded),
         anonymous_upload=settings.security.anonymous_upload,

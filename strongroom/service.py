@@ -42,14 +42,14 @@ from strongroom.oip import InferRequest
 from strongroom.runner import Encode, Runner
 from strongroom.store import ModelVersion, Store, Upload
 from strongroom.tokens import Action, NonceBook, Principal, check_token
-from strongroom.traffic import Arrival, Budget, Lane, Rate, Slots
+from strongroom.traffic import Arrival, Budget, Lane, Rate, Slots, pieces
 
 ERASURE: Final = "not_against_host_copies"
 """What deleting promises: a host that kept an old copy of the store can bring the model back."""
 DEFAULT_SEED_NAME: Final = "iris-classifier"
 """Name of a model uploaded through `/model/upload` without `?name=`."""
-PIECE: Final = 1 << 20
-"""Bytes of an upload that are sealed and written at a time."""
+MAX_CREDENTIAL: Final = 4096
+"""Bytes of a request for credential activation; one takes about 800."""
 
 _NAME: Final = re.compile(r"[A-Za-z0-9._-]+")
 _EMPTY: Final = hashlib.sha256(b"").hexdigest()
@@ -160,6 +160,7 @@ class Service:
         store: Store,
         runner: Runner,
         attester: Attests,
+        activate: Callable[[bytes, bytes], bytes],
         nonces: NonceBook,
         preloaded: tuple[ModelVersion, ...],
         anonymous_upload: bool,
@@ -173,6 +174,7 @@ class Service:
         self._store = store
         self._runner = runner
         self._attester = attester
+        self._activate = activate
         self._preloaded = {model.name: model for model in preloaded}
         self._anonymous_upload = anonymous_upload
         self._clocks = clocks
@@ -211,6 +213,23 @@ class Service:
         data = report_data(nonce=nonce, keyset_bytes=call.epoch.keyset_bytes)
         evidence = await self._evidence_lane.run(self._attester.evidence, data, now=self._clocks.now())
         return encode_answer(EvidenceAnswer(evidence=evidence, keyset=call.epoch.keyset_bytes))
+
+    async def activate(
+        self, call: Call, *, body: Body, parse: Callable[[bytes], tuple[bytes, bytes]]
+    ) -> bytes:
+        """The secret of a credential that was made for this server's TPM (docs/spec/tpm.md §7). It has the rate and
+        the lane of evidence.
+
+        Raises:
+            NotFound: the platform is no TPM (code `activation_unsupported`).
+            InvalidRequest: the credential is for others. MalformedInput, Unavailable: see `parse` and `evidence`.
+        """
+        self._evidence_rate.take(call.address)
+        arrival, data = self._arrival(MAX_CREDENTIAL), b""
+        async for chunk in body:
+            arrival.take(len(chunk))
+            data += chunk
+        return await self._evidence_lane.run(self._activate, *parse(data))
 
     # Looking
 
@@ -474,7 +493,7 @@ class Service:
         upload: Upload | None = None
         size = 0
         try:
-            async for piece in _pieces(body, self._arrival(self.limits.model_bytes)):
+            async for piece in pieces(body, self._arrival(self.limits.model_bytes)):
                 if upload is None:
                     upload, format = await self._begin(intent, piece)
                 await self._disk.run(upload.write, piece)
@@ -570,16 +589,3 @@ def _check_expected(model: ModelVersion, sha256: str | None) -> None:
 
 def _empty_body() -> InvalidRequest:
     return InvalidRequest("expected a model, got zero bytes", code="body_empty")
-
-
-async def _pieces(body: Body, arrival: Arrival) -> AsyncIterator[bytearray]:
-    """The body in pieces of `PIECE` bytes or more, but for the last: the first shows the format."""
-    piece = bytearray()
-    async for chunk in body:
-        arrival.take(len(chunk))
-        piece += chunk
-        if len(piece) >= PIECE:
-            yield piece
-            piece = bytearray()
-    if piece:
-        yield piece

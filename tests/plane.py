@@ -22,8 +22,9 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from onnx import TensorProto, helper, numpy_helper
 
+from strongroom.anchor import UNANCHORED
 from strongroom.attester import SimulatedAttester, root_digest
-from strongroom.attesters import Machine
+from strongroom.attesters import Machine, no_activation
 from strongroom.boot import security_configuration
 from strongroom.config import Config, Limits, Security
 from strongroom.epochs import Epochs, Origin
@@ -131,6 +132,7 @@ def plane(
         folder / "store",
         root=attester.sealing_root(),
         security_digest=security.digest(),
+        anchor=UNANCHORED,
         now=lambda: int(time.time()),
     )
     origin = Origin(
@@ -142,7 +144,15 @@ def plane(
         lifetime_s=3600,
     )
     epochs = Epochs(origin, now=lambda: datetime.now(UTC))
-    here = Machine(platform=PLATFORMS["simulated"], attester=attester, roots=origin.roots, says=())
+    here = Machine(
+        platform=PLATFORMS["simulated"],
+        attester=attester,
+        roots=origin.roots,
+        says=(),
+        anchor=UNANCHORED,
+        activate=no_activation,
+        close=lambda: None,
+    )
     service = _service(settings, store, here, preloaded)
     rest = Rest(
         service,

@@ -52,7 +52,7 @@ def test_every_setting_can_be_set_in_the_file_and_by_its_variable(tmp_path: Path
         loaded = load(tmp_path, text)
         assert _get(loaded, setting) == value, setting.key
         variable = (
-            ",".join(value)
+            ",".join(map(str, value))
             if isinstance(value, tuple)
             else str(value).lower()
             if isinstance(value, bool)
@@ -74,7 +74,7 @@ def _other_value(setting: config.Setting) -> tuple[object, str]:
     if isinstance(default, int):
         return setting.low, str(setting.low)
     if isinstance(default, tuple):
-        return ("a.example",), '["a.example"]'
+        return ((0, 15), "[15, 0]") if isinstance(default[0], int) else (("a.example",), '["a.example"]')
     if setting.choices:
         return setting.choices[-1], f'"{setting.choices[-1]}"'
     value = "[::1]:0" if setting.unit == "host:port" else "/somewhere"
