@@ -138,7 +138,7 @@ class TpmAttester:
                 f"PCR {plan.code_pcr} is not what the launcher leaves behind for this code",
                 code="tpm_launch_unmeasured",
             )
-        blob = _read(plan.root_file, pcrs=plan.quoted)
+        blob = read_root(plan.root_file, pcrs=plan.quoted)
         if blob is not None:
             return _root(self._device.unseal(blob, plan.quoted), plan)
         if plan.store_exists:
@@ -196,7 +196,12 @@ def _digest(text: str) -> bytes:
     return bytes.fromhex(text)
 
 
-def _read(path: Path, *, pcrs: tuple[int, ...]) -> SealedBlob | None:
+def read_root(path: Path, *, pcrs: tuple[int, ...]) -> SealedBlob | None:
+    """The sealed root in a file, None where there is none.
+
+    Raises:
+        SealRefused: it is not of its form, or sealed to other PCRs (code `tpm_blob_foreign`).
+    """
     with disk.faults("read the sealed root"):
         data = disk.read_small(path, limit=_MAX_FILE)
     if data is None:
