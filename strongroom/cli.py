@@ -480,5 +480,19 @@ def check(ctx: click.Context, config_path: Path | None, as_json: bool) -> None:
     ctx.exit(EXIT_REFUSED if failed else EXIT_OK)
 
 
+@main.command()
+@_json_option
+def doctor(as_json: bool) -> None:
+    """Say what this machine offers a server, what is missing, and how to get it. Asks nobody and changes nothing."""
+    from strongroom.doctor import here
+    from strongroom.terminal import show_findings
+
+    report = here()
+    if as_json:
+        show_json({"platform": report.platform, "findings": [f.to_json() for f in report.findings]})
+    else:
+        show_findings(report)
+
+
 if __name__ == "__main__":
     main()
