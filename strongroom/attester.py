@@ -12,6 +12,7 @@ whoever can read that file.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import secrets
@@ -214,9 +215,24 @@ def _create(path: Path) -> None:
             os.fsync(file.fileno())
         # Unlike a rename, a link never replaces: whoever came first made the key.
         with contextlib.suppress(FileExistsError):
-            os.link(temporary, path)
+            _link(temporary, path, pem)
     finally:
         temporary.unlink()
+
+
+def _link(temporary: Path, path: Path, pem: bytes) -> None:
+    """Gives the file its name. A library OS has no links: there it is made in its place, and a second process that
+    reads it half is refused, for then it is no key.
+    """
+    try:
+        os.link(temporary, path)
+    except OSError as exc:
+        if exc.errno != errno.ENOSYS:
+            raise
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(pem)
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def _load(path: Path) -> Ed25519PrivateKey:

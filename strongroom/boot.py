@@ -8,6 +8,7 @@ Only then does `server` import what it needs and any secret come to exist.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import resource
 import sys
@@ -84,7 +85,8 @@ def report(error: Error) -> int:
 def harden() -> None:
     """No core dumps, not dumpable (nor readable by debuggers of the same user), no new privileges.
 
-    The last two are Linux's; on macOS only core dumps are off.
+    The last two are Linux's; on macOS only core dumps are off. A library OS that has no prctl (ENOSYS) has no other
+    processes that could look in either: the TEE around it is what keeps them out.
 
     Raises:
         Failure: the system does not let us (code `start_refused`).
@@ -94,7 +96,7 @@ def harden() -> None:
     if sys.platform == "linux":
         libc = ctypes.CDLL(None, use_errno=True)
         for option, value in ((_PR_SET_DUMPABLE, 0), (_PR_SET_NO_NEW_PRIVS, 1)):
-            if libc.prctl(option, value, 0, 0, 0) != 0:
+            if libc.prctl(option, value, 0, 0, 0) != 0 and ctypes.get_errno() != errno.ENOSYS:
                 raise Failure(f"prctl: error {ctypes.get_errno()}", code="start_refused")
 
 
