@@ -201,7 +201,7 @@ def main(arguments: list[str]) -> int:
         serve(arguments[1] if arguments else None)
     except Error as error:
         sys.stderr.write(f"strongroom: {error.message} [{error.code}]\n")
-        return 20
+        return 1 if isinstance(error, Failure) else 20
 
 
 if __name__ == "__main__":

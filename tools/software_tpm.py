@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -73,21 +74,28 @@ class SoftwareTpm:
         return self._ca / "issuercert.pem"
 
     def start(self) -> None:
-        """Switches it on."""
-        self._port = _two_free_ports()
-        words = [
-            "swtpm", "socket", "--tpm2", "--tpmstate", f"dir={self.state}",
-            "--server", f"type=tcp,port={self._port},bindaddr=127.0.0.1,disconnect",
-            "--ctrl", f"type=tcp,port={self._port + 1},bindaddr=127.0.0.1",
-            "--flags", "not-need-init,startup-clear",
-        ]  # fmt: skip
-        self._process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._port + 1), 1):
+        """Switches it on; on other ports where somebody was quicker."""
+        for _ in range(5):
+            self._port = _two_free_ports()
+            words = [
+                "swtpm", "socket", "--tpm2", "--tpmstate", f"dir={self.state}",
+                "--server", f"type=tcp,port={self._port},bindaddr=127.0.0.1,disconnect",
+                "--ctrl", f"type=tcp,port={self._port + 1},bindaddr=127.0.0.1",
+                "--flags", "not-need-init,startup-clear",
+            ]  # fmt: skip
+            self._process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            if self._listens(self._process):
                 return
-            time.sleep(0.02)
+            self.stop()
         raise RuntimeError("swtpm does not listen")
+
+    def _listens(self, process: subprocess.Popen[bytes]) -> bool:
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline and process.poll() is None:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._port + 1), 1):
+                return process.poll() is None
+            time.sleep(0.02)
+        return False
 
     def stop(self) -> None:
         """Switches it off."""
@@ -113,11 +121,12 @@ def software_tpm(folder: Path) -> Iterator[SoftwareTpm]:
 
 
 def _two_free_ports() -> int:
-    """The first of two neighbouring ports that nobody has: the control channel is the one above."""
+    """The first of two neighbouring ports that nobody has: the control channel is the one above. Below the range from
+    which systems take ports for outgoing connections, so that none of those comes in between.
+    """
     while True:
-        with socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", 0))
-            port: int = first.getsockname()[1]
-            with contextlib.suppress(OSError, OverflowError):
-                second.bind(("127.0.0.1", port + 1))
-                return port
+        port = secrets.SystemRandom().randrange(20_000, 32_000)
+        with socket.socket() as first, socket.socket() as second, contextlib.suppress(OSError):
+            first.bind(("127.0.0.1", port))
+            second.bind(("127.0.0.1", port + 1))
+            return port

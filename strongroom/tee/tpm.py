@@ -78,7 +78,7 @@ class TpmAttester:
     format = "tpm"
 
     def __init__(self, device: Device, plan: Plan) -> None:
-        """Gets the root, and caps the PCR whether it did or not.
+        """Gets the root, and caps the PCR whether it did or not (but for a process that no launcher started).
 
         Raises:
             SealRefused: something else was measured at this start (codes `tpm_launch_unmeasured`,
@@ -87,8 +87,10 @@ class TpmAttester:
             Failure: the TPM fails (code `tpm_failed`).
         """
         self._device, self._plan = device, plan
+        # Before anything is asked of the TPM: `strongroom check` must not spend the one start that there is.
+        before = _digest(plan.launched)
         try:
-            self._root = self._open()
+            self._root = self._open(before)
         finally:
             device.extend(plan.code_pcr, CAP)
         self._values = device.read_pcrs(plan.quoted)
@@ -130,9 +132,9 @@ class TpmAttester:
         """See `Device.activate`."""
         return self._device.activate(credential, encrypted_secret)
 
-    def _open(self) -> keys.SealingRoot:
+    def _open(self, before: bytes) -> keys.SealingRoot:
         plan, values = self._plan, self._device.read_pcrs(self._plan.quoted)
-        expected = extended(_digest(plan.launched), code_event(plan.measurement))
+        expected = extended(before, code_event(plan.measurement))
         if not hmac.compare_digest(values[plan.code_pcr], expected):
             raise SealRefused(
                 f"PCR {plan.code_pcr} is not what the launcher leaves behind for this code",
@@ -190,7 +192,8 @@ def _nv_secret(root: keys.SealingRoot) -> bytes:
 def _digest(text: str) -> bytes:
     if len(text) != 64:
         raise SealRefused(
-            "this process was not started by the launcher, so the TPM was not told of its code",
+            "on a TPM the store opens for a server's measured start alone, and this process was not started by the "
+            "launcher",
             code="tpm_launch_unmeasured",
         )
     return bytes.fromhex(text)

@@ -201,6 +201,22 @@ def test_a_start_that_fails_caps_as_well(device: Device, tmp_path: Path) -> None
 
 @live
 @pytest.mark.slow
+@pytest.mark.parametrize("launched", ["", "00" * 31])
+def test_a_process_that_no_launcher_started_does_not_spend_the_start(
+    launched: str, device: Device, tmp_path: Path
+) -> None:
+    """`strongroom check` before the server: refused, and the register is as it was."""
+    made = plan(tmp_path, device)
+    before = device.read_pcrs((13,))
+    with pytest.raises(SealRefused) as caught:
+        TpmAttester(device, replace(made, launched=launched))
+    assert caught.value.code == "tpm_launch_unmeasured"
+    assert device.read_pcrs((13,)) == before
+    TpmAttester(device, made)
+
+
+@live
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "spoil",
     [
