@@ -71,7 +71,11 @@ UNANCHORED: Final = Unanchored()
 
 
 class Digests:
-    """The table above, over two digests that somebody keeps: `load` and `save` are the keeper's."""
+    """The table above, over two digests that somebody keeps: `load` and `save` are the keeper's. `advice`: what ends
+    the message of a refusal.
+    """
+
+    advice = ""
 
     def load(self) -> tuple[str, str]:
         """The digests in force and next."""
@@ -87,7 +91,8 @@ class Digests:
         if not any(hmac.compare_digest(digest, one) for one in kept):
             what = "there is no store" if digest == NOTHING else "the store is an older copy"
             raise SealRefused(
-                f"{what}, or it is not the one that was here last: expected a state file with SHA-256 {kept[0]}",
+                f"{what}, or it is not the one that was here last: expected a state file with SHA-256 {kept[0]}"
+                f"{self.advice}",
                 code="store_rolled_back",
             )
         if kept != (digest, digest):
@@ -107,6 +112,7 @@ class SimulatedAnchor(Digests):
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self.advice = f"; to open it all the same, remove {path}"
 
     def check(self, digest: str) -> None:
         """See `Anchor`. Where there is no file yet, what is there is taken to be in force; and whoever takes the store

@@ -417,23 +417,30 @@ def measure(config_path: Path | None, as_json: bool) -> None:
     """Print the measurement that a server with this configuration will have; works without a server.
 
     For the simulated TEE this is what its evidence states, and where the simulated root key of that configuration
-    exists, says which root it is: `policy init` wants both. Evidence of hardware states what the hardware measured.
+    exists, says which root it is: `policy init` wants both. On a TPM it also says what the code's register will hold.
+    Evidence of other hardware states what the hardware measured.
     """
     from strongroom.config import load_config
-    from strongroom.platforms import SIMULATED, resolve
+    from strongroom.platforms import SIMULATED, TPM, resolve
     from strongroom.server import planned_measurement
+    from strongroom.tee.tpm import reference_value
 
     settings = load_config(config_path)
     simulated = resolve(settings.platform) == SIMULATED
     if simulated:
         _note_simulated()
     measurement = planned_measurement(settings)
+    registers = {}
+    if settings.platform == TPM:
+        registers = {f"pcr{settings.tpm.code_pcr}": reference_value(measurement.digest)}
     root = _simulated_root(settings.root_key_path) if simulated else None
     if as_json:
         facts = {"measurement": measurement.digest, "root": root, "simulated": simulated}
-        show_json({**facts, "document": measurement.document})
+        show_json({**facts, "registers": registers, "document": measurement.document})
         return
     click.echo(measurement.digest)
+    for name, value in registers.items():
+        click.echo(f"{name} {value}", err=True)
     if root is not None:
         click.echo(f"simulated root {root}", err=True)
     note_simulated(simulated)

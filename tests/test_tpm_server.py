@@ -27,13 +27,13 @@ pytestmark = [
 ]
 
 
-def strongroom_command(*words: object) -> subprocess.CompletedProcess[str]:
+def strongroom_command(*words: object, platform: str = "") -> subprocess.CompletedProcess[str]:
     """The command, as a person runs it."""
     return subprocess.run(
         [sys.executable, "-m", "strongroom.cli", *map(str, words)],
         capture_output=True,
         text=True,
-        env=clean_environment(),
+        env=clean_environment({"STRONGROOM_PLATFORM": platform} if platform else {}),
         timeout=120,
     )
 
@@ -103,6 +103,10 @@ def test_a_server_on_a_tpm(machine: Machine, tmp_path: Path) -> None:
     assert accepted.returncode == 0, accepted.stdout
     claims = json.loads(accepted.stdout)["claims"]
     assert (claims["host_excluded"], claims["root"]) == (False, facts["key"])
+    planned = strongroom_command("measure", "--config", server.config_path, "--json", platform="tpm")
+    measured = json.loads(planned.stdout)
+    assert measured["measurement"] == server.measurement and measured["simulated"] is False
+    assert measured["registers"] == {"pcr13": claims["details"]["pcr13"]}
     with strongroom.connect(server.url, policy=str(policy), key=str(key)) as client:
         client.upload_model(linear_onnx(), name="m")
         kept = shutil.copytree(server.state_dir / "store", tmp_path / "kept")

@@ -52,6 +52,13 @@ def code_event(measurement: str) -> bytes:
     return hashlib.sha256(_LABEL + bytes.fromhex(measurement)).digest()
 
 
+def reference_value(measurement: str) -> str:
+    """What the code's PCR holds (hex) while a server of this measurement runs, on a machine where nothing else extends
+    it: what a policy pins.
+    """
+    return extended(extended(bytes(32), code_event(measurement)), CAP).hex()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """What a server on a TPM was told. `pcrs`: those of the start; `code_pcr`: ours; `root_file`: where the sealed
