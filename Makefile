@@ -6,12 +6,15 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: demo test check lint fuzz bench docs vectors evidence lock clean
+.PHONY: demo demo-tpm test check lint fuzz bench docs vectors evidence lock clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/strongroom demo
 
-test: $(VENV)/test.stamp
+demo-tpm: $(VENV)/tpm.stamp
+	$(BIN)/python tools/demo_tpm.py
+
+test: $(VENV)/tpm.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -58,5 +61,19 @@ $(VENV)/demo.stamp: requirements.lock pyproject.toml | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/test.stamp: $(VENV)/demo.stamp
-	$(PIP) install -q --require-hashes --no-deps --only-binary :all: -r requirements.lock
+	@sed '/^# --- a server on a TPM/,$$d' requirements.lock > $(VENV)/test.txt
+	$(PIP) install -q --require-hashes --no-deps --only-binary :all: -r $(VENV)/test.txt
+	@touch $@
+
+# tpm2-pytss has no wheels: it is built against libtss2 where that is installed, and otherwise what needs it is skipped.
+$(VENV)/tpm.stamp: $(VENV)/test.stamp
+	@sed '1,/^# --- a server on a TPM/d' requirements.lock > $(VENV)/tpm.txt
+	@if pkg-config --exists tss2-esys tss2-fapi tss2-mu 2>/dev/null; then \
+	    echo "Building tpm2-pytss against libtss2 (about a minute, once)"; \
+	    sed '/^tpm2-pytss/,/^[a-z]/{/^tpm2-pytss/d;/^    /d}' $(VENV)/tpm.txt > $(VENV)/tpm-tools.txt; \
+	    $(PIP) install -q --require-hashes --no-deps --only-binary :all: -r $(VENV)/tpm-tools.txt && \
+	    $(PIP) install -q --require-hashes --no-deps --no-build-isolation -r $(VENV)/tpm.txt; \
+	else \
+	    echo "libtss2 is not installed (apt install libtss2-dev libtss2-tcti-swtpm0 pkg-config): no TPM here"; \
+	fi
 	@touch $@

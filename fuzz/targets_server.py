@@ -8,6 +8,7 @@ from pathlib import Path
 from strongroom import bodies, config
 from strongroom.errors import Error
 from strongroom.oip import WireLimits
+from strongroom.tee import tpm
 
 LIMITS = WireLimits(tensors=8, tensor_bytes=1 << 16, total_bytes=1 << 17, elements=1 << 12, name_length=64)
 
@@ -16,6 +17,8 @@ SEEDS = {
         b'platform = "simulated"\nbind = "127.0.0.1:8443"\n[limits]\nmodel_bytes = 1000\n',
         b'[security]\nanonymous_upload = true\n[[preload]]\nname = "a"\npath = "b"\n',
     ),
+    "fuzz_credential": (b'{"credential": "YWI=", "encrypted_secret": "Y2Q="}',),
+    "fuzz_sealed_root": (b'{"pcrs":[0,13],"private":"YWI=","public":"Y2Q=","version":1}',),
     "fuzz_question": (
         b'{"features": [5.1, 3.5, 1.4, 0.2]}',
         b'{"features": [[1, null], [3.5, -1e9]], "model_id": "iris-classifier/versions/2"}',
@@ -40,3 +43,22 @@ def fuzz_question(data: bytes) -> None:
         bodies.parse_question(data, limits=LIMITS)
     except Error:
         return
+
+
+def fuzz_credential(data: bytes) -> None:
+    """Any body of /v1/tpm/activate gives two strings of bytes or our error."""
+    try:
+        bodies.parse_credential(data)
+    except Error:
+        return
+
+
+def fuzz_sealed_root(data: bytes) -> None:
+    """Any file in the place of a TPM's sealed root gives a blob or our error."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tpm-root.json"
+        path.write_bytes(data)
+        try:
+            tpm.read_root(path, pcrs=(0, 13))
+        except Error:
+            return

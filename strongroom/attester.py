@@ -1,7 +1,10 @@
 """The attester: evidence about the TEE that this code runs in, and the sealing root that the TEE gives it.
 
-The simulated TEE is the only one in this version. Its root is an Ed25519 key in a file of the operator's;
-evidence is signed with it, and the sealing root is derived from it for the very measurement, as a CPU derives
+What every kind of TEE gives (`Attester`), the simulated TEE, and what operators add in files. The hardware is in
+`tee`.
+
+The simulated TEE's root is an Ed25519 key in a file of the operator's; evidence is signed with it, and the sealing
+root is derived from it for the very measurement, as a CPU derives
 an MRENCLAVE key: other code gets another root and cannot open the store. None of it protects anything from
 whoever can read that file.
 """
@@ -9,7 +12,9 @@ whoever can read that file.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import re
 import secrets
 import stat
 from dataclasses import dataclass, field
@@ -34,6 +39,7 @@ from strongroom.measure import SECURITY_VERSION
 
 MAX_ROOT_FILE = 4096
 """Bytes of a root key's file; one takes 119."""
+_ENDORSEMENT = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}", re.ASCII)
 
 
 class Attester(Protocol):
@@ -90,6 +96,31 @@ class SimulatedAttester:
         return keys.simulated_root(self.root_key, measurement=self.measurement)
 
 
+def load_operator_key(path: Path) -> keys.SealingRoot:
+    """Returns the sealing root of the operator's key in the file `path`: 64 hex digits, mode 0600.
+
+    Raises:
+        InvalidConfig: no such key, or others can read it (code `operator_key_unusable`).
+    """
+    try:
+        with path.open("rb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            text = file.read(MAX_ROOT_FILE)
+    except OSError as exc:
+        raise InvalidConfig(
+            f"operator key {path.name}: cannot be read", code="operator_key_unusable"
+        ) from exc
+    if mode & 0o077:
+        message = f"operator key {path.name}: mode {mode:04o} lets others at the key; expected 0600"
+        raise InvalidConfig(message, code="operator_key_unusable")
+    if re.fullmatch(rb"[0-9a-f]{64}\n?", text) is None or not int(text, 16):
+        raise InvalidConfig(
+            f"operator key {path.name}: expected 64 lower-case hex digits (openssl rand -hex 32)",
+            code="operator_key_unusable",
+        )
+    return keys.operator_root(bytes.fromhex(text.decode("ascii")))
+
+
 def root_digest(root_key: Ed25519PrivateKey) -> str:
     """Returns the name of a simulation root in policies: the SHA-256 (hex) of its public key's DER SPKI."""
     return sim.root_digest(root_key.public_key())
@@ -125,9 +156,24 @@ def _create(path: Path) -> None:
             os.fsync(file.fileno())
         # Unlike a rename, a link never replaces: whoever came first made the key.
         with contextlib.suppress(FileExistsError):
-            os.link(temporary, path)
+            _link(temporary, path, pem)
     finally:
         temporary.unlink()
+
+
+def _link(temporary: Path, path: Path, pem: bytes) -> None:
+    """Gives the file its name. A library OS has no links: there it is made in its place, and a second process that
+    reads it half is refused, for then it is no key.
+    """
+    try:
+        os.link(temporary, path)
+    except OSError as exc:
+        if exc.errno != errno.ENOSYS:
+            raise
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(pem)
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def _load(path: Path) -> Ed25519PrivateKey:

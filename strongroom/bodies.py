@@ -20,6 +20,7 @@ import numpy as np
 
 from strongroom import npy, oip
 from strongroom.attest.evidence import Evidence
+from strongroom.attest.strict import Members, parse_object
 from strongroom.errors import InvalidRequest, LimitExceeded, MalformedInput
 from strongroom.models.info import TensorSpec
 from strongroom.oip import InferRequest, InferResponse, Tensor, WireLimits
@@ -108,6 +109,18 @@ def protocol_metadata(view: View, *, versions: tuple[int, ...]) -> dict[str, Any
         "inputs": [_tensor_json(spec) for spec in info.inputs],
         "outputs": [_tensor_json(spec) for spec in info.outputs],
     }
+
+
+def parse_credential(data: bytes) -> tuple[bytes, bytes]:
+    """The credential and the encrypted secret in the body of `POST /v1/tpm/activate` (docs/spec/tpm.md §7.4).
+
+    Raises:
+        MalformedInput: code `credential_malformed`.
+    """
+    what, code = "credential", "credential_malformed"
+    top = parse_object(data, limit=4096, what=what, code=code)
+    read = Members(top, ("credential", "encrypted_secret"), what=what, code=code)
+    return read.base64("credential", 1024), read.base64("encrypted_secret", 1024)
 
 
 def evidence_json(evidence: Evidence, *, simulated: bool) -> dict[str, Any]:

@@ -8,24 +8,24 @@ Only then does `server` import what it needs and any secret come to exist.
 from __future__ import annotations
 
 import ctypes
-import hashlib
+import errno
 import os
 import resource
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from strongroom import config
+from strongroom import config, planned, platforms
 from strongroom.attest.keyset import SecurityConfiguration
 from strongroom.config import Config
-from strongroom.errors import Error, Failure, InvalidConfig, Refused, Unavailable, Unusable
+from strongroom.errors import Error, Failure, Refused, Unavailable, Unusable
 from strongroom.importing import MeasuredImports
 from strongroom.launch import dependency_folders
-from strongroom.measure import Measurement, measure_at
-
-PACKAGE: Final = Path(__file__).resolve().parent
+from strongroom.measure import Measurement
+from strongroom.planned import preload_digests as preload_digests
+from strongroom.planned import security_configuration as security_configuration
 
 _PR_SET_DUMPABLE: Final = 4
 _PR_SET_NO_NEW_PRIVS: Final = 38
@@ -42,6 +42,8 @@ class Boot:
     """(name, hex SHA-256) of each preloaded model, as measured: the bytes that are served must be these."""
     room: Path
     """The folder with this process's empty folders; removed at the end."""
+    launched: str = ""
+    """What the launcher found in the TPM's PCR before it extended it (hex); "" on other platforms."""
 
 
 def prepare(room: Mapping[str, Any], imports: MeasuredImports) -> Boot:
@@ -56,8 +58,9 @@ def prepare(room: Mapping[str, Any], imports: MeasuredImports) -> Boot:
     folders = [str(folder) for folder in room["paths"]]
     path = Path(room["config"]) if room["config"] is not None else None
     settings = config.load(path, variables=config.environment(), base=Path(room["base"]))
+    settings = replace(settings, platform=platforms.resolve(settings.platform))
     preload = preload_digests(settings)
-    measurement = _measure(settings, preload, folders)
+    measurement = planned.measurement(settings, preload=preload, folders=folders)
     imports.admit(dict(measurement.files))
     return Boot(
         settings=settings,
@@ -65,6 +68,7 @@ def prepare(room: Mapping[str, Any], imports: MeasuredImports) -> Boot:
         measurement=measurement,
         preload=preload,
         room=Path(room["room"]),
+        launched=str(room["launched"]),
     )
 
 
@@ -81,7 +85,8 @@ def report(error: Error) -> int:
 def harden() -> None:
     """No core dumps, not dumpable (nor readable by debuggers of the same user), no new privileges.
 
-    The last two are Linux's; on macOS only core dumps are off.
+    The last two are Linux's; on macOS only core dumps are off. A library OS that has no prctl (ENOSYS) has no other
+    processes that could look in either: the TEE around it is what keeps them out.
 
     Raises:
         Failure: the system does not let us (code `start_refused`).
@@ -91,22 +96,8 @@ def harden() -> None:
     if sys.platform == "linux":
         libc = ctypes.CDLL(None, use_errno=True)
         for option, value in ((_PR_SET_DUMPABLE, 0), (_PR_SET_NO_NEW_PRIVS, 1)):
-            if libc.prctl(option, value, 0, 0, 0) != 0:
+            if libc.prctl(option, value, 0, 0, 0) != 0 and ctypes.get_errno() != errno.ENOSYS:
                 raise Failure(f"prctl: error {ctypes.get_errno()}", code="start_refused")
-
-
-def security_configuration(settings: Config) -> SecurityConfiguration:
-    """The attested configuration that a server with these settings runs with."""
-    return SecurityConfiguration(
-        sealing="simulated",
-        host_excluded=False,
-        isolation="in_process",
-        sandbox=(),
-        admission="structural",
-        anonymous_upload=settings.security.anonymous_upload,
-        verify_on_load=settings.security.verify_on_load,
-        logging="no_content",
-    )
 
 
 def planned_measurement(settings: Config) -> Measurement:
@@ -116,27 +107,5 @@ def planned_measurement(settings: Config) -> Measurement:
         InvalidConfig: a preloaded model cannot be read (code `preload_unreadable`).
         Failure: a dependency is missing, or a file cannot be measured.
     """
-    return _measure(settings, preload_digests(settings), dependency_folders())
-
-
-def _measure(settings: Config, preload: tuple[tuple[str, str], ...], folders: list[str]) -> Measurement:
-    return measure_at(
-        PACKAGE, search_path=folders, security=security_configuration(settings), preload=preload
-    )
-
-
-def preload_digests(settings: Config) -> tuple[tuple[str, str], ...]:
-    """(name, hex SHA-256) of each preloaded model's file.
-
-    Raises:
-        InvalidConfig: one cannot be read (code `preload_unreadable`).
-    """
-    return tuple((model.name, _file_digest(Path(model.path))) for model in settings.preload)
-
-
-def _file_digest(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as exc:
-        raise InvalidConfig(f"preload: {path.name} cannot be read", code="preload_unreadable") from exc
+    folders = dependency_folders(settings.platform)
+    return planned.measurement(settings, preload=preload_digests(settings), folders=folders)

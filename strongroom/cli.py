@@ -22,6 +22,7 @@ from strongroom.cli_appraise import appraise
 from strongroom.cli_endorsements import endorsement_options, fetcher_of
 from strongroom.cli_policy import policy
 from strongroom.cli_release import release
+from strongroom.cli_tpm import tpm
 from strongroom.errors import AttestationRefused, Error, InvalidConfig, InvalidRequest
 from strongroom.terminal import (
     EXIT_BUG,
@@ -121,6 +122,7 @@ def main() -> None:
 main.add_command(policy)
 main.add_command(appraise)
 main.add_command(release)
+main.add_command(tpm)
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 _timeout_option = click.option(
@@ -472,23 +474,34 @@ def serve(config_path: Path | None) -> None:
 def measure(config_path: Path | None, as_json: bool) -> None:
     """Print the measurement that a server with this configuration will have; works without a server.
 
-    Where the simulated root key of that configuration exists, says which root it is: `policy init` wants both.
+    For the simulated TEE this is what its evidence states, and where the simulated root key of that configuration
+    exists, says which root it is: `policy init` wants both. On a TPM it also says what the code's register will hold.
+    Evidence of other hardware states what the hardware measured.
     """
     from strongroom.config import load_config
+    from strongroom.platforms import SIMULATED, TPM, resolve
     from strongroom.server import planned_measurement
+    from strongroom.tee.tpm import reference_value
 
     settings = load_config(config_path)
-    _note_simulated()
+    simulated = resolve(settings.platform) == SIMULATED
+    if simulated:
+        _note_simulated()
     measurement = planned_measurement(settings)
-    root = _simulated_root(settings.root_key_path)
+    registers = {}
+    if settings.platform == TPM:
+        registers = {f"pcr{settings.tpm.code_pcr}": reference_value(measurement.digest)}
+    root = _simulated_root(settings.root_key_path) if simulated else None
     if as_json:
-        facts = {"measurement": measurement.digest, "root": root, "simulated": True}
-        show_json({**facts, "document": measurement.document})
+        facts = {"measurement": measurement.digest, "root": root, "simulated": simulated}
+        show_json({**facts, "registers": registers, "document": measurement.document})
         return
     click.echo(measurement.digest)
+    for name, value in registers.items():
+        click.echo(f"{name} {value}", err=True)
     if root is not None:
         click.echo(f"simulated root {root}", err=True)
-    note_simulated(True)
+    note_simulated(simulated)
 
 
 def _simulated_root(path: Path) -> str | None:
@@ -509,24 +522,41 @@ def _simulated_root(path: Path) -> str | None:
 def check(ctx: click.Context, config_path: Path | None, as_json: bool) -> None:
     """Open the store of a stopped server and check every file in it, its tags and its SHA-256."""
     from strongroom.config import load_config
+    from strongroom.platforms import SIMULATED, resolve
     from strongroom.server import check_store
 
     settings = load_config(config_path)
-    _note_simulated()
+    simulated = resolve(settings.platform) == SIMULATED
+    if simulated:
+        _note_simulated()
     results = check_store(settings)
     failed = [result for result in results if not result.passed]
     if as_json:
         listed = [
             {"subject": r.subject, "passed": r.passed, "code": r.code, "detail": r.detail} for r in results
         ]
-        show_json({"passed": not failed, "results": listed, "simulated": True})
+        show_json({"passed": not failed, "results": listed, "simulated": simulated})
     else:
         for result in results:
             word = "PASS" if result.passed else "FAIL"
             click.echo(f"{word}  {result.subject}  {result.detail}".rstrip())
         click.echo(f"{len(results)} checked, {len(failed)} failed")
-        note_simulated(True)
+        note_simulated(simulated)
     ctx.exit(EXIT_REFUSED if failed else EXIT_OK)
+
+
+@main.command()
+@_json_option
+def doctor(as_json: bool) -> None:
+    """Say what this machine offers a server, what is missing, and how to get it. Asks nobody and changes nothing."""
+    from strongroom.doctor import here
+    from strongroom.terminal import show_findings
+
+    report = here()
+    if as_json:
+        show_json({"platform": report.platform, "findings": [f.to_json() for f in report.findings]})
+    else:
+        show_findings(report)
 
 
 if __name__ == "__main__":

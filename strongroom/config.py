@@ -2,8 +2,9 @@
 
 Rules
   - This is the only module that reads the process environment.
-  - A setting exists in exactly one place: the dataclass field below, which carries its default, unit, range
-    and meaning. `SETTINGS` is made from the fields, docs/configuration.md from `SETTINGS`; a test compares.
+  - A setting exists in exactly one place: its dataclass field (here or in `platform_settings`), which carries
+    its default, unit, range and meaning. `SETTINGS` is made from the fields, docs/configuration.md from
+    `SETTINGS`; a test compares.
   - Unknown names are refused, in the file and in the environment: a misspelt limit would otherwise be no
     limit. Only the variables that Kubernetes plants for a service called "strongroom" are passed over.
   - The host writes this file. What it may change unnoticed is its own business (ports, limits); what decides
@@ -12,37 +13,27 @@ Rules
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from strongroom.errors import InvalidConfig
-
-_T = TypeVar("_T")
+from strongroom.platform_settings import Sgx as Sgx
+from strongroom.platform_settings import Simulated as Simulated
+from strongroom.platform_settings import Tdx as Tdx
+from strongroom.platform_settings import Tpm as Tpm
+from strongroom.platform_settings import setting as _setting
 
 PREFIX: Final = "STRONGROOM_"
 _CLIENT: Final = frozenset({"STRONGROOM_URL", "STRONGROOM_POLICY", "STRONGROOM_KEY"})
 """What the command's client side takes from the environment; a shell that exported them can start a server too."""
 _KUBERNETES: Final = re.compile(r"STRONGROOM_(SERVICE_.*|PORT|PORT_\d+_.*)")
 _MAX_FILE: Final = 1 << 20  # bytes of a configuration file; ours are a few hundred
-
-
-def _setting(
-    default: _T,
-    text: str,
-    *,
-    unit: str = "",
-    low: int | None = None,
-    high: int | None = None,
-    choices: tuple[str, ...] = (),
-) -> _T:
-    """A dataclass field that knows its documentation; typed as its value, as dataclasses want it."""
-    metadata = {"text": text, "unit": unit, "low": low, "high": high, "choices": choices}
-    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,18 +163,6 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Simulated:
-    """`[simulated]`: the simulated TEE. It protects nothing from the host: for development and tests."""
-
-    root_key: str = _setting(
-        "",
-        "Ed25519 key (PKCS#8 PEM) that stands for the hardware vendor; made at the first start if it is "
-        "missing. Empty: `sim-root.pem` in `state_dir`.",
-        unit="path",
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Security:
     """`[security]`: attested. Clients see these in the keyset, and their policies can rule on them."""
 
@@ -220,7 +199,13 @@ class Preload:
 class Config:
     """Everything a server is told. `load` makes one; paths in it are absolute."""
 
-    platform: str = _setting("simulated", "The TEE this server runs in.", choices=("simulated",))
+    platform: str = _setting(
+        "auto",
+        "The TEE this server runs in. `auto` finds SGX (Gramine), TDX or SEV-SNP, or refuses to start: the "
+        "simulated TEE, which protects nothing from the host, has to be asked for, and so has a TPM, which hides no "
+        "memory.",
+        choices=("auto", "sgx", "tdx", "snp", "tpm", "simulated"),
+    )
     bind: str = _setting(
         "127.0.0.1:8443", "Address and port to listen on; port 0 takes a free one.", unit="host:port"
     )
@@ -250,6 +235,9 @@ class Config:
     )
     limits: Limits = field(default_factory=Limits)
     simulated: Simulated = field(default_factory=Simulated)
+    sgx: Sgx = field(default_factory=Sgx)
+    tdx: Tdx = field(default_factory=Tdx)
+    tpm: Tpm = field(default_factory=Tpm)
     security: Security = field(default_factory=Security)
     preload: tuple[Preload, ...] = ()
 
@@ -267,6 +255,21 @@ class Config:
     def root_key_path(self) -> Path:
         """The simulated TEE's root key."""
         return Path(self.simulated.root_key) if self.simulated.root_key else self.state_path / "sim-root.pem"
+
+    @property
+    def tpm_root_path(self) -> Path:
+        """The sealed root of a server on a TPM."""
+        return self.state_path / "tpm-root.json"
+
+    @property
+    def anchor_path(self) -> Path:
+        """The simulated TEE's anchor."""
+        return self.state_path / "sim-anchor.json"
+
+    @property
+    def operator_key_path(self) -> Path:
+        """The operator's sealing key, where the platform gives none."""
+        return Path(self.tdx.operator_key) if self.tdx.operator_key else self.state_path / "operator-key"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -297,6 +300,9 @@ _SECTIONS: Final[dict[str, type]] = {
     "": Config,
     "limits": Limits,
     "simulated": Simulated,
+    "sgx": Sgx,
+    "tdx": Tdx,
+    "tpm": Tpm,
     "security": Security,
     "preload": Preload,
 }
@@ -346,7 +352,7 @@ def load(path: Path | None, *, variables: Mapping[str, str], base: Path) -> Conf
     for name in document.keys() - {entry.name for entry in fields(Config)}:
         raise InvalidConfig(f"unknown setting {name!r}", code="config_unknown_setting")
     chosen: dict[str, dict[str, Any]] = {section: {} for section in _SECTIONS}
-    for section in ("", "limits", "simulated", "security"):
+    for section in (name for name in _SECTIONS if name != "preload"):
         table = (
             {k: v for k, v in document.items() if k not in _SECTIONS}
             if not section
@@ -362,6 +368,9 @@ def load(path: Path | None, *, variables: Mapping[str, str], base: Path) -> Conf
         **chosen[""],
         limits=Limits(**chosen["limits"]),
         simulated=Simulated(**chosen["simulated"]),
+        sgx=Sgx(**chosen["sgx"]),
+        tdx=Tdx(**chosen["tdx"]),
+        tpm=Tpm(**chosen["tpm"]),
         security=Security(**chosen["security"]),
         preload=_preload(document.get("preload", []), folder),
     )
@@ -453,12 +462,26 @@ def _parse(setting: Setting, text: str) -> object:
             raise InvalidConfig(f"{setting.variable}: expected a whole number", code="config_wrong_type")
         return int(text)
     if isinstance(setting.default, tuple):
-        return [part.strip() for part in text.split(",") if part.strip()]
+        parts = [part.strip() for part in text.split(",") if part.strip()]
+        if not _of_numbers(setting):
+            return parts
+        if not all(re.fullmatch(r"\d{1,9}", part) for part in parts):
+            raise InvalidConfig(f"{setting.variable}: expected whole numbers", code="config_wrong_type")
+        return [int(part) for part in parts]
     return text
 
 
 def _check(setting: Setting, value: object, folder: Path) -> Any:
     """The value in its final form, or a refusal that says what was expected."""
+    if isinstance(setting.default, tuple) and _of_numbers(setting):
+        if not isinstance(value, list) or not all(type(part) is int for part in value):
+            raise InvalidConfig(f"{setting.key}: expected a list of whole numbers", code="config_wrong_type")
+        low, high = setting.low or 0, setting.high or 0
+        if len(set(value)) != len(value) or not all(low <= part <= high for part in value):
+            raise InvalidConfig(
+                f"{setting.key}: expected numbers from {low} to {high}, each once", code="config_out_of_range"
+            )
+        return tuple(sorted(value))
     if isinstance(setting.default, tuple):
         if not isinstance(value, list) or not all(isinstance(part, str) for part in value):
             raise InvalidConfig(f"{setting.key}: expected a list of strings", code="config_wrong_type")
@@ -487,6 +510,11 @@ def _check(setting: Setting, value: object, folder: Path) -> Any:
     return value
 
 
+def _of_numbers(setting: Setting) -> bool:
+    """Whether a list is one of numbers, not of strings."""
+    return bool(setting.default) and isinstance(setting.default[0], int)
+
+
 _KINDS: Final[dict[type, str]] = {str: "a string", int: "a whole number", bool: "true or false"}
 
 
@@ -513,7 +541,7 @@ def _row(setting: Setting) -> str:
     if isinstance(default, bool):
         shown = str(default).lower()
     elif isinstance(default, tuple):
-        shown = "[" + ", ".join(f'"{part}"' for part in default) + "]"
+        shown = json.dumps(list(default))
     else:
         shown = str(default) if isinstance(default, int) else f'"{default}"'
     if setting.choices:

@@ -416,6 +416,7 @@ def _farewell() -> None:
     say()
     click.secho("Go on alone:", bold=True)
     say("   . .venv/bin/activate")
+    say("   export STRONGROOM_PLATFORM=simulated   # no TEE here: protects nothing from the host")
     say("   strongroom serve                  # in one terminal; settings: docs/configuration.md")
     say("   strongroom policy init https://127.0.0.1:8443 --out policy.toml")
     say("   strongroom verify https://127.0.0.1:8443 --policy policy.toml")

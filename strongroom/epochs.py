@@ -10,6 +10,7 @@ Rules
 
 from __future__ import annotations
 
+import logging
 import secrets
 import ssl
 from collections.abc import Callable
@@ -34,10 +35,13 @@ from strongroom.attest.keyset import (
     keyset_digest,
 )
 from strongroom.attest.policy import parse_policy
+from strongroom.attest.verifiers import PINS
 from strongroom.attester import Attester
 from strongroom.errors import Error, Failure
 from strongroom.ratls import EpochListener, ServerIdentity, new_server_identity, server_context
 from strongroom.service import Epoch
+
+log = logging.getLogger("strongroom.epochs")
 
 OVERLAP_S: Final = 3600
 """Seconds before its end at which an epoch is followed by the next: clients rely on a verdict for an hour."""
@@ -45,10 +49,10 @@ OVERLAP_S: Final = 3600
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """What all epochs of one server have in common. `root`: hex digest that its evidence must name."""
+    """What all epochs of one server have in common. `roots`: hex digests of which its evidence must name one."""
 
     attester: Attester
-    root: str
+    roots: tuple[str, ...]
     security: SecurityConfiguration
     store_id: str
     hosts: tuple[str, ...]
@@ -149,8 +153,13 @@ class Epochs:
         origin, nonce = self._origin, secrets.token_bytes(NONCE_SIZE)
         data = report_data(nonce=nonce, keyset_bytes=keyset_bytes)
         evidence = origin.attester.evidence(data, now=now)
+        if evidence.format in PINS and not evidence.endorsements:
+            # Without the vendor's documents nobody can verify it, and they are with the clients. That the evidence
+            # carries what was asked for and speaks of this code, every attester looks at itself.
+            log.info("no endorsements are stapled: the server's own evidence is left to clients to verify")
+            return
         try:
-            draft = attest.draft_policy(evidence, keyset_bytes=keyset_bytes, now=now)
+            draft = attest.draft_policy(evidence, keyset_bytes=keyset_bytes, roots=origin.roots, now=now)
             attested = attest.verify(
                 evidence,
                 parse_policy(draft),
@@ -165,8 +174,11 @@ class Epochs:
             raise Failure(
                 f"the server's own evidence does not verify: {exc.code}", code="start_refused"
             ) from exc
-        shown = (attested.claims.measurement, attested.claims.root, attested.keyset.security)
-        if shown != (origin.attester.measurement, origin.root, origin.security):
+        shown = (attested.claims.measurement, attested.keyset.security)
+        if (
+            shown != (origin.attester.measurement, origin.security)
+            or attested.claims.root not in origin.roots
+        ):
             raise Failure(
                 "the server's own evidence is about other code, another root or another configuration",
                 code="start_refused",

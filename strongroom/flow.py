@@ -277,6 +277,11 @@ def _verify(
         raise AttestationRefused(f"{exc.message}; {reason}", code=exc.code, verdict=verdict) from exc
 
 
+ask_for_evidence = _ask_for_evidence
+verify_answer = _verify
+"""For `enrol`, whose exchange goes on where `attest_flow` ends."""
+
+
 def unsafe_first_look(clock: Clock, random: Callable[[int], bytes]) -> Flow[tuple[str, Attested]]:
     """Trust on first use: the text of a policy that accepts exactly what answers now, and its verification by
     it.
@@ -445,5 +450,6 @@ def drive_to_end(flow: Flow[_T], perform: Callable[[Command], Any]) -> _T:
 
 __all__ = [
     "Clock", "Command", "Endpoint", "Fetch", "Flow", "NotSent", "Open", "Outcome", "Send", "Session", "Sleep",
-    "Unacceptable", "Unanswered", "attest_flow", "call_flow", "drive_to_end", "unsafe_first_look",
+    "Unacceptable", "Unanswered", "ask_for_evidence", "attest_flow", "call_flow", "drive_to_end", "unsafe_first_look",
+    "verify_answer",
 ]  # fmt: skip

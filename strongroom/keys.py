@@ -8,6 +8,7 @@ Rules
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass, field
 from typing import Final
@@ -59,6 +60,23 @@ def simulated_root(root_key: Ed25519PrivateKey, *, measurement: str) -> SealingR
     info = length_prefixed((b"strongroom sealed v1 simulated root", measurement.encode()))
     secret = _hkdf(root_key.private_bytes_raw(), info)
     return SealingRoot(sealing_class="simulated", sealed_for=measurement, secret=secret)
+
+
+def platform_root(kind: str, key: bytes, *, sealing_class: str, sealed_for: str) -> SealingRoot:
+    """The root out of a key that the platform `kind` gave to this code (§4.1). `key` itself seals nothing: whoever
+    else uses it for something else, a library OS for its files say, learns nothing of ours.
+    """
+    label = f"strongroom sealed v1 {kind} root".encode()
+    secret = _hkdf(key, length_prefixed((label, sealing_class.encode(), sealed_for.encode())))
+    return SealingRoot(sealing_class=sealing_class, sealed_for=sealed_for, secret=secret)
+
+
+def operator_root(key: bytes) -> SealingRoot:
+    """The root out of a key that the operator keeps (§4.1): it protects nothing from whoever reads that key.
+    `sealed_for` names the key: a digest of something that is derived from it.
+    """
+    name = hashlib.sha256(_hkdf(key, length_prefixed((b"strongroom sealed v1 operator key name",))))
+    return platform_root("operator", key, sealing_class="operator", sealed_for=name.hexdigest())
 
 
 @dataclass(frozen=True, slots=True, eq=False)

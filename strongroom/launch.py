@@ -31,12 +31,14 @@ from typing import Final, NoReturn
 
 from strongroom import config
 from strongroom.errors import Error, Failure, InvalidConfig
+from strongroom.platforms import TPM
 
 FIXED: Final[Mapping[str, str]] = {
     "OPENSSL_CONF": "/dev/null",  # else it may name a provider: foreign code in this very process
     "ORT_DISABLE_TELEMETRY": "1",  # onnxruntime's wheels send telemetry unless this stands before the import
     "MALLOC_PERTURB_": "165",  # glibc overwrites freed memory: less of an input outlives its use
     "OMP_NUM_THREADS": "1",  # results are bit-equal only at one thread
+    "TSS2_LOG": "all+NONE",  # libtss prints to stderr otherwise; read when it is loaded
 }
 KEPT: Final = ("LANG", "LC_ALL")
 """What else is passed on, besides `STRONGROOM_*`. TMPDIR is not: nothing is written to a temporary folder."""
@@ -95,18 +97,22 @@ class Command:
 def command(config_path: Path | None, *, variables: Mapping[str, str], base: Path) -> Command:
     """Prepares the clean interpreter; makes the state folder and the empty folders in it.
 
+    On the platform `tpm` this extends the PCR of the code: from here on the machine is the server's until its reset.
+
     Raises:
-        InvalidConfig: the settings cannot be used, or the state folder cannot be made.
-        Failure: a dependency of the server is not installed (code `start_refused`).
+        InvalidConfig: the settings cannot be used, or the state folder cannot be made, or there is no TPM.
+        Failure: a dependency of the server is not installed (code `start_refused`), or the TPM fails.
     """
     settings = config.load(config_path, variables=variables, base=base)
     room = _make_room(settings.state_path)
+    folders = dependency_folders(settings.platform)
     message = {
         "config": None if config_path is None else str(config_path.resolve()),
         "base": str(base),
         "room": str(room),
         "package": str(Path(__file__).resolve().parent),
-        "paths": dependency_folders(),
+        "paths": folders,
+        "launched": _measured_start(settings, folders) if settings.platform == TPM else "",
     }
     environment = {**{k: v for k, v in variables.items() if _passed_on(k)}, **FIXED}
     prefix = f"pycache_prefix={room / 'pycache'}"
@@ -150,18 +156,35 @@ def _make_room(state: Path) -> Path:
     return room
 
 
-def dependency_folders() -> list[str]:
+def _measured_start(settings: config.Config, folders: list[str]) -> str:
+    """Tells the TPM which code is about to run; returns what its PCR held before (hex)."""
+    from strongroom import planned
+    from strongroom.tee.tpm import measure_into
+    from strongroom.tee.tpm_device import Device
+
+    os.environ["TSS2_LOG"] = FIXED["TSS2_LOG"]
+    preload = planned.preload_digests(settings)
+    measured = planned.measurement(settings, preload=preload, folders=folders)
+    device = Device(settings.tpm.tcti)
+    try:
+        return measure_into(device, settings.tpm.code_pcr, measured.digest)
+    finally:
+        device.close()
+
+
+def dependency_folders(platform: str) -> list[str]:
     """The folders that hold the dependencies, in the order of this interpreter's own path.
 
     Raises:
         Failure: a dependency is not installed (code `start_refused`).
     """
     found = set()
-    for name in _DEPENDENCIES:
+    for name in (*_DEPENDENCIES, *(("tpm2_pytss",) if platform == TPM else ())):
         spec = importlib.util.find_spec(name)
         if spec is None or spec.origin is None:
             raise Failure(
-                f"{name} is not installed: install strongroom with its server extra", code="start_refused"
+                f"{name} is not installed: install strongroom with its extras (server; tpm for a TPM)",
+                code="start_refused",
             )
         origin = Path(spec.origin).resolve()
         found.add(str(origin.parents[1] if spec.submodule_search_locations else origin.parent))
@@ -177,7 +200,7 @@ def main(arguments: list[str]) -> int:
         serve(arguments[1] if arguments else None)
     except Error as error:
         sys.stderr.write(f"strongroom: {error.message} [{error.code}]\n")
-        return 20
+        return 1 if isinstance(error, Failure) else 20
 
 
 if __name__ == "__main__":

@@ -91,15 +91,17 @@ def measure_at(
     search_path: Sequence[str],
     security: SecurityConfiguration,
     preload: tuple[tuple[str, str], ...],
+    more: tuple[str, ...] = (),
 ) -> Measurement:
     """Returns the measurement of the package in the folder `package` with the distributions on `search_path`.
 
-    `preload`: (name, SHA-256 hex) of each model that the server offers from the start.
+    `preload`: (name, SHA-256 hex) of each model that the server offers from the start. `more`: distributions that
+    the server needs on its platform, besides `REQUIREMENTS`.
 
     Raises:
         Failure: code `measurement_impossible`: a dependency is missing, or a file cannot be measured.
     """
-    found, roots = _installed(search_path)
+    found, roots = _installed(search_path, (*REQUIREMENTS, *more))
     modules = _modules(roots)
     roots["(unclaimed)"] = _unclaimed(_folders(search_path), modules, set().union(*roots.values()))
     with ThreadPoolExecutor(HASHING_THREADS) as pool:  # hashing lets go of the interpreter's lock
@@ -156,9 +158,11 @@ def _folders(search_path: Sequence[str]) -> list[str]:
     return [os.path.realpath(entry) for entry in search_path if entry and os.path.isdir(entry)]
 
 
-def _installed(search_path: Sequence[str]) -> tuple[dict[str, Distribution], dict[str, _Roots]]:
+def _installed(
+    search_path: Sequence[str], requirements: tuple[str, ...]
+) -> tuple[dict[str, Distribution], dict[str, _Roots]]:
     """The distributions that the server loads, and where the files of each lie, by normalised name."""
-    found = _closure(REQUIREMENTS, _folders(search_path))
+    found = _closure(requirements, _folders(search_path))
     roots = {name: _roots(distribution) for name, distribution in found.items()}
     for name, paths in roots.items():
         if not paths:

@@ -73,6 +73,7 @@ class Rest:
             _route("/model/predict", "name", POST=self._predict),
             _route("/attestation/report", GET=self._report),
             _route("/v1/evidence", "nonce", GET=self._evidence),
+            _route("/v1/tpm/activate", POST=self._activate),
             _route("/v1/models", "after", GET=self._models),
             _route(model, GET=self._model, PUT=self._upload, DELETE=self._delete),
             _route("/v2", GET=self._server),
@@ -190,6 +191,12 @@ class Rest:
     async def _evidence(self, request: Request) -> Response:
         nonce = parse_nonce(_parameter(request, "nonce", default=""))
         return Response(await self._service.evidence(self._call(request), nonce=nonce), 200, {}, JSON)
+
+    async def _activate(self, request: Request) -> Response:
+        secret = await self._service.activate(
+            self._call(request), body=_body(request), parse=bodies.parse_credential
+        )
+        return _json({"secret": base64.b64encode(secret).decode("ascii")})
 
     async def _models(self, request: Request) -> Response:
         after = _parameter(request, "after", default="")

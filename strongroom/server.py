@@ -32,11 +32,10 @@ from pathlib import Path
 from typing import Literal, cast
 
 import uvicorn
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from starlette.types import Scope
 
 from strongroom import boot, models
-from strongroom.attester import Attester, SimulatedAttester, load_or_create_root, root_digest
+from strongroom.attesters import Machine, machine
 from strongroom.boot import Boot, planned_measurement
 from strongroom.config import Config, Preload
 from strongroom.edge import EdgeLimits, GuardedProtocol
@@ -51,15 +50,12 @@ from strongroom.oip import WireLimits
 from strongroom.rest import Rest
 from strongroom.runner import Preloaded, RunLimits, Runner
 from strongroom.service import Clocks, Epoch, Service, ServiceLimits, check_name
-from strongroom.stapling import StapledAttester
 from strongroom.store import CheckResult, ModelVersion, Store
 from strongroom.tokens import NonceBook
 
 __all__ = ["check_store", "main", "planned_measurement"]
 
 log = logging.getLogger("strongroom.server")
-
-WARNING = "SIMULATED TEE: protects nothing from the host"
 
 
 def main(ready: Boot) -> int:
@@ -84,19 +80,17 @@ def check_store(settings: Config) -> tuple[CheckResult, ...]:
     """
     if not _store_path(settings).is_dir():
         raise InvalidConfig(f"there is no store in {settings.state_dir}", code="config_unreadable")
-    root_key = _root_key(settings)
-    attester = SimulatedAttester(root_key, planned_measurement(settings).digest)
-    with _open_store(settings, attester) as store:
+    here = _machine(settings, planned_measurement(settings).digest, launched="")
+    with contextlib.closing(here), _open_store(settings, here) as store:
         return store.check()
 
 
 async def _serve(ready: Boot) -> None:
     settings = ready.settings
-    root_key = _root_key(settings)
-    simulated = SimulatedAttester(root_key, ready.measurement.digest)
-    attester = StapledAttester(simulated, tuple(map(Path, settings.endorsements)))
+    here = _machine(settings, ready.measurement.digest, launched=ready.launched)
     with contextlib.ExitStack() as stack:
-        store = stack.enter_context(_open_store(settings, attester))
+        stack.callback(here.close)
+        store = stack.enter_context(_open_store(settings, here))
         _sweep_rooms(settings.state_path, keep=ready.room)
         measured = dict(ready.preload)
         preloaded = tuple(
@@ -104,15 +98,15 @@ async def _serve(ready: Boot) -> None:
         )
         host, _ = settings.address
         origin = Origin(
-            attester=attester,
-            root=root_digest(root_key),
+            attester=here.attester,
+            roots=here.roots,
             security=ready.security,
             store_id=store.store_id,
             hosts=tuple(dict.fromkeys((*settings.hosts, *(() if _is_wildcard(host) else (host,))))),
             lifetime_s=settings.epoch_s,
         )
         epochs = Epochs(origin, now=_now)
-        service = _service(settings, store, attester, preloaded)
+        service = _service(settings, store, here, preloaded)
         stack.callback(_close_in_time, service, settings.shutdown_s)
         rest = Rest(
             service,
@@ -120,7 +114,7 @@ async def _serve(ready: Boot) -> None:
             epoch_of=lambda scope: _epoch_of(scope, epochs),
             current_epoch=lambda: epochs.current,
         )
-        await _listen(settings, rest, epochs, lines=_lines(ready, origin))
+        await _listen(settings, rest, epochs, lines=_lines(ready, here))
 
 
 async def _listen(
@@ -203,27 +197,22 @@ async def _rotate(epochs: Epochs) -> None:
 # Parts
 
 
-def _open_store(settings: Config, attester: Attester) -> Store:
+def _open_store(settings: Config, here: Machine) -> Store:
     digest = boot.security_configuration(settings).digest()
     settings.state_path.mkdir(mode=0o700, parents=True, exist_ok=True)
     return Store.open(
         _store_path(settings),
-        root=attester.sealing_root(),
+        root=here.attester.sealing_root(),
         security_digest=digest,
+        anchor=here.anchor,
         now=lambda: int(time.time()),
     )
 
 
-def _root_key(settings: Config) -> Ed25519PrivateKey:
-    """The simulated root's key. Not made anew beside a store: it would lie where the backup belongs."""
-    path, store = settings.root_key_path, _store_path(settings)
-    if not path.exists() and store.is_dir() and any(store.iterdir()):
-        message = (
-            f"{store} was sealed under the simulated root key {path}, which is missing: put it back, or move "
-            "the store away"
-        )
-        raise InvalidConfig(message, code="root_key_missing")
-    return load_or_create_root(path)
+def _machine(settings: Config, measurement: str, *, launched: str) -> Machine:
+    store = _store_path(settings)
+    exists = store.is_dir() and any(store.iterdir())
+    return machine(settings, measurement=measurement, store_exists=exists, launched=launched)
 
 
 def _store_path(settings: Config) -> Path:
@@ -279,7 +268,7 @@ def preload(entry: Preload, settings: Config, *, measured: str) -> Preloaded:
     return Preloaded(model=model, read=read)
 
 
-def _service(settings: Config, store: Store, attester: Attester, preloaded: tuple[Preloaded, ...]) -> Service:
+def _service(settings: Config, store: Store, here: Machine, preloaded: tuple[Preloaded, ...]) -> Service:
     limits = settings.limits
     runner = Runner(
         store=store,
@@ -298,11 +287,12 @@ def _service(settings: Config, store: Store, attester: Attester, preloaded: tupl
     return Service(
         store=store,
         runner=runner,
-        attester=attester,
+        attester=here.attester,
+        activate=here.activate,
         nonces=NonceBook(clock=time.monotonic, random=secrets.token_bytes),
         preloaded=tuple(entry.model for entry in preloaded),
         anonymous_upload=settings.security.anonymous_upload,
-        simulated=True,
+        simulated=here.simulated,
         limits=ServiceLimits(
             model_bytes=limits.model_bytes,
             request_bytes=limits.request_bytes,
@@ -390,12 +380,12 @@ def _is_wildcard(host: str) -> bool:
     return host in ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
 
 
-def _lines(ready: Boot, origin: Origin) -> Callable[[str], tuple[str, ...]]:
+def _lines(ready: Boot, here: Machine) -> Callable[[str], tuple[str, ...]]:
     """What is said once the server listens; scripts wait for the last line."""
     return lambda url: (
         f"strongroom: measurement {ready.measurement.digest}",
-        f"strongroom: simulated root {origin.root}",
-        f"strongroom: serving on {url} ({WARNING})",
+        *(f"strongroom: {what} {value}" for what, value in here.says),
+        f"strongroom: serving on {url} ({here.platform.title})",
     )
 
 

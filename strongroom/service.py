@@ -43,14 +43,14 @@ from strongroom.oip import InferRequest
 from strongroom.runner import Encode, Runner
 from strongroom.store import ModelVersion, Store, Upload
 from strongroom.tokens import Action, NonceBook, Principal, check_token
-from strongroom.traffic import Arrival, Budget, Lane, Rate, Slots
+from strongroom.traffic import Arrival, Budget, Lane, Rate, Slots, pieces
 
 ERASURE: Final = "not_against_host_copies"
 """What deleting promises: a host that kept an old copy of the store can bring the model back."""
 DEFAULT_SEED_NAME: Final = "iris-classifier"
 """Name of a model uploaded through `/model/upload` without `?name=`."""
-PIECE: Final = 1 << 20
-"""Bytes of an upload that are sealed and written at a time."""
+MAX_CREDENTIAL: Final = 4096
+"""Bytes of a request for credential activation; one takes about 800."""
 
 _NAME: Final = re.compile(r"[A-Za-z0-9._-]+")
 _EMPTY: Final = hashlib.sha256(b"").hexdigest()
@@ -155,6 +155,7 @@ class Service:
         store: Store,
         runner: Runner,
         attester: Attests,
+        activate: Callable[[bytes, bytes], bytes],
         nonces: NonceBook,
         preloaded: tuple[ModelVersion, ...],
         anonymous_upload: bool,
@@ -167,6 +168,7 @@ class Service:
         self.nonces = nonces
         self._store = store
         self._runner = runner
+        self._activate = activate
         self._preloaded = {model.name: model for model in preloaded}
         self._anonymous_upload = anonymous_upload
         self._clocks = clocks
@@ -180,6 +182,7 @@ class Service:
         self._evidence = Batcher(
             attester, waiting=limits.evidence_waiting, batch=limits.evidence_batch, now=clocks.now
         )
+        self._activation = Lane("activate", workers=1, waiting=limits.evidence_waiting, code="evidence_busy")
         # One thread more than uploads, so that deleting never waits for a long admission.
         self._disk = Lane("disk", workers=uploads + 1, waiting=places, code="overloaded")
         # Admission holds a model in memory several times over, so there is one at a time.
@@ -190,7 +193,14 @@ class Service:
 
     def close(self) -> None:
         """Ends the threads, after the work that is under way."""
-        for part in (self._evidence, self._parsing, self._admission, self._disk, self._runner):
+        for part in (
+            self._evidence,
+            self._activation,
+            self._parsing,
+            self._admission,
+            self._disk,
+            self._runner,
+        ):
             part.close()
 
     # Attestation: unauthenticated, so it has a rate and a lane; only the nonce is the caller's choice.
@@ -204,6 +214,24 @@ class Service:
         """
         self._evidence_rate.take(call.address)
         return await self._evidence.answer(nonce, keyset_bytes=call.epoch.keyset_bytes)
+
+    async def activate(
+        self, call: Call, *, body: Body, parse: Callable[[bytes], tuple[bytes, bytes]]
+    ) -> bytes:
+        """The secret of a credential that was made for this server's TPM (docs/spec/tpm.md §7). It has the rate of
+        evidence, and a line of its own.
+
+        Raises:
+            NotFound: the platform is no TPM (code `activation_unsupported`).
+            InvalidRequest: the credential is for others. MalformedInput, Unavailable: see `parse` and `evidence`.
+        """
+        self._evidence_rate.take(call.address)
+        arrival, data = self._arrival(MAX_CREDENTIAL), b""
+        async for chunk in body:
+            arrival.take(len(chunk))
+            data += chunk
+        secret: bytes = await self._activation.run(self._activate, *parse(data))
+        return secret
 
     # Looking
 
@@ -467,7 +495,7 @@ class Service:
         upload: Upload | None = None
         size = 0
         try:
-            async for piece in _pieces(body, self._arrival(self.limits.model_bytes)):
+            async for piece in pieces(body, self._arrival(self.limits.model_bytes)):
                 if upload is None:
                     upload, format = await self._begin(intent, piece)
                 await self._disk.run(upload.write, piece)
@@ -563,16 +591,3 @@ def _check_expected(model: ModelVersion, sha256: str | None) -> None:
 
 def _empty_body() -> InvalidRequest:
     return InvalidRequest("expected a model, got zero bytes", code="body_empty")
-
-
-async def _pieces(body: Body, arrival: Arrival) -> AsyncIterator[bytearray]:
-    """The body in pieces of `PIECE` bytes or more, but for the last: the first shows the format."""
-    piece = bytearray()
-    async for chunk in body:
-        arrival.take(len(chunk))
-        piece += chunk
-        if len(piece) >= PIECE:
-            yield piece
-            piece = bytearray()
-    if piece:
-        yield piece

@@ -26,6 +26,7 @@ from types import TracebackType
 from typing import Final, Literal, Self
 
 from strongroom import disk
+from strongroom.anchor import NOTHING, Anchor
 from strongroom.errors import Conflict, Error, Failure, NotFound, SealRefused, Unavailable
 from strongroom.keys import STORE_ID_BYTES, SealingRoot, StoreKeys
 from strongroom.sealed import CHUNK_SIZE, Sealer, chunk_count, overwrite, unwrap_key, wrap_key
@@ -76,8 +77,10 @@ class Store:
         now: Callable[[], int],
         chunk_size: int,
         guard: disk.Guard,
+        anchor: Anchor,
     ) -> None:
         """Made by `Store.open`."""
+        self._anchor = anchor
         self._folder = folder
         self._data = folder / _DATA
         self._header = header
@@ -102,17 +105,19 @@ class Store:
         root: SealingRoot,
         security_digest: bytes,
         now: Callable[[], int],
+        anchor: Anchor,
         chunk_size: int = CHUNK_SIZE,
     ) -> Store:
         """Opens the store in a folder, or makes an empty one; removes files that no record names (§6.5).
 
-        `security_digest` is the SHA-256 of the security configuration, `now` gives Unix seconds, and
-        `chunk_size` (bytes) is for new files only.
+        `security_digest` is the SHA-256 of the security configuration, `now` gives Unix seconds, `anchor` knows
+        which state file is in force, and `chunk_size` (bytes) is for new files only.
 
         Raises:
             SealRefused: `store_other_class`, `store_other_configuration`, `store_other_measurement`,
                 `store_other_root`, `store_malformed`, `store_tampered`, `store_record_malformed`, or
-                `store_state_missing` (data files without a record: nothing is made anew over them).
+                `store_state_missing` (data files without a record: nothing is made anew over them),
+                `store_rolled_back` (not the state that the anchor says is in force).
             Unavailable: another process has it (code `store_locked`), or the disk is full (code
                 `disk_full`).
             Failure: another fault of the disk (code `store_io`).
@@ -125,7 +130,8 @@ class Store:
             with disk.faults("read the store"):
                 data = disk.read_small(folder / _STATE, limit=MAX_STATE_BYTES)
             if data is None:
-                return cls._create(folder, root, security_digest, now, chunk_size, guard)
+                anchor.check(NOTHING)
+                return cls._create(folder, root, security_digest, now, chunk_size, guard, anchor)
             file = parse_state_file(data)
             check_header(
                 file.header,
@@ -137,8 +143,19 @@ class Store:
                 root, security_digest=security_digest, store_id=bytes.fromhex(file.header.store_id)
             )
             record = open_state(file, state_key=keys.state_key)
-            store = cls(folder, header=file.header, keys=keys, now=now, chunk_size=chunk_size, guard=guard)
-            store._install(record, hashlib.sha256(data).hexdigest())
+            # After the record has opened: what a stranger's server sees of a store says nothing about the anchor.
+            digest = hashlib.sha256(data).hexdigest()
+            anchor.check(digest)
+            store = cls(
+                folder,
+                header=file.header,
+                keys=keys,
+                now=now,
+                chunk_size=chunk_size,
+                guard=guard,
+                anchor=anchor,
+            )
+            store._install(record, digest)
             with disk.faults("read the store"):
                 disk.make_folder(store._data)
                 store._sweep()
@@ -156,6 +173,7 @@ class Store:
         now: Callable[[], int],
         chunk_size: int,
         guard: disk.Guard,
+        anchor: Anchor,
     ) -> Store:
         with disk.faults("make a store"):
             disk.make_folder(folder / _DATA)
@@ -170,7 +188,9 @@ class Store:
             security=security_digest.hex(),
         )
         keys = StoreKeys.from_root(root, security_digest=security_digest, store_id=store_id)
-        store = cls(folder, header=header, keys=keys, now=now, chunk_size=chunk_size, guard=guard)
+        store = cls(
+            folder, header=header, keys=keys, now=now, chunk_size=chunk_size, guard=guard, anchor=anchor
+        )
         store._commit(Record(epoch=1, previous=NO_PREDECESSOR, names=()))
         with disk.faults("make a store"):
             store._sweep()
@@ -414,6 +434,8 @@ class Store:
                     disk.sync(fd)
                 finally:
                     disk.close(fd)
+            digest = hashlib.sha256(data).hexdigest()
+            self._anchor.prepare(digest)
         except BaseException:
             disk.discard(temporary)
             raise
@@ -425,7 +447,12 @@ class Store:
         except OSError as exc:
             message = f"the disk failed at the commit itself ({disk.fault_name(exc)}); restart the server"
             raise Failure(message, code="store_uncertain") from exc
-        self._install(record, hashlib.sha256(data).hexdigest())
+        try:
+            self._anchor.confirm(digest)
+        except Error as exc:
+            message = "the anchor failed at the commit itself; restart the server"
+            raise Failure(message, code="store_uncertain") from exc
+        self._install(record, digest)
         self._uncertain = False
 
     def _install(self, record: Record, digest: str) -> None:

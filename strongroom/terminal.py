@@ -17,6 +17,7 @@ from typing import Any, Final
 import click
 
 from strongroom.calls import ModelMetadata, Progress, printable
+from strongroom.doctor import Report
 from strongroom.errors import Error, Refused, Unavailable, Unusable
 
 EXIT_OK: Final = 0
@@ -109,6 +110,16 @@ def show_models(models: Sequence[ModelMetadata]) -> None:
     for row in rows:
         cells = (f"{printable(cell):<{width}}" for cell, width in zip(row, widths, strict=True))
         click.echo("  ".join(cells).rstrip())
+
+
+def show_findings(report: Report) -> None:
+    """One line for everything that was looked for, and what to do about it; then what `auto` takes."""
+    colours = {"there": "green", "limited": "yellow", "missing": None}
+    for finding in report.findings:
+        word = click.style(f"{finding.state:<8}", fg=colours[finding.state])
+        advice = f" -> {finding.how}" if finding.how else ""
+        click.echo(f"{word} {finding.name:<16} {printable(finding.detail, limit=200)}{advice}")
+    click.echo(f'platform = "auto" takes: {report.platform or "nothing here"}')
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import ipaddress
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, ParamSpec, TypeVar
 
@@ -26,6 +26,8 @@ _T = TypeVar("_T")
 
 MAX_ADDRESSES: Final = 10_000
 """Addresses whose rate is remembered; beyond it the one not seen for longest is forgotten."""
+PIECE: Final = 1 << 20
+"""Bytes of an upload that are sealed and written at a time."""
 
 
 class Slots:
@@ -209,3 +211,16 @@ class Arrival:
             raise LimitExceeded(
                 f"the body arrives slower than {self._rate} bytes a second", code="body_too_slow"
             )
+
+
+async def pieces(body: AsyncIterator[bytes], arrival: Arrival) -> AsyncIterator[bytearray]:
+    """The body in pieces of `PIECE` bytes or more, but for the last: the first shows the format."""
+    piece = bytearray()
+    async for chunk in body:
+        arrival.take(len(chunk))
+        piece += chunk
+        if len(piece) >= PIECE:
+            yield piece
+            piece = bytearray()
+    if piece:
+        yield piece

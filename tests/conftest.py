@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ os.environ["ORT_DISABLE_TELEMETRY"] = (
 )
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.append(str(REPOSITORY / "tools"))  # the software TPM is there, for `make demo-tpm` too
 SHARED = REPOSITORY.parent / "shared"
 """Recorded material that lies beside some checkouts; tests that need it skip, with the reason, where it is absent."""
 
@@ -37,6 +39,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 NEVER_EXERCISED = (
-    "TEE hardware: no Intel SGX, Intel TDX, AMD SEV-SNP or AWS Nitro machine was used; only the simulated TEE ran",
+    "TEE hardware: no Intel SGX, Intel TDX, AMD SEV-SNP or AWS Nitro machine and no TPM chip was used; the simulated "
+    "TEE, a software TPM and emulated kernel interfaces ran",
     "macOS: written for, never run on one",
 )

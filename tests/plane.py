@@ -22,10 +22,13 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from onnx import TensorProto, helper, numpy_helper
 
+from strongroom.anchor import UNANCHORED
 from strongroom.attester import SimulatedAttester, root_digest
+from strongroom.attesters import Machine, no_activation
 from strongroom.boot import security_configuration
 from strongroom.config import Config, Limits, Security
 from strongroom.epochs import Epochs, Origin
+from strongroom.platforms import PLATFORMS
 from strongroom.rest import Rest
 from strongroom.runner import Preloaded
 from strongroom.server import _service, _wire_limits
@@ -118,6 +121,7 @@ def plane(
 ) -> Iterator[World]:
     """A world over the store in `folder`; the same folder again means the same store."""
     settings = Config(
+        platform="simulated",
         state_dir=str(folder),
         limits=replace(Limits(), **(limits or {})),
         security=Security(anonymous_upload=anonymous_upload, verify_on_load=verify_on_load),
@@ -128,18 +132,28 @@ def plane(
         folder / "store",
         root=attester.sealing_root(),
         security_digest=security.digest(),
+        anchor=UNANCHORED,
         now=lambda: int(time.time()),
     )
     origin = Origin(
         attester=attester,
-        root=root_digest(ROOT_KEY),
+        roots=(root_digest(ROOT_KEY),),
         security=security,
         store_id=store.store_id,
         hosts=("localhost",),
         lifetime_s=3600,
     )
     epochs = Epochs(origin, now=lambda: datetime.now(UTC))
-    service = _service(settings, store, attester, preloaded)
+    here = Machine(
+        platform=PLATFORMS["simulated"],
+        attester=attester,
+        roots=origin.roots,
+        says=(),
+        anchor=UNANCHORED,
+        activate=no_activation,
+        close=lambda: None,
+    )
+    service = _service(settings, store, here, preloaded)
     rest = Rest(
         service,
         wire=_wire_limits(settings),

@@ -23,6 +23,7 @@ if __name__ == "__main__":
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from strongroom.anchor import UNANCHORED, Anchor, SimulatedAnchor
 from strongroom.keys import SealingRoot, simulated_root
 from strongroom.models.info import ONNX_RULES, ModelInfo, TensorSpec
 from strongroom.store import ModelVersion, Store
@@ -47,10 +48,20 @@ def root(*, seed: int = 7, measurement: str = MEASUREMENT) -> SealingRoot:
     return simulated_root(Ed25519PrivateKey.from_private_bytes(bytes([seed]) * 32), measurement=measurement)
 
 
-def open_store(folder: Path) -> Store:
+def anchored(folder: Path) -> SimulatedAnchor:
+    """An anchor beside the store: an older copy of the folder is refused."""
+    return SimulatedAnchor(folder.with_name(folder.name + "-anchor.json"))
+
+
+def open_store(folder: Path, anchor: Anchor = UNANCHORED) -> Store:
     """The store under test, with small chunks."""
     return Store.open(
-        folder, root=root(), security_digest=SECURITY, now=lambda: 1_800_000_000, chunk_size=CHUNK_SIZE
+        folder,
+        root=root(),
+        security_digest=SECURITY,
+        now=lambda: 1_800_000_000,
+        anchor=anchor,
+        chunk_size=CHUNK_SIZE,
     )
 
 
@@ -81,7 +92,7 @@ def work(folder: Path, seed: int) -> None:
     def say(line: str) -> None:
         os.write(1, line.encode() + b"\n")
 
-    with open_store(folder) as store:
+    with open_store(folder, anchored(folder)) as store:
         while True:
             models = store.models()
             if models and rng.random() < len(models) / 16:
@@ -189,7 +200,7 @@ def drive(folder: Path, seed: int, kills: int) -> dict[str, int]:
             said = stream.read().decode()
         before_open += not said
         started = truth.acknowledge(said.splitlines())
-        with open_store(folder) as store:
+        with open_store(folder, anchored(folder)) as store:
             truth.compare(store, started)
     return {
         "kills": kills,

@@ -23,7 +23,14 @@ from cryptography.hazmat.primitives.serialization import (
 
 from strongroom.attest.evidence import Claims
 from strongroom.attest.sim import examine_sim
-from strongroom.attester import MAX_ROOT_FILE, Attester, SimulatedAttester, load_or_create_root, root_digest
+from strongroom.attester import (
+    MAX_ROOT_FILE,
+    Attester,
+    SimulatedAttester,
+    load_operator_key,
+    load_or_create_root,
+    root_digest,
+)
 from strongroom.errors import InvalidConfig, MalformedInput
 from strongroom.measure import SECURITY_VERSION
 
@@ -167,3 +174,40 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(InvalidConfig):
         load_or_create_root(tmp_path / "sim-root.pem")
+
+
+# What operators add in files
+
+
+def test_the_operators_key_names_itself_without_showing_itself(tmp_path: Path) -> None:
+    """The same key gives the same root; `sealed_for` is a digest of something derived."""
+    path = tmp_path / "operator-key"
+    path.write_text("0f" * 32 + "\n")
+    path.chmod(0o600)
+    root = load_operator_key(path)
+    assert root.sealing_class == "operator"
+    assert root.secret == load_operator_key(path).secret != bytes.fromhex("0f" * 32)
+    assert root.sealed_for not in (hashlib.sha256(bytes.fromhex("0f" * 32)).hexdigest(), "0f" * 32)
+
+
+@pytest.mark.parametrize(
+    ("text", "mode"),
+    [
+        ("0f" * 31, 0o600),
+        ("0F" * 32, 0o600),
+        ("0f" * 32 + "\n\n", 0o600),
+        ("00" * 32, 0o600),
+        ("", 0o600),
+        ("0f" * 32, 0o640),
+    ],
+)
+def test_a_file_that_is_no_operators_key_is_refused(text: str, mode: int, tmp_path: Path) -> None:
+    """Too short, another spelling, zeros, readable by others."""
+    path = tmp_path / "operator-key"
+    path.write_text(text)
+    path.chmod(mode)
+    with pytest.raises(InvalidConfig) as caught:
+        load_operator_key(path)
+    assert caught.value.code == "operator_key_unusable"
+    with pytest.raises(InvalidConfig):
+        load_operator_key(tmp_path / "absent")

@@ -13,13 +13,15 @@ from strongroom import boot
 from strongroom.config import Config, Preload, Security
 from strongroom.errors import AttestationRefused, Error, Failure, InvalidConfig, SealRefused, Unavailable
 
+SIMULATED = Config(platform="simulated")
+
 
 def test_the_attested_configuration_is_that_of_the_settings() -> None:
     """What clients see in the keyset is what the server was told; simulation claims no protection from the host."""
-    plain = boot.security_configuration(Config())
+    plain = boot.security_configuration(SIMULATED)
     assert (plain.sealing, plain.host_excluded) == ("simulated", False)
     assert (plain.anonymous_upload, plain.verify_on_load) == (False, "tags")
-    changed = Config(security=Security(anonymous_upload=True, verify_on_load="sha256"))
+    changed = replace(SIMULATED, security=Security(anonymous_upload=True, verify_on_load="sha256"))
     other = boot.security_configuration(changed)
     assert (other.anonymous_upload, other.verify_on_load) == (True, "sha256")
     assert other.digest() != plain.digest()
@@ -27,8 +29,8 @@ def test_the_attested_configuration_is_that_of_the_settings() -> None:
 
 def test_limits_and_addresses_are_not_attested() -> None:
     """They can only make a server refuse work, so two servers that differ in them are the same code."""
-    other = Config(bind="0.0.0.0:1", epoch_s=60, limits=replace(Config().limits, models=1))
-    assert boot.security_configuration(other) == boot.security_configuration(Config())
+    other = replace(SIMULATED, bind="0.0.0.0:1", epoch_s=60, limits=replace(Config().limits, models=1))
+    assert boot.security_configuration(other) == boot.security_configuration(SIMULATED)
 
 
 def test_preloaded_models_are_digested(tmp_path: Path) -> None:

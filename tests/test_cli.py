@@ -514,7 +514,9 @@ def test_progress_is_shown_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("words", [["measure"], ["check"], ["measure", "--json"], ["check", "--json"]])
 def test_the_operators_commands_say_simulated(words: list[str], tmp_path: Path) -> None:
     """Also where they fail: whatever they say is about a simulated TEE."""
-    result = strongroom(*words, STRONGROOM_STATE_DIR=str(tmp_path / "absent"))
+    result = strongroom(
+        *words, STRONGROOM_STATE_DIR=str(tmp_path / "absent"), STRONGROOM_PLATFORM="simulated"
+    )
     if "--json" in words:
         assert json.loads(result.stdout)["simulated"] is True
     else:
@@ -527,7 +529,7 @@ def test_measure_names_the_root_where_there_is_one(tmp_path: Path) -> None:
     from strongroom.attester import load_or_create_root, root_digest
     from strongroom.config import load_config
 
-    (tmp_path / "strongroom.toml").write_text(f'state_dir = "{tmp_path}"\n')
+    (tmp_path / "strongroom.toml").write_text(f'platform = "simulated"\nstate_dir = "{tmp_path}"\n')
     config = ("--config", tmp_path / "strongroom.toml")
     assert "root" not in strongroom("measure", *config).stderr
     assert json.loads(strongroom("measure", *config, "--json").stdout)["root"] is None

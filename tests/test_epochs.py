@@ -28,7 +28,7 @@ SECURITY = SecurityConfiguration(
 )
 ORIGIN = Origin(
     attester=SimulatedAttester(ROOT_KEY, MEASUREMENT),
-    root=root_digest(ROOT_KEY),
+    roots=(root_digest(ROOT_KEY),),
     security=SECURITY,
     store_id="0" * 32,
     hosts=("localhost", "127.0.0.1"),
@@ -113,7 +113,7 @@ class Lying:
     "origin",
     [
         replace(ORIGIN, attester=Lying(SimulatedAttester(ROOT_KEY, "cd" * 32), measurement=MEASUREMENT)),
-        replace(ORIGIN, root="00" * 32),
+        replace(ORIGIN, roots=("00" * 32,)),
         replace(
             ORIGIN,
             attester=Lying(SimulatedAttester(ROOT_KEY, MEASUREMENT), measurement=MEASUREMENT, spoil=True),

@@ -49,6 +49,7 @@ def test_the_environment_is_an_allow_list(tmp_path: Path) -> None:
         "ORT_DISABLE_TELEMETRY": "1",
         "MALLOC_PERTURB_": "165",
         "OMP_NUM_THREADS": "1",
+        "TSS2_LOG": "all+NONE",
         "STRONGROOM_BIND": "127.0.0.1:0",
         "STRONGROOM_STATE_DIR": str(tmp_path / "state"),
     }
@@ -119,7 +120,7 @@ def test_a_missing_dependency_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Installed without the server extra: a sentence, not a traceback out of a half-started server."""
     monkeypatch.setattr(launch, "_DEPENDENCIES", ("no_such_package_at_all",))
     with pytest.raises(Failure) as caught:
-        launch.dependency_folders()
+        launch.dependency_folders("simulated")
     assert caught.value.code == "start_refused"
 
 

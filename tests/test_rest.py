@@ -758,3 +758,47 @@ def test_the_reference_names_every_route(tmp_path: Path) -> None:
             path = route.path  # type: ignore[attr-defined]
             for method in route.app._handlers:  # type: ignore[attr-defined]
                 assert f"`{method} {path}`" in page, f"{method} {path}"
+
+
+# Credential activation
+
+
+def test_activation_reaches_the_tpm_and_answers_the_secret(tmp_path: Path) -> None:
+    """The two parts of the credential go in, the secret comes out, as base64; no token is needed."""
+    with plane(tmp_path) as world:
+        world.service._activate = lambda credential, secret: credential + secret
+        response = post(world, "/v1/tpm/activate", {"credential": "YWI=", "encrypted_secret": "Y2Q="})
+        assert response.status_code == 200 and response.json() == {"secret": "YWJjZA=="}
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b"", "credential_malformed"),
+        (b"[]", "credential_malformed"),
+        ({"credential": "YWI="}, "credential_malformed"),
+        ({"credential": "YWI=", "encrypted_secret": "?"}, "credential_malformed"),
+        ({"credential": "YWI=", "encrypted_secret": "Y2Q=", "more": 1}, "credential_malformed"),
+        ({"credential": "YWJj" * 400, "encrypted_secret": "Y2Q="}, "credential_malformed"),
+        (b" " * 5000, "body_too_large"),
+    ],
+)
+def test_a_body_that_is_no_credential_does_not_reach_the_tpm(
+    body: object, expected: str, tmp_path: Path
+) -> None:
+    """Strict, and bounded as it arrives."""
+    asked: list[bytes] = []
+    with plane(tmp_path) as world:
+        world.service._activate = lambda credential, secret: asked.append(credential) or b""  # type: ignore[func-returns-value]
+        response = post(world, "/v1/tpm/activate", body)
+        assert code(response, 413 if expected == "body_too_large" else 400) == expected
+    assert not asked
+
+
+def test_activation_shares_the_rate_of_evidence(tmp_path: Path) -> None:
+    """Both keep the TPM busy."""
+    with plane(tmp_path, limits={"evidence_per_minute": 1}) as world:
+        body = {"credential": "YWI=", "encrypted_secret": "Y2Q="}
+        assert code(post(world, "/v1/tpm/activate", body), 404) == "activation_unsupported"
+        assert code(post(world, "/v1/tpm/activate", body), 429) == "evidence_rate"
+        assert code(get(world, "/v1/evidence?nonce=" + "ab" * 32), 429) == "evidence_rate"

@@ -29,7 +29,6 @@ from serving import Serving, clean_environment, serving, snapshot, start
 from strongroom import config, models, server
 from strongroom.attest.evidence import parse_answer
 from strongroom.attest.keyset import keyset_digest
-from strongroom.attester import SimulatedAttester, load_or_create_root
 from strongroom.errors import InvalidConfig, SealRefused
 from strongroom.models.info import STANDARD_LIMITS
 from strongroom.tokens import Action, issue_token
@@ -170,13 +169,13 @@ def test_the_measurement_is_the_one_computed_offline(tmp_path: Path) -> None:
 
 def test_the_store_of_a_stopped_server_can_be_checked(tmp_path: Path) -> None:
     """`check_store` opens it with the same code and configuration, and finds a flipped bit."""
-    settings = config.load(None, variables={"STRONGROOM_STATE_DIR": "state"}, base=tmp_path)
+    variables = {"STRONGROOM_STATE_DIR": "state", "STRONGROOM_PLATFORM": "simulated"}
+    settings = config.load(None, variables=variables, base=tmp_path)
     with pytest.raises(InvalidConfig):
         server.check_store(settings)
-    attester = SimulatedAttester(
-        load_or_create_root(_made(settings.root_key_path)), server.planned_measurement(settings).digest
-    )
-    with server._open_store(settings, attester) as store:
+    _made(settings.root_key_path)
+    here = server._machine(settings, server.planned_measurement(settings).digest, launched="")
+    with server._open_store(settings, here) as store:
         admitted = models.admit(linear_onnx(), format="onnx", limits=STANDARD_LIMITS)
         with store.begin(name="m", owner="", access="public", format="onnx", max_bytes=1 << 20) as upload:
             upload.write(linear_onnx())
@@ -192,13 +191,17 @@ def test_the_store_of_a_stopped_server_can_be_checked(tmp_path: Path) -> None:
 
 def test_a_root_key_is_not_made_anew_beside_a_store(tmp_path: Path) -> None:
     """A lost key is said to be lost, and no other lies where the backup belongs."""
-    settings = config.load(None, variables={"STRONGROOM_STATE_DIR": "state"}, base=tmp_path)
-    attester = SimulatedAttester(load_or_create_root(_made(settings.root_key_path)), "ab" * 32)
-    server._open_store(settings, attester).close()
+    variables = {"STRONGROOM_STATE_DIR": "state", "STRONGROOM_PLATFORM": "simulated"}
+    settings = config.load(None, variables=variables, base=tmp_path)
+    _made(settings.root_key_path)
+    server._open_store(settings, server._machine(settings, "ab" * 32, launched="")).close()
     settings.root_key_path.unlink()
-    for action in (server._root_key, server.check_store):
+    for action in (
+        lambda: server._machine(settings, "ab" * 32, launched=""),
+        lambda: server.check_store(settings),
+    ):
         with pytest.raises(InvalidConfig) as caught:
-            action(settings)
+            action()
         assert caught.value.code == "root_key_missing"
     assert not settings.root_key_path.exists()
 
@@ -493,10 +496,15 @@ def test_the_process_is_hardened(shared: Serving) -> None:
     assert folder.parent.parent == shared.state_dir
     environment = (proc / "environ").read_bytes().split(b"\0")
     names = {entry.split(b"=")[0].decode() for entry in environment if entry}
-    fixed = {"OPENSSL_CONF", "ORT_DISABLE_TELEMETRY", "MALLOC_PERTURB_", "OMP_NUM_THREADS"}
+    fixed = {"OPENSSL_CONF", "ORT_DISABLE_TELEMETRY", "MALLOC_PERTURB_", "OMP_NUM_THREADS", "TSS2_LOG"}
     assert fixed <= names <= fixed | {"LANG", "LC_ALL"}
     assert list((folder.parent / "pycache").rglob("*")) == []
-    assert {path.name for path in shared.state_dir.iterdir()} == {"store", "sim-root.pem", folder.parent.name}
+    assert {path.name for path in shared.state_dir.iterdir()} == {
+        "store",
+        "sim-root.pem",
+        "sim-anchor.json",
+        folder.parent.name,
+    }
 
 
 def test_what_the_host_plants_in_the_environment_has_no_effect(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from store_worker import CHUNK_SIZE, INFO, OWNERS, SECURITY, open_store, root, upload
 
 from strongroom import disk, sealed
+from strongroom.anchor import UNANCHORED
 from strongroom.errors import (
     CODES,
     Conflict,
@@ -325,7 +326,9 @@ def test_another_measurement_configuration_class_or_root_is_told_so(tmp_path: Pa
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
     def opened(who: SealingRoot, security: bytes = SECURITY) -> str:
-        return code_of(lambda: Store.open(tmp_path, root=who, security_digest=security, now=lambda: 0))
+        return code_of(
+            lambda: Store.open(tmp_path, root=who, security_digest=security, now=lambda: 0, anchor=UNANCHORED)
+        )
 
     assert opened(root(measurement="cd" * 32)) == "store_other_measurement"
     assert opened(root(), hashlib.sha256(b"anonymous_upload = true").digest()) == "store_other_configuration"
@@ -352,7 +355,10 @@ def test_a_header_made_to_fit_the_stranger_does_not_open(tmp_path: Path, field: 
     state = tmp_path / "state"
     old, new = ("ab" * 32, "cd" * 32) if field == "sealed_for" else (SECURITY.hex(), "00" * 32)
     state.write_bytes(state.read_bytes().replace(old.encode(), new.encode()))
-    stranger = lambda: Store.open(tmp_path, root=other, security_digest=security, now=lambda: 0)  # noqa: E731
+
+    def stranger() -> Store:
+        return Store.open(tmp_path, root=other, security_digest=security, now=lambda: 0, anchor=UNANCHORED)
+
     assert code_of(stranger) == "store_other_root"
 
 

@@ -54,6 +54,6 @@ def test_a_worker_of_its_own_is_killed_and_its_store_opens(tmp_path: Path) -> No
             worker.send_signal(signal.SIGKILL)
             lines += worker.stdout.readlines()
         started = truth.acknowledge(b"".join(lines).decode().splitlines())
-        with store_worker.open_store(tmp_path / "store") as store:
+        with store_worker.open_store(tmp_path / "store", store_worker.anchored(tmp_path / "store")) as store:
             truth.compare(store, started)
     assert truth.counts["uploads"] > 10

@@ -1,6 +1,7 @@
 """Writes requirements.lock: every version with every hash, for Python 3.11 to 3.13, Linux and macOS, in one file.
 
-Needs `uv` on the path. The file has three sections; `make demo` installs the first, `make test` all of them.
+Needs `uv` on the path. The file has four sections; `make demo` installs the first, `make test` the first three, and the
+fourth (a server on a TPM; it is built from source) where libtss2 is installed.
 """
 
 import subprocess
@@ -35,7 +36,16 @@ def main() -> int:
     dev = {k: v for k, v in everything.items() if k not in demo}
     models = compiled("--no-deps", "requirements-models.in")
     head = "# Written by tools/lock.py from requirements*.in; do not edit.\n"
-    parts = {"demo": demo, "development": dev, "trained models for the tests": models}
+    with tempfile.TemporaryDirectory() as folder:
+        pins = Path(folder) / "pins.txt"
+        pins.write_text("\n".join(line.rstrip(" \\") for line in everything) + "\n")
+        tpm = compiled("requirements-tpm.in", "--constraint", str(pins))
+    parts = {
+        "demo": demo,
+        "development": dev,
+        "trained models for the tests": models,
+        "a server on a TPM": {k: v for k, v in tpm.items() if k not in everything},
+    }
     text = "".join(f"# --- {title}\n{''.join(blocks.values())}" for title, blocks in parts.items())
     (ROOT / "requirements.lock").write_text(head + text)
     return 0

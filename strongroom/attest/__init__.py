@@ -165,8 +165,11 @@ def verify(
     )
 
 
-def draft_policy(evidence: Evidence, *, keyset_bytes: bytes, now: datetime) -> str:
+def draft_policy(
+    evidence: Evidence, *, keyset_bytes: bytes, now: datetime, roots: tuple[str, ...] = ()
+) -> str:
     """Returns the text of a policy that accepts what this server shows, and nothing else (`policy init URL`).
+    `roots`: those that the caller knows, for a format that has no vendor's (`tpm`).
 
     What it shows is authentic only as far as its own signature: compare the measurement with one that you
     computed or trust. The policy then still has to pass `verify`, which ties it to nonce and channel.
@@ -180,7 +183,7 @@ def draft_policy(evidence: Evidence, *, keyset_bytes: bytes, now: datetime) -> s
     if examine is None:
         message = "this version cannot verify evidence of this format"
         raise AttestationRefused(message, code="evidence_format_unsupported")
-    roots = accepted_roots(evidence.format, None)
+    roots = accepted_roots(evidence.format, None) or roots
     _, endorsements = split_manifests(evidence.endorsements)
     found = examine(evidence.data, endorsements=endorsements, roots=roots, now=now)
     if isinstance(found.claims, Absent):

@@ -138,6 +138,9 @@ def _about_format(requirement: Requirement) -> list[tuple[str, str]]:
         open_ = [f"{n} ({what})" for n, what in _BOOT.items() if f"policy.register.{n}" not in ids]
         if open_:
             found.append((WARNING, f"No value is required of {', '.join(open_)}."))
+        if requirement.format == "tpm" and not any(f"policy.register.pcr{n}" in ids for n in range(8, 16)):
+            text = "No register from pcr8 to pcr15 is required: any code counts that this firmware started."
+            found.append((DANGER, text))
     if requirement.format in ("sgx", "tdx", "snp", "azure") and not members & set(_TIED):
         text = "Any chip counts that meets the rest; whoever extracts the keys of one can imitate a server."
         found.append((INFO, text))

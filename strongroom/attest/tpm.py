@@ -424,6 +424,24 @@ def activation_challenge(
     return Challenge(document.ak, ek.leaf, credential, encrypted, secret)
 
 
+EK_ENDORSEMENT = "tpm-ek.der"
+"""Name of the stapled endorsement certificate. It is no member of a running server's evidence: there it would have to
+lead to an accepted root each time (§5.1), although the AK that was enrolled is named itself.
+"""
+
+
+def with_endorsement(data: bytes, *, ek_certificate: bytes) -> bytes:
+    """Returns the evidence `data` with the endorsement certificate in its place: what activation is about. Members
+    beside the quote are not signed, so the quote is the same.
+
+    Raises:
+        MalformedInput: code `evidence_malformed`, or a code of `tpm_wire`.
+    """
+    parse_tpm(data)
+    top = parse_object(data, limit=MAX_EVIDENCE, what="TPM evidence", code="evidence_malformed")
+    return canonical(cast(JSON, {**top, "ek_certificate": _b64(ek_certificate)}))
+
+
 def from_recorded(files: Mapping[str, bytes]) -> bytes:
     """Returns the document of docs/spec/tpm.md §2.1 for a recorded folder, file name -> bytes (§2.3): either
     `attest.bin`, `signature.bin`, `ak_public.bin`, `quote.json` with the PCRs, and perhaps `ek_cert.der`,

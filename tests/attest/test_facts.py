@@ -522,6 +522,10 @@ def test_what_the_entry_leaves_open_is_said() -> None:
     warned = " ".join(f.text for f in lint(parse_policy(text), NOW) if f.level == WARNING)
     assert "pcr0 (the firmware), pcr4" in warned
     assert "pcr11 may be all zero" in warned
+    firmware = production(entry("tpm", f'roots = ["{"ab" * 32}"]\nregisters.pcr0 = ["{"cd" * 32}"]\n'))
+    for policy, found in ((text, False), (firmware, True)):  # nothing that was started after the firmware
+        dangers = " ".join(f.text for f in lint(parse_policy(policy), NOW) if f.level == DANGER)
+        assert ("any code counts that this firmware started" in dangers) == found
     weak = with_line("snp", "min_tcb.Milan = { bl = 0, tee = 0, snp = 0, ucode = 0 }")
     assert "every firmware" in " ".join(f.text for f in lint(weak, NOW) if f.level == WARNING)
     masked = with_line("sgx", 'attributes = ["0400000000000000/fe00000000000000"]')

@@ -1,0 +1,161 @@
+"""Which attester a server with these settings has: from the platform's name to the object that speaks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Final, Literal, cast
+
+from strongroom import platforms
+from strongroom.anchor import UNANCHORED, Anchor, SimulatedAnchor
+from strongroom.attest.verifiers import PINS
+from strongroom.attester import (
+    Attester,
+    SimulatedAttester,
+    load_operator_key,
+    load_or_create_root,
+    root_digest,
+)
+from strongroom.config import Config
+from strongroom.errors import InvalidConfig, NotFound
+from strongroom.stapling import StapledAttester
+from strongroom.tee.sev_guest import derive_key
+from strongroom.tee.sgx import SgxAttester
+from strongroom.tee.tpm import Plan, TpmAttester
+from strongroom.tee.tpm_device import Device
+from strongroom.tee.tsm import SnpAttester, TdxAttester, report_interface
+
+_ROOT: Final = "simulated root"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """The platform that this server runs on, ready for use. `roots`: what its own evidence leads to, one of them.
+    `says`: what an operator has to be told of it, as (what, value). `anchor`: what keeps an older store out.
+    `activate`: credential activation, which only a TPM has. `close`: gives the platform back.
+    """
+
+    platform: platforms.Platform
+    attester: Attester
+    roots: tuple[str, ...]
+    says: tuple[tuple[str, str], ...]
+    anchor: Anchor
+    activate: Callable[[bytes, bytes], bytes]
+    close: Callable[[], None]
+
+    @property
+    def simulated(self) -> bool:
+        """Whether it protects nothing."""
+        return self.platform.format == "sim"
+
+
+def no_activation(_credential: bytes, _encrypted_secret: bytes) -> bytes:
+    """What platforms that are no TPM answer.
+
+    Raises:
+        NotFound: always (code `activation_unsupported`).
+    """
+    raise NotFound("this server's platform is no TPM", code="activation_unsupported")
+
+
+def _nothing() -> None:
+    """Most platforms are not opened, so there is nothing to give back."""
+
+
+def machine(settings: Config, *, measurement: str, store_exists: bool, launched: str) -> Machine:
+    """Opens the platform that the settings name. `measurement`: this code's own, as it measured itself. `launched`:
+    what the launcher found in the TPM; "" on other platforms.
+
+    Raises:
+        InvalidConfig: it is not here, or a file that it needs cannot be used.
+        Unavailable, Failure: it is here and does not work (codes `attester_...`).
+    """
+    name = platforms.resolve(settings.platform)
+    platform = platforms.PLATFORMS[name]
+    if name == platforms.SIMULATED:
+        made = _simulated(settings, platform, measurement=measurement, store_exists=store_exists)
+    elif name == platforms.TPM:
+        made = _tpm(settings, platform, measurement=measurement, store_exists=store_exists, launched=launched)
+    else:
+        made = Machine(
+            platform=platform,
+            attester=_hardware(settings, name),
+            roots=PINS[platform.format],
+            says=(("rollback of the store", "not noticed: this platform has no counter"),),
+            anchor=UNANCHORED,
+            activate=no_activation,
+            close=_nothing,
+        )
+    if not settings.endorsements:
+        return made
+    return replace(made, attester=StapledAttester(made.attester, tuple(map(Path, settings.endorsements))))
+
+
+def _simulated(
+    settings: Config, platform: platforms.Platform, *, measurement: str, store_exists: bool
+) -> Machine:
+    """The simulated TEE. Its root key is not made anew beside a store: it would lie where the backup belongs."""
+    path = settings.root_key_path
+    if not path.exists() and store_exists:
+        message = (
+            f"the store in {settings.state_dir} was sealed under the simulated root key {path}, which is missing: "
+            "put it back, or move the store away"
+        )
+        raise InvalidConfig(message, code="root_key_missing")
+    key = load_or_create_root(path)
+    root = root_digest(key)
+    return Machine(
+        platform=platform,
+        attester=SimulatedAttester(key, measurement),
+        roots=(root,),
+        says=((_ROOT, root),),
+        anchor=SimulatedAnchor(settings.anchor_path),
+        activate=no_activation,
+        close=_nothing,
+    )
+
+
+def _tpm(
+    settings: Config, platform: platforms.Platform, *, measurement: str, store_exists: bool, launched: str
+) -> Machine:
+    plan = Plan(
+        pcrs=settings.tpm.pcrs,
+        code_pcr=settings.tpm.code_pcr,
+        nv_index=settings.tpm.nv_index,
+        root_file=settings.tpm_root_path,
+        measurement=measurement,
+        launched=launched,
+        store_exists=store_exists,
+    )
+    device = Device(settings.tpm.tcti)
+    try:
+        attester = TpmAttester(device, plan)
+    except BaseException:
+        device.close()
+        raise
+    return Machine(
+        platform=platform,
+        attester=attester,
+        roots=(attester.ak,),
+        says=(("attestation key", attester.ak),),
+        anchor=attester.anchor(),
+        activate=attester.activate,
+        close=device.close,
+    )
+
+
+def _hardware(settings: Config, name: str) -> Attester:
+    paths = platforms.PATHS
+    if name == "sgx":
+        seal_to = cast(Literal["measurement", "signer"], settings.sgx.seal_to)
+        return SgxAttester(paths.attestation, seal_to=seal_to)
+    reports = report_interface(paths.reports, platform=name)
+    if name == "tdx":
+        return TdxAttester(reports, operator_key=load_operator_key(settings.operator_key_path))
+    return SnpAttester(reports, derive=partial(_derive, paths))
+
+
+def _derive(paths: platforms.Paths, level: int) -> bytes:
+    return derive_key(paths.sev_guest, level=level)

@@ -1,0 +1,125 @@
+"""`doctor`: what a machine offers, from its files alone."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from strongroom.cli import main
+from strongroom.doctor import Report, examine
+
+NOW = datetime(2026, 11, 28, tzinfo=UTC)
+
+
+def looked(root: Path, *, release: str = "6.8.0-31", now: datetime = NOW, have: bool = False) -> Report:
+    """What is found on the machine below `root`."""
+    return examine(root, release=release, now=now, have=lambda _name: have)
+
+
+def state(report: Report, name: str) -> str:
+    """The state of one finding."""
+    return next(f.state for f in report.findings if f.name == name)
+
+
+def put(root: Path, **files: str) -> None:
+    """Files below the root; `__` stands for a slash, `_D_` for a dash."""
+    for name, text in files.items():
+        path = root / name.replace("__", "/").replace("_D_", "-")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def test_an_empty_machine_has_nothing_and_is_told_what_to_do(tmp_path: Path) -> None:
+    """Everything is missing; where something can be done, it says what."""
+    report = looked(tmp_path)
+    assert report.platform is None
+    assert {f.state for f in report.findings if f.name not in ("kernel", "clock")} == {"missing"}
+    assert all(f.how for f in report.findings if f.name in ("platform", "TPM", "tpm2-pytss", "configfs-tsm"))
+
+
+def test_an_enclave_of_gramine(tmp_path: Path) -> None:
+    """`auto` takes it; without DCAP, or without SGX, it is limited."""
+    put(tmp_path, dev__attestation__attestation_type="dcap")
+    report = looked(tmp_path)
+    assert (report.platform, state(report, "Gramine"), state(report, "platform")) == ("sgx", "there", "there")
+    put(tmp_path, dev__attestation__attestation_type="none")
+    assert (looked(tmp_path).platform, state(looked(tmp_path), "Gramine")) == (None, "limited")
+    (tmp_path / "dev/attestation/attestation_type").unlink()
+    assert state(looked(tmp_path), "Gramine") == "limited"
+
+
+def test_devices_and_flags(tmp_path: Path) -> None:
+    """A processor that has SGX without devices wants its firmware; a guest without its device a module."""
+    put(tmp_path, proc__cpuinfo="processor : 0\nflags\t\t: fpu sgx sev_snp\n")
+    report = looked(tmp_path)
+    assert (state(report, "SGX"), state(report, "SEV-SNP guest")) == ("limited", "limited")
+    put(tmp_path, dev__sgx_enclave="", dev__sgx_provision="", dev__sev_D_guest="", dev__tdx_guest="")
+    report = looked(tmp_path)
+    assert (state(report, "SGX"), state(report, "SEV-SNP guest"), state(report, "TDX guest")) == (
+        "there",
+    ) * 3
+
+
+@pytest.mark.parametrize(
+    ("release", "expected"),
+    [("6.8.0-31", "there"), ("6.7", "there"), ("6.6.99", "limited"), ("odd", "limited")],
+)
+def test_the_kernel_has_to_be_recent_for_confidential_machines(
+    release: str, expected: str, tmp_path: Path
+) -> None:
+    """configfs-tsm came with 6.7."""
+    assert state(looked(tmp_path, release=release), "kernel") == expected
+
+
+def test_configfs_is_told_apart_from_its_provider(tmp_path: Path) -> None:
+    """Not mounted; mounted, and nobody there; a folder for reports."""
+    report = looked(tmp_path)
+    assert "mount" in next(f.how for f in report.findings if f.name == "configfs-tsm")
+    put(tmp_path, sys__kernel__config__other="")
+    report = looked(tmp_path)
+    assert "modprobe" in next(f.how for f in report.findings if f.name == "configfs-tsm")
+    assert "6.7" in next(
+        f.how for f in looked(tmp_path, release="6.1.0").findings if f.name == "configfs-tsm"
+    )
+    (tmp_path / "sys/kernel/config/tsm/report").mkdir(parents=True)
+    assert state(looked(tmp_path), "configfs-tsm") == "there"
+
+
+def test_a_tpm_has_to_be_2_0(tmp_path: Path) -> None:
+    """1.2 knows none of the commands."""
+    put(tmp_path, dev__tpmrm0="", sys__class__tpm__tpm0__tpm_version_major="2\n")
+    report = looked(tmp_path, have=True)
+    assert (state(report, "TPM"), state(report, "tpm2-pytss")) == ("there", "there")
+    assert report.platform is None  # `auto` does not take a TPM
+    put(tmp_path, sys__class__tpm__tpm0__tpm_version_major="1\n")
+    assert state(looked(tmp_path), "TPM") == "limited"
+
+
+def test_a_clock_before_this_version_is_wrong(tmp_path: Path) -> None:
+    """Policies expire by it."""
+    assert state(looked(tmp_path, now=datetime(1970, 1, 1, tzinfo=UTC)), "clock") == "limited"
+
+
+def test_layers(tmp_path: Path) -> None:
+    """As the kernel states them."""
+    put(
+        tmp_path,
+        proc__sys__kernel__seccomp__actions_avail="kill errno allow",
+        sys__kernel__security__lsm="capability,landlock,yama",
+        proc__sys__user__max_user_namespaces="1000",
+    )
+    report = looked(tmp_path)
+    assert {state(report, n) for n in ("seccomp", "Landlock", "user namespaces")} == {"there"}
+
+
+def test_the_command_says_it_for_people_and_for_machines() -> None:
+    """On whatever machine this runs."""
+    shown = CliRunner().invoke(main, ["doctor"])
+    assert "platform" in shown.output and "takes:" in shown.output
+    document = json.loads(CliRunner().invoke(main, ["doctor", "--json"]).output)
+    assert set(document) == {"platform", "findings"}
+    assert {f["state"] for f in document["findings"]} <= {"there", "missing", "limited"}

@@ -1,0 +1,104 @@
+"""`platforms`: `auto` finds a TEE or refuses, and what a platform's configuration says is looked up."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "tee"))
+from emulators import ConfigTsm, direct
+
+from strongroom import boot, platforms
+from strongroom.attest.keyset import SEALING
+from strongroom.attest.verifiers import VERIFIERS
+from strongroom.config import SETTINGS, Config, Sgx
+from strongroom.errors import InvalidConfig
+from strongroom.platforms import PLATFORMS, Paths, resolve
+
+
+def paths(folder: Path) -> Paths:
+    """Interfaces below a test's folder, where there are none yet."""
+    return Paths(
+        attestation=folder / "attestation", reports=folder / "report", sev_guest=folder / "sev-guest"
+    )
+
+
+def test_without_a_tee_auto_refuses(tmp_path: Path) -> None:
+    """It never falls back to simulation, and says how to ask for it."""
+    with pytest.raises(InvalidConfig, match='platform = "simulated"') as caught:
+        resolve("auto", paths=paths(tmp_path))
+    assert caught.value.code == "platform_not_found"
+
+
+@pytest.mark.parametrize("name", sorted(PLATFORMS))
+def test_a_name_is_taken_at_its_word(name: str, tmp_path: Path) -> None:
+    """Whether it is there shows when it is opened: a measurement can be planned on another machine."""
+    assert resolve(name, paths=paths(tmp_path)) == name
+
+
+def test_sgx_is_found_by_its_attestation_type(tmp_path: Path) -> None:
+    """The folder alone is there without SGX too."""
+    where = paths(tmp_path)
+    where.attestation.mkdir()
+    kind = where.attestation / "attestation_type"
+    kind.write_bytes(b"dcap")
+    assert resolve("auto", paths=where) == "sgx"
+    for other in (b"none", b"dcap\n", b""):
+        kind.write_bytes(other)
+        with pytest.raises(InvalidConfig):
+            resolve("auto", paths=where)
+
+
+@pytest.mark.parametrize(
+    ("provider", "found"), [("tdx_guest", "tdx"), ("sev_guest", "snp"), ("arm_cca_guest", None), (None, None)]
+)
+def test_confidential_machines_are_found_by_their_provider(provider: str | None, found: str | None) -> None:
+    """A provider that is not known here, or none, is no platform; no entry is left behind."""
+    emulator = ConfigTsm(lambda data: b"", provider=provider)
+    where = Paths(attestation=Path("/nowhere"), reports=Path("/reports"))
+
+    with direct(emulator, where.reports) as root, pytest.MonkeyPatch.context() as patch:
+        text = lambda self, encoding: emulator.read(self.relative_to(root).as_posix()).decode()  # noqa: E731
+        patch.setattr(Path, "read_text", text)
+        if found is None:
+            with pytest.raises(InvalidConfig):
+                resolve("auto", paths=where)
+        else:
+            assert resolve("auto", paths=where) == found
+    assert not emulator.entries
+
+
+def test_every_platform_can_be_asked_for_and_verified() -> None:
+    """The setting's choices are the table's names; each has a verifier and a known sealing class."""
+    choices = next(s for s in SETTINGS if s.key == "platform").choices
+    assert set(choices) == {"auto", *PLATFORMS}
+    for platform in PLATFORMS.values():
+        assert platform.format in VERIFIERS
+        assert platform.sealing in SEALING
+
+
+@pytest.mark.parametrize("name", sorted(PLATFORMS))
+def test_the_attested_configuration_says_what_the_platform_is(name: str) -> None:
+    """Only hardware that hides memory claims to; only the simulated TEE seals by simulation."""
+    security = boot.security_configuration(Config(platform=name))
+    assert security.host_excluded == (name in ("sgx", "tdx", "snp"))
+    assert (security.sealing == "simulated") == (name == "simulated")
+    if name == "tdx":
+        assert security.sealing == "operator"
+
+
+def test_sealing_to_the_signer_is_attested() -> None:
+    """A policy that wants `measurement` refuses it."""
+    settings = Config(platform="sgx", sgx=Sgx(seal_to="signer"))
+    assert boot.security_configuration(settings).sealing == "signer"
+    assert boot.security_configuration(Config(platform="sgx")).sealing == "measurement"
+
+
+def test_auto_is_settled_before_it_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Where no TEE is found nothing is attested at all."""
+    monkeypatch.setattr(platforms, "PATHS", paths(tmp_path))
+    with pytest.raises(InvalidConfig) as caught:
+        boot.security_configuration(Config())
+    assert caught.value.code == "platform_not_found"
