@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "attest"))
 import fake_tpm
 from fake_tpm import CA, NOW, ROOT_DER, ROOT_DIGEST, Tpm
 
+from strongroom.attest.batch import Single
 from strongroom.attest.evidence import Evidence, EvidenceAnswer, encode_answer, report_data
 from strongroom.attest.keyset import BINDING, ROLES, Key, Keyset, SecurityConfiguration, encode_keyset
 from strongroom.attest.policy import parse_policy
@@ -31,7 +32,11 @@ from strongroom.flow import Clock, Endpoint, NotSent, Open, Send, Unanswered, dr
 from strongroom.ratls import Gate, new_server_identity
 
 IDENTITY = new_server_identity(
-    hosts=("localhost",), evidence=lambda data: Evidence("sim", b"x", ()), now=NOW, lifetime_s=3600
+    hosts=("localhost",),
+    evidence_format="sim",
+    evidence=lambda data: Evidence("sim", b"x", ()),
+    now=NOW,
+    lifetime_s=3600,
 )
 SECURITY = SecurityConfiguration(
     sealing="measurement",
@@ -105,7 +110,7 @@ class Server:
         document = fake_tpm.document({**members, "ek_certificate": ""})
         stapled = ((EK_ENDORSEMENT, certificate),) if certificate else ()
         evidence = Evidence(self.format, document, stapled)
-        return Answer(200, {}, encode_answer(EvidenceAnswer(evidence, self.keyset)))
+        return Answer(200, {}, encode_answer(EvidenceAnswer(evidence, self.keyset, Single())))
 
 
 def enrol(server: Server, *, roots: tuple[str, ...] = (ROOT_DIGEST,)) -> Enrolled:
@@ -182,7 +187,11 @@ def test_another_format_is_refused() -> None:
         (
             Server(
                 leaf=new_server_identity(
-                    hosts=("localhost",), evidence=lambda d: Evidence("sim", b"x", ()), now=NOW, lifetime_s=60
+                    hosts=("localhost",),
+                    evidence_format="sim",
+                    evidence=lambda d: Evidence("sim", b"x", ()),
+                    now=NOW,
+                    lifetime_s=60,
                 ).certificate_der
             ),
             "channel_key_mismatch",

@@ -118,7 +118,7 @@ def test_a_derived_key_needs_the_guests_message_key(tee: mounts.Mounted) -> None
 def serve(tee: mounts.Mounted, folder: Path, world: Path) -> Serving:
     """A server with `platform = "auto"` on it."""
     wrapper = str(Path(__file__).with_name("patched.py"))
-    lines = [f'endorsements = "{tee.endorsements}"'] if tee.kind != "snp" else []
+    lines = [f'endorsements = ["{tee.endorsements}/dcap.json"]'] if tee.kind != "snp" else []
     return start(
         folder,
         settings="\n".join(lines),
