@@ -116,8 +116,8 @@ def minted() -> Iterator[Case]:
     import fake_aws
     import fake_tpm
     import fake_x509
+    from fake_azure import Cloud
     from fake_intel import Intel
-    from test_azure import Cloud
     from worlds import NOW
 
     for name, version in (("sgx quote v3", 3), ("tdx quote v4", 4), ("tdx quote v5", 5)):

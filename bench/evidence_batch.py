@@ -70,17 +70,21 @@ def _serve(quotes_per_s: float, batch: int) -> None:
     of JSON once it listens, and ends with its standard input.
     """
     from strongroom import server
+    from strongroom.anchor import UNANCHORED
+    from strongroom.attesters import Machine, no_activation
     from strongroom.boot import security_configuration
     from strongroom.config import Config, Limits
     from strongroom.epochs import Epochs, Origin
     from strongroom.listener import EdgeServer, edge_config
+    from strongroom.models import admit
+    from strongroom.platforms import PLATFORMS
     from strongroom.rest import Rest
     from strongroom.store import Store
 
     limits = Limits(
         connections=4096, evidence_per_minute=1_000_000, evidence_batch=batch, evidence_waiting=4096
     )
-    settings = Config(bind="127.0.0.1:0", limits=limits)
+    settings = Config(platform="simulated", bind="127.0.0.1:0", limits=limits)
     root_key = Ed25519PrivateKey.generate()
     inner = SimulatedAttester(root_key, MEASUREMENT)
     attester: Any = Throttled(inner, quotes_per_s=quotes_per_s)
@@ -90,18 +94,28 @@ def _serve(quotes_per_s: float, batch: int) -> None:
             Path(folder) / "store",
             root=inner.sealing_root(),
             security_digest=security.digest(),
+            anchor=UNANCHORED,
             now=lambda: int(time.time()),
         )
         origin = Origin(
             attester=attester,
-            root=root_digest(root_key),
+            roots=(root_digest(root_key),),
             security=security,
             store_id=store.store_id,
             hosts=("127.0.0.1",),
             lifetime_s=settings.epoch_s,
         )
         epochs = Epochs(origin, now=lambda: datetime.now(UTC))
-        service = server._service(settings, store, attester, ())
+        here = Machine(
+            platform=PLATFORMS["simulated"],
+            attester=attester,
+            roots=origin.roots,
+            says=(),
+            anchor=UNANCHORED,
+            activate=no_activation,
+            close=lambda: None,
+        )
+        service = server._service(settings, store, here, (), admit=admit)
         rest = Rest(
             service,
             wire=server._wire_limits(settings),
@@ -112,7 +126,7 @@ def _serve(quotes_per_s: float, batch: int) -> None:
         edge = server._edge_limits(settings)
         config = edge_config(rest, context=epochs.context, limits=edge, shutdown_s=1, lifespan="off")
         listening = EdgeServer(config, sock=sock, limits=edge)
-        policy = policy_for_measurement(MEASUREMENT, root=origin.root, now=datetime.now(UTC))
+        policy = policy_for_measurement(MEASUREMENT, root=origin.roots[0], now=datetime.now(UTC))
         print(json.dumps({"port": sock.getsockname()[1], "policy": policy}), flush=True)
 
         async def run() -> None:

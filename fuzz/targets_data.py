@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 
 from strongroom.errors import Error
 from strongroom.formats import detect
-from strongroom.models.info import FORMATS, AdmissionLimits
+from strongroom.models.info import FORMATS, STANDARD_BUDGET, AdmissionLimits
 from strongroom.models.onnx import parse_onnx
 from strongroom.npy import decode_npy, decode_npz, encode_npy, encode_npz
 from strongroom.oip import (
@@ -42,6 +42,8 @@ ADMISSION = AdmissionLimits(
     outputs=100,
     categories=1000,
     metadata_bytes=1 << 16,
+    level="strict",
+    budget=STANDARD_BUDGET,
 )
 
 FLOATS = Tensor("x", "FP32", np.array([[1.5, float("nan")], [float("-inf"), 0.1]], dtype=np.float32))

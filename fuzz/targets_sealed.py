@@ -9,7 +9,7 @@ import contextlib
 import random
 
 from strongroom.errors import Error
-from strongroom.models.info import ONNX_RULES, ModelInfo, TensorSpec
+from strongroom.models.info import ONNX_RULES, Admission, ModelInfo, Room, TensorSpec
 from strongroom.sealed import (
     Sealer,
     chunk_count,
@@ -46,6 +46,12 @@ def _container() -> bytes:
     return b"".join((sealer.header, *sealer.update(PLAIN), sealer.finish()))
 
 
+ADMISSION = Admission(
+    level="permissive", flags=("unbounded",), nodes=3, tensors=2, tensor_bytes=8, resident_bytes=0, load_operations=7,
+    rooms=(Room(sizes=(4, 9), peak_bytes=100, operations=10, steps=3),), text_bytes=64, versions=(("rules", "1"),),
+)  # fmt: skip
+
+
 def record() -> Record:
     """A record with two versions of one name and a tombstone."""
     info = ModelInfo(
@@ -56,6 +62,7 @@ def record() -> Record:
         feature_names=("a", "\ud800"),
         notes=(("opset", 17), ("missing", -1.5), ("classes", ("no", "yes", None))),
         rules=ONNX_RULES,
+        admission=ADMISSION,
     )
     entries = tuple(
         Entry(

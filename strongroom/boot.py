@@ -40,6 +40,8 @@ class Boot:
     measurement: Measurement
     preload: tuple[tuple[str, str], ...]
     """(name, hex SHA-256) of each preloaded model, as measured: the bytes that are served must be these."""
+    paths: tuple[str, ...]
+    """The folders of the dependencies, for processes that this one starts."""
     room: Path
     """The folder with this process's empty folders; removed at the end."""
     launched: str = ""
@@ -67,6 +69,7 @@ def prepare(room: Mapping[str, Any], imports: MeasuredImports) -> Boot:
         security=security_configuration(settings),
         measurement=measurement,
         preload=preload,
+        paths=tuple(folders),
         room=Path(room["room"]),
         launched=str(room["launched"]),
     )

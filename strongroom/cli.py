@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from strongroom.calls import printable
+from strongroom.cli_admit import admit
 from strongroom.cli_appraise import appraise
 from strongroom.cli_endorsements import endorsement_options, fetcher_of
 from strongroom.cli_policy import policy
@@ -123,6 +124,7 @@ main.add_command(policy)
 main.add_command(appraise)
 main.add_command(release)
 main.add_command(tpm)
+main.add_command(admit)
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 _timeout_option = click.option(

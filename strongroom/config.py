@@ -54,6 +54,20 @@ class Limits:
         low=1,
         high=1 << 40,
     )
+    admission_s: int = _setting(
+        60,
+        "Time for examining one model, in a process of its own; then it is refused.",
+        unit="seconds",
+        low=1,
+        high=3600,
+    )
+    admission_bytes: int = _setting(
+        1 << 30,
+        "Memory of the process that examines a model, besides a multiple of the model.",
+        unit="bytes",
+        low=64 << 20,
+        high=1 << 40,
+    )
     tensors: int = _setting(64, "Tensors in one request.", unit="tensors", low=1, high=10_000)
     tensor_bytes: int = _setting(
         64 << 20, "One tensor of a request, unpacked.", unit="bytes", low=1, high=2 << 30
@@ -168,6 +182,12 @@ class Security:
 
     anonymous_upload: bool = _setting(
         False, "Whether models are taken from callers without a key; such models are public."
+    )
+    admission: str = _setting(
+        "strict",
+        "What is asked of an uploaded model (docs/spec/admission.md): `strict`, a bound for its memory, work and "
+        "loops; `permissive` also takes models without one, which only limits at run time then stop.",
+        choices=("strict", "permissive"),
     )
     verify_on_load: str = _setting(
         "tags",

@@ -128,10 +128,11 @@ class Epochs:
             now=now,
             lifetime_s=origin.lifetime_s,
         )
+        receipt_key = Ed25519PrivateKey.generate()
         keyset = Keyset(
             keys=(
                 Key("tls", ROLES["tls"], identity.spki),
-                Key("receipt", ROLES["receipt"], _receipt_spki()),
+                Key("receipt", ROLES["receipt"], _spki(receipt_key)),
             ),
             not_after=int(now.timestamp()) + origin.lifetime_s,
             store_id=origin.store_id,
@@ -145,6 +146,7 @@ class Epochs:
             keyset_digest=keyset_digest(keyset_bytes),
             not_after=keyset.not_after,
             boot_evidence=identity.evidence,
+            receipt_key=receipt_key,
         )
         return _Made(epoch=epoch, context=server_context(identity))
 
@@ -185,7 +187,5 @@ class Epochs:
             )
 
 
-def _receipt_spki() -> bytes:
-    """The public half of a fresh receipt key. Nothing signs with it in this version, so it is not kept."""
-    key = Ed25519PrivateKey.generate().public_key()
-    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+def _spki(key: Ed25519PrivateKey) -> bytes:
+    return key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)

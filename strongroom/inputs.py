@@ -8,11 +8,12 @@ Rules
   - One symbol in the shapes means one size, in all inputs of a request.
   - Messages name the model's tensors and the request's shapes and datatypes; never a value.
 
-In order: 1. limits, 2. names, 3. datatypes, 4. ranks and sizes, 5. values.
+In order: 1. limits, 2. names, 3. datatypes, 4. ranks and sizes, 5. values, 6. what admission bounded.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 import numpy as np
@@ -50,7 +51,30 @@ def check_inputs(
         _shape(spec, array.shape, symbols)
         _values(spec, array, info.rules)
         arrays[spec.name] = array
+    _room(info, arrays)
     return arrays
+
+
+def _room(info: ModelInfo, arrays: Mapping[str, Array]) -> None:
+    """The request is one of those whose cost admission bounded (`docs/spec/admission.md` §8.2)."""
+    found = info.admission
+    needs: dict[int, int] = {}  # position -> the largest size where the model leaves it open
+    for spec in info.inputs:
+        array = arrays[spec.name]
+        for axis, (expected, size) in enumerate(zip(spec.shape or (), array.shape, strict=False)):
+            if not isinstance(expected, int):
+                needs[axis] = max(needs.get(axis, 0), size)
+        if spec.datatype == "BYTES" and any(len(text) > found.text_bytes for text in array.flat):
+            raise InvalidRequest(
+                f"input {spec.name!r}: a string has more than {found.text_bytes} bytes",
+                code="input_too_large",
+            )
+    if needs and not any(all(room.fits(axis, size) for axis, size in needs.items()) for room in found.rooms):
+        rooms = ", ".join("x".join(map(str, room.sizes)) for room in found.rooms)
+        raise InvalidRequest(
+            f"the request is larger than the model was admitted for: open dimensions up to one of {rooms}",
+            code="input_too_large",
+        )
 
 
 def _by_name(info: ModelInfo, request_inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:

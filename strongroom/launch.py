@@ -40,6 +40,8 @@ FIXED: Final[Mapping[str, str]] = {
     "OMP_NUM_THREADS": "1",  # results are bit-equal only at one thread
     "TSS2_LOG": "all+NONE",  # libtss prints to stderr otherwise; read when it is loaded
 }
+CHILD: Final[Mapping[str, str]] = {**FIXED, "OPENBLAS_NUM_THREADS": "1"}
+"""The whole environment of processes that the server executes: they fork, so nothing may start a thread."""
 KEPT: Final = ("LANG", "LC_ALL")
 """What else is passed on, besides `STRONGROOM_*`. TMPDIR is not: nothing is written to a temporary folder."""
 

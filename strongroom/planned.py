@@ -31,7 +31,7 @@ def security_configuration(settings: Config) -> SecurityConfiguration:
         host_excluded=platform.host_excluded,
         isolation="in_process",
         sandbox=(),
-        admission="structural",
+        admission=settings.security.admission,
         anonymous_upload=settings.security.anonymous_upload,
         verify_on_load=settings.security.verify_on_load,
         logging="no_content",

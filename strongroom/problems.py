@@ -36,6 +36,7 @@ FAMILIES: Final[tuple[tuple[type[Error], int], ...]] = (
 )
 """Error family -> status; the first that fits."""
 CODES: Final[dict[str, int]] = {
+    "admission_limits": 422,
     "body_too_slow": 408,
     "caller_too_busy": 429,
     "engine_model_too_large": 507,
@@ -45,6 +46,9 @@ CODES: Final[dict[str, int]] = {
     "model_reserved": 403,
     "name_taken": 409,
     "not_acceptable": 406,
+    "onnx_compute": 422,
+    "onnx_loop": 422,
+    "onnx_memory": 422,
     "owner_quota": 409,
     "owner_record_full": 409,
     "response_too_large": 400,

@@ -32,9 +32,10 @@ from strongroom import __version__, bodies
 from strongroom.attest.evidence import parse_nonce
 from strongroom.bodies import JSON, NPY, NPZ
 from strongroom.errors import Error, Failure, InvalidRequest, MalformedInput, NotFound
+from strongroom.names import check_name
 from strongroom.oip import WireLimits
 from strongroom.problems import problem, status_of
-from strongroom.service import DEFAULT_SEED_NAME, ERASURE, Call, Epoch, Service, View, check_name
+from strongroom.service import DEFAULT_SEED_NAME, ERASURE, Call, Epoch, Service, View
 from strongroom.store import ModelVersion
 
 log = logging.getLogger("strongroom.rest")
@@ -83,6 +84,7 @@ class Rest:
         routes += [_route(model + version, GET=self._model, DELETE=self._delete)]
         for place in ("", version):
             routes += [
+                _route(model + place + "/admission", GET=self._admission),
                 _route(model + place + "/load", POST=self._load),
                 _route(model + place + "/unload", POST=self._unload),
                 _route("/v2/models/{name}" + place, GET=self._metadata),
@@ -231,6 +233,11 @@ class Rest:
         gone = await self._service.delete(self._call(request), name=name, version=version)
         deleted = [{"name": model.name, "version": str(model.version)} for model in gone]
         return _json({"deleted": deleted, "erasure": ERASURE})
+
+    async def _admission(self, request: Request) -> Response:
+        name, version = self._address(request)
+        data = await self._service.admission(self._call(request), name=name, version=version)
+        return Response(data, 200, {}, JSON)
 
     async def _load(self, request: Request) -> Response:
         name, version = self._address(request)

@@ -34,7 +34,8 @@ from typing import Literal, cast
 import uvicorn
 from starlette.types import Scope
 
-from strongroom import boot, models
+from strongroom import boot
+from strongroom.admission import Admit, ChildLimits, Examiner, Launch
 from strongroom.attesters import Machine, machine
 from strongroom.boot import Boot, planned_measurement
 from strongroom.config import Config, Preload
@@ -43,13 +44,14 @@ from strongroom.engine import Engine, SessionCache
 from strongroom.epochs import Epochs, Origin
 from strongroom.errors import Error, InvalidConfig, SealRefused
 from strongroom.formats import HEAD_BYTES, detect
-from strongroom.launch import ROOM
+from strongroom.launch import CHILD, ROOM
 from strongroom.listener import EdgeServer, edge_config
-from strongroom.models.info import STANDARD_LIMITS, AdmissionLimits
+from strongroom.models.info import STANDARD_BUDGET, STANDARD_LIMITS, AdmissionLimits
+from strongroom.names import check_name
 from strongroom.oip import WireLimits
 from strongroom.rest import Rest
 from strongroom.runner import Preloaded, RunLimits, Runner
-from strongroom.service import Clocks, Epoch, Service, ServiceLimits, check_name
+from strongroom.service import Clocks, Epoch, Service, ServiceLimits
 from strongroom.store import CheckResult, ModelVersion, Store
 from strongroom.tokens import NonceBook
 
@@ -87,14 +89,17 @@ def check_store(settings: Config) -> tuple[CheckResult, ...]:
 
 async def _serve(ready: Boot) -> None:
     settings = ready.settings
-    here = _machine(settings, ready.measurement.digest, launched=ready.launched)
     with contextlib.ExitStack() as stack:
+        # Before anything secret exists: the process that looks at strangers' models inherits nothing.
+        examiner = stack.enter_context(Examiner(_examiner_launch(ready), limits=_child_limits(settings)))
+        here = _machine(settings, ready.measurement.digest, launched=ready.launched)
         stack.callback(here.close)
         store = stack.enter_context(_open_store(settings, here))
         _sweep_rooms(settings.state_path, keep=ready.room)
         measured = dict(ready.preload)
         preloaded = tuple(
-            preload(entry, settings, measured=measured[entry.name]) for entry in settings.preload
+            preload(entry, settings, measured=measured[entry.name], admit=examiner.admit)
+            for entry in settings.preload
         )
         host, _ = settings.address
         origin = Origin(
@@ -106,7 +111,7 @@ async def _serve(ready: Boot) -> None:
             lifetime_s=settings.epoch_s,
         )
         epochs = Epochs(origin, now=_now)
-        service = _service(settings, store, here, preloaded)
+        service = _service(settings, store, here, preloaded, admit=examiner.admit)
         stack.callback(_close_in_time, service, settings.shutdown_s)
         rest = Rest(
             service,
@@ -114,6 +119,7 @@ async def _serve(ready: Boot) -> None:
             epoch_of=lambda scope: _epoch_of(scope, epochs),
             current_epoch=lambda: epochs.current,
         )
+        examiner.wait()
         await _listen(settings, rest, epochs, lines=_lines(ready, here))
 
 
@@ -226,7 +232,7 @@ def _sweep_rooms(state: Path, *, keep: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def preload(entry: Preload, settings: Config, *, measured: str) -> Preloaded:
+def preload(entry: Preload, settings: Config, *, measured: str, admit: Admit) -> Preloaded:
     """Admits a model that is shipped with the server. `measured`: the SHA-256 (hex) in the measurement.
 
     Raises:
@@ -250,8 +256,8 @@ def preload(entry: Preload, settings: Config, *, measured: str) -> Preloaded:
         return data
 
     data = read()
-    admitted = models.admit(
-        data, format=entry.format or detect(data[:HEAD_BYTES]), limits=_admission_limits(settings)
+    admitted = admit(
+        bytearray(data), format=entry.format or detect(data[:HEAD_BYTES]), limits=_admission_limits(settings)
     )
     model = ModelVersion(
         name=entry.name,
@@ -268,7 +274,9 @@ def preload(entry: Preload, settings: Config, *, measured: str) -> Preloaded:
     return Preloaded(model=model, read=read)
 
 
-def _service(settings: Config, store: Store, here: Machine, preloaded: tuple[Preloaded, ...]) -> Service:
+def _service(
+    settings: Config, store: Store, here: Machine, preloaded: tuple[Preloaded, ...], *, admit: Admit
+) -> Service:
     limits = settings.limits
     runner = Runner(
         store=store,
@@ -311,11 +319,34 @@ def _service(settings: Config, store: Store, here: Machine, preloaded: tuple[Pre
             admission=_admission_limits(settings),
         ),
         clocks=Clocks(now=_now, monotonic=time.monotonic),
+        admit=admit,
     )
 
 
 def _admission_limits(settings: Config) -> AdmissionLimits:
-    return replace(STANDARD_LIMITS, model_bytes=settings.limits.model_bytes)
+    return replace(
+        STANDARD_LIMITS,
+        model_bytes=settings.limits.model_bytes,
+        level=settings.security.admission,
+        budget=replace(STANDARD_BUDGET, elements=settings.limits.elements),
+    )
+
+
+def _examiner_launch(ready: Boot) -> Launch:
+    """As this process itself: only measured code, nothing of the environment, an empty folder."""
+    prefix = f"pycache_prefix={ready.room / 'pycache'}"
+    return Launch(
+        paths=ready.paths,
+        environment=CHILD,
+        folder=ready.room / "cwd",
+        measured=dict(ready.measurement.files),
+        flags=("-I", "-S", "-B", "-X", prefix, "-X", "utf8"),
+    )
+
+
+def _child_limits(settings: Config) -> ChildLimits:
+    seconds = settings.limits.admission_s
+    return ChildLimits(wall_s=seconds, cpu_s=seconds, memory_bytes=settings.limits.admission_bytes)
 
 
 def _wire_limits(settings: Config) -> WireLimits:

@@ -10,7 +10,7 @@ Rules
     2. authorise: `access.check`, before anything is decrypted. A private model does not exist for others.
     3. limits: places, rates, quotas; then the body, counted as it arrives.
     4. digest: what arrived is what the caller said, or what would run is what the caller expects.
-    5. admit: the model is proven (`models.admit`), the tensors fit the model (`inputs.check_inputs`).
+    5. admit: the model is proven (`admission`, in a process of its own), the tensors fit it (`inputs.check_inputs`).
     6. commit: the store's record is replaced; only then does the caller get an answer.
 
     Steps that an operation does not have are left out, none is moved. (The one exception is `predict`, whose
@@ -24,21 +24,24 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
-import re
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, Literal, TypeAlias, TypeVar
 
-from strongroom import models
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from strongroom.access import ANONYMOUS, ANONYMOUS_OWNER, not_found
 from strongroom.access import Action as AccessAction
 from strongroom.access import check as check_access
+from strongroom.admission import Admit
 from strongroom.attest.evidence import Evidence
 from strongroom.batcher import Attests, Batcher
-from strongroom.errors import AccessRefused, Conflict, InvalidRequest, LimitExceeded, NotFound
+from strongroom.errors import AccessRefused, Conflict, Failure, InvalidRequest, LimitExceeded, NotFound
 from strongroom.formats import detect
 from strongroom.models.info import AdmissionLimits, ModelInfo
+from strongroom.models.report import report_of_model
+from strongroom.names import check_name
 from strongroom.oip import InferRequest
 from strongroom.runner import Encode, Runner
 from strongroom.store import ModelVersion, Store, Upload
@@ -52,7 +55,6 @@ DEFAULT_SEED_NAME: Final = "iris-classifier"
 MAX_CREDENTIAL: Final = 4096
 """Bytes of a request for credential activation; one takes about 800."""
 
-_NAME: Final = re.compile(r"[A-Za-z0-9._-]+")
 _EMPTY: Final = hashlib.sha256(b"").hexdigest()
 """Digest of the body of a changing call without one."""
 
@@ -91,6 +93,8 @@ class Epoch:
     """Unix seconds."""
     boot_evidence: Evidence
     """The evidence in the TLS certificate: no nonce, so it proves nothing about now."""
+    receipt_key: Ed25519PrivateKey = field(repr=False)
+    """Signs what the server says about models; its public half is in the keyset."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,6 +166,7 @@ class Service:
         simulated: bool,
         limits: ServiceLimits,
         clocks: Clocks,
+        admit: Admit,
     ) -> None:
         self.limits = limits
         self.simulated = simulated
@@ -172,6 +177,7 @@ class Service:
         self._preloaded = {model.name: model for model in preloaded}
         self._anonymous_upload = anonymous_upload
         self._clocks = clocks
+        self._admit_model = admit
         places, uploads = limits.concurrent_requests, limits.concurrent_uploads
         self._slots = Slots(total=places, per_caller=limits.concurrent_requests_per_caller, code="overloaded")
         self._upload_slots = Slots(total=uploads, per_caller=uploads, code="uploads_busy")
@@ -259,6 +265,15 @@ class Service:
         """
         principal = self._authenticate(call)
         return self._view(self._authorised("read", principal, name, version))
+
+    async def admission(self, call: Call, *, name: str, version: int | None) -> bytes:
+        """The admission report of a model, signed by this connection's receipt key (docs/spec/admission.md §10.3).
+
+        Raises:
+            AccessRefused, NotFound: as `model`.
+        """
+        model = self._authorised("read", self._authenticate(call), name, version)
+        return report_of_model(model, model.info.admission, key=call.epoch.receipt_key)
 
     async def versions(self, call: Call, *, name: str) -> tuple[int, ...]:
         """The version numbers of a model that this caller may see, oldest first.
@@ -501,7 +516,7 @@ class Service:
                 await self._disk.run(upload.write, piece)
                 size += len(piece)
             if upload is None:
-                raise _empty_body()
+                raise InvalidRequest("expected a model, got zero bytes", code="body_empty")
             info, canonical_sha256 = await self._admission.run(self._admit, upload, intent.sha256, format)
             # One commit at a time; what may have changed since the first byte is checked again.
             async with self._committing:
@@ -538,7 +553,9 @@ class Service:
             raise Conflict(
                 f"expected a body with SHA-256 {sha256}, got {sealed.sha256}", code="upload_digest_mismatch"
             )
-        admitted = models.admit(upload.read_back(), format=format, limits=self.limits.admission)
+        admitted = self._admit_model(upload.read_back(), format=format, limits=self.limits.admission)
+        if not hmac.compare_digest(admitted.sha256, sealed.sha256):
+            raise Failure("another model was examined than was uploaded")
         if admitted.canonical_sha256 != sealed.sha256:
             upload.rewrite(admitted.onnx)
         return admitted.info, admitted.canonical_sha256
@@ -562,19 +579,6 @@ class Service:
             if mine:
                 return max(mine, key=lambda model: (model.created, model.version)).name
         return DEFAULT_SEED_NAME
-
-
-def check_name(name: str, *, length: int) -> None:
-    """Returns if `name` can name a model.
-
-    Raises:
-        InvalidRequest: other characters than letters, digits, `.`, `_`, `-`, nothing but dots, or more than
-            `length` characters (code `model_name_invalid`).
-    """
-    if len(name) > length or _NAME.fullmatch(name) is None or not name.strip("."):
-        raise InvalidRequest(
-            f"a model's name has 1 to {length} letters, digits, '.', '_' or '-'", code="model_name_invalid"
-        )
 
 
 def _caller(call: Call, principal: Principal | None) -> str:

@@ -27,8 +27,11 @@ EXIT_UNUSABLE: Final = 20
 EXIT_UNREACHABLE: Final = 30
 EXIT_INTERRUPTED: Final = 130
 
-REFUSED_CODES: Final = frozenset({"format_mismatch", "model_digest_mismatch", "name_taken"})
-"""Conflicts that a check found: to a script they are refusals, though they are not of that family."""
+REFUSED_CODES: Final = frozenset({
+    "admission_limits", "format_mismatch", "model_digest_mismatch", "name_taken", "onnx_compute", "onnx_loop",
+    "onnx_memory", "onnx_too_complex",
+})  # fmt: skip
+"""Conflicts and limits that a check found: to a script they are refusals, though they are not of that family."""
 
 SIMULATED: Final = (
     "SIMULATED: this rests on simulated evidence, which protects nothing from the server's operator"

@@ -28,6 +28,7 @@ from strongroom.attesters import Machine, no_activation
 from strongroom.boot import security_configuration
 from strongroom.config import Config, Limits, Security
 from strongroom.epochs import Epochs, Origin
+from strongroom.models import admit
 from strongroom.platforms import PLATFORMS
 from strongroom.rest import Rest
 from strongroom.runner import Preloaded
@@ -153,7 +154,7 @@ def plane(
         activate=no_activation,
         close=lambda: None,
     )
-    service = _service(settings, store, here, preloaded)
+    service = _service(settings, store, here, preloaded, admit=admit)
     rest = Rest(
         service,
         wire=_wire_limits(settings),

@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from strongroom.anchor import UNANCHORED, Anchor, SimulatedAnchor
 from strongroom.keys import SealingRoot, simulated_root
-from strongroom.models.info import ONNX_RULES, ModelInfo, TensorSpec
+from strongroom.models.info import ONNX_RULES, Admission, ModelInfo, Room, TensorSpec
 from strongroom.store import ModelVersion, Store
 
 MEASUREMENT = "ab" * 32
@@ -40,6 +40,18 @@ INFO = ModelInfo(
     feature_names=("length", "width"),
     notes=(("opset", 17), ("classes", ("a", "b"))),
     rules=ONNX_RULES,
+    admission=Admission(
+        level="strict",
+        flags=(),
+        nodes=1,
+        tensors=1,
+        tensor_bytes=4,
+        resident_bytes=0,
+        load_operations=0,
+        rooms=(Room(sizes=(64,), peak_bytes=100, operations=10, steps=1),),
+        text_bytes=100,
+        versions=(("rules", "1"),),
+    ),
 )
 
 

@@ -12,11 +12,21 @@ from hypothesis import strategies as st
 
 from strongroom.errors import Error, InvalidRequest, LimitExceeded
 from strongroom.inputs import check_inputs
-from strongroom.models.info import ONNX_RULES, InputRules, ModelInfo, TensorSpec
+from strongroom.models.info import ONNX_RULES, Admission, InputRules, ModelInfo, Room, TensorSpec
 from strongroom.oip import DATATYPES, Tensor, WireLimits, bytes_array, datatype_of
 
 LIMITS = WireLimits(tensors=8, tensor_bytes=4096, total_bytes=6000, elements=1200, name_length=64)
 TREES = InputRules(round_to_float32=True, reject_infinite=True, integer_columns=(1,), allow_nan=True)
+
+
+ADMITTED = Admission(
+    level="strict", flags=(), nodes=1, tensors=1, tensor_bytes=4, resident_bytes=0, load_operations=0,
+    rooms=(
+        Room(sizes=(1, 4096), peak_bytes=100, operations=10, steps=1),
+        Room(sizes=(512, 600), peak_bytes=100, operations=10, steps=1),
+    ),
+    text_bytes=100, versions=(),
+)  # fmt: skip
 
 
 def info(*inputs: TensorSpec, rules: InputRules = ONNX_RULES) -> ModelInfo:
@@ -29,6 +39,7 @@ def info(*inputs: TensorSpec, rules: InputRules = ONNX_RULES) -> ModelInfo:
         feature_names=(),
         notes=(),
         rules=rules,
+        admission=ADMITTED,
     )
 
 
@@ -244,3 +255,40 @@ def test_any_request_fits_or_is_refused(
         for spec in specs:
             assert arrays[spec.name].dtype == DATATYPES[spec.datatype]
             assert spec.shape is None or len(spec.shape) == arrays[spec.name].ndim
+
+
+@pytest.mark.parametrize("shape", [(1, 4096), (512, 600), (1, 1), (0, 9)])
+def test_a_request_fits_into_one_of_the_rooms(shape: tuple[int, int]) -> None:
+    """A large batch of small things, or one large thing."""
+    open_ = info(TensorSpec("x", "FP32", ("n", None)))
+    room = dataclasses.replace(LIMITS, tensor_bytes=1 << 24, total_bytes=1 << 24, elements=1 << 20)
+    assert check_inputs(open_, (tensor(np.zeros(shape, np.float32)),), limits=room)["x"].shape == shape
+
+
+@pytest.mark.parametrize("shape", [(2, 4096), (513, 1), (1, 4097), (512, 601)])
+def test_a_request_that_fits_into_no_room_is_refused(shape: tuple[int, int]) -> None:
+    """Its cost was not bounded when the model was admitted."""
+    open_ = info(TensorSpec("x", "FP32", ("n", None)))
+    room = dataclasses.replace(LIMITS, tensor_bytes=1 << 24, total_bytes=1 << 24, elements=1 << 20)
+    with pytest.raises(InvalidRequest) as caught:
+        check_inputs(open_, (tensor(np.zeros(shape, np.float32)),), limits=room)
+    assert caught.value.code == "input_too_large"
+
+
+def test_fixed_dimensions_need_no_room() -> None:
+    """Only what the model leaves open is held to one."""
+    shut = info(TensorSpec("x", "FP32", (2, 500)))
+    assert check_inputs(shut, (tensor(np.zeros((2, 500), np.float32)),), limits=LIMITS)
+
+
+def test_strings_are_as_long_as_was_reckoned() -> None:
+    """Texts are part of a model's bound on memory."""
+    words = info(TensorSpec("x", "BYTES", ("n",)))
+    for length, fits in ((100, True), (101, False)):
+        given = Tensor("x", "BYTES", bytes_array([b"a" * length], shape=(1,)))
+        if fits:
+            check_inputs(words, (given,), limits=LIMITS)
+            continue
+        with pytest.raises(InvalidRequest) as caught:
+            check_inputs(words, (given,), limits=LIMITS)
+        assert caught.value.code == "input_too_large"

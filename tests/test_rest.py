@@ -8,6 +8,7 @@ import io
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,10 @@ from plane import ALICE, BOB, World, content_digest, linear_onnx, plane, two_inp
 
 from strongroom import bodies, errors, problems, state
 from strongroom.attest.evidence import parse_answer
+from strongroom.attest.keyset import parse_keyset
 from strongroom.errors import CODES, Error, walk
+from strongroom.models.info import STANDARD_BUDGET, STANDARD_LIMITS
+from strongroom.models.report import verify_report
 from strongroom.rest import Rest
 
 sys.path.insert(0, str(REPOSITORY / "fuzz"))
@@ -100,6 +104,38 @@ def test_a_model_goes_through_its_life(tmp_path: Path) -> None:
         }
         assert code(get(world, "/v1/models/m", key=ALICE), 404) == "not_found"
         assert get(world, "/v1/models", key=ALICE).json() == {"models": []}
+
+
+def test_the_admission_report_is_signed_by_the_receipt_key(tmp_path: Path) -> None:
+    """Of the keyset that the connection attested; it is about the very file, and only for who may see the model."""
+    data = linear_onnx()
+    with plane(tmp_path) as world:
+        put(world, "m", data)
+        keyset = parse_keyset(world.epochs.current.keyset_bytes)
+        for path in ("/v1/models/m/admission", "/v1/models/m/versions/1/admission"):
+            report = verify_report(get(world, path, key=ALICE).content, keyset=keyset)
+            assert report.verdict == "admitted" and report.sha256 == hashlib.sha256(data).hexdigest()
+            assert report.level == "strict" and report.size == len(data)
+        assert code(get(world, "/v1/models/m/admission", key=BOB), 404) == "not_found"
+        assert code(get(world, "/v1/models/n/admission", key=ALICE), 404) == "not_found"
+
+
+def test_requests_larger_than_what_was_bounded_are_refused(tmp_path: Path) -> None:
+    """A model that is admitted with rooms runs what fits into one."""
+    with plane(
+        tmp_path, limits={"tensor_bytes": 1 << 27, "tensors_bytes": 1 << 27, "elements": 1 << 24}
+    ) as world:
+        world.service.limits = replace(
+            world.service.limits,
+            admission=replace(STANDARD_LIMITS, budget=replace(STANDARD_BUDGET, value_bytes=16 * 8)),
+        )
+        put(world, "m", linear_onnx())
+        fits, large = npy(np.zeros((8, 4), np.float32)), npy(np.zeros((9, 4), np.float32))
+        headers = {"Content-Type": "application/x-npy"}
+        answer = post(world, "/v2/models/m/infer?output=y", fits, key=ALICE, headers=headers)
+        assert answer.status_code == 200
+        refused = post(world, "/v2/models/m/infer?output=y", large, key=ALICE, headers=headers)
+        assert code(refused, 400) == "input_too_large"
 
 
 def test_a_long_list_comes_in_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

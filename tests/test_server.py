@@ -124,7 +124,7 @@ def caller(shared: Serving) -> Caller:
 def planned(running: Serving, code: Path) -> str:
     """The measurement that somebody else computes from the same code and configuration, without the server."""
     program = (
-        "import sys; from pathlib import Path; from strongroom import config, server\n"
+        "import sys; from pathlib import Path; from strongroom import config, models, server\n"
         "print(server.planned_measurement(config.load_config(Path(sys.argv[1]))).digest)"
     )
     done = subprocess.run(
@@ -213,10 +213,10 @@ def test_a_preloaded_file_changed_after_the_measurement_is_refused(tmp_path: Pat
     settings = config.load(None, variables={}, base=tmp_path)
     entry = config.Preload(name="m", path=str(file))
     measured = hashlib.sha256(linear_onnx()).hexdigest()
-    assert server.preload(entry, settings, measured=measured).model.sha256 == measured
+    assert server.preload(entry, settings, measured=measured, admit=models.admit).model.sha256 == measured
     file.write_bytes(linear_onnx(factor=9))
     with pytest.raises(SealRefused) as caught:
-        server.preload(entry, settings, measured=measured)
+        server.preload(entry, settings, measured=measured, admit=models.admit)
     assert caught.value.code == "preload_changed"
 
 
@@ -645,6 +645,7 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Serving, 
         "--seccomp-bpf",
         "-qq",
         "-xx",
+        "-yy",  # what a descriptor is
         "-s",
         "4000000",
         "-o",
@@ -694,7 +695,9 @@ def test_canaries_appear_in_no_file(traced: tuple[Serving, Path, Path]) -> None:
     sealed = "".join(f"\\x{byte:02x}" for byte in b"STRGSTAT")
     text = trace.read_text()
     assert ready in text and sealed in text  # it shows what was written
-    assert not any(canary in text for canary in spelled)
+    # The process that examines models gets them through a pair of sockets, which is memory of this machine.
+    outside = [line for line in text.splitlines() if not re.search(r"\b(sendto|sendmsg)\(\d+<UNIX", line)]
+    assert not any(canary in line for line in outside for canary in spelled)
     assert list(temporary.iterdir()) == []
 
 

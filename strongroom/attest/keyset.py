@@ -38,8 +38,9 @@ simulated TEE.
 """
 ISOLATION = ("in_process", "model", "owner", "request")
 """What shares one process: everything; one model; the models of one owner; nothing but one request."""
-ADMISSION = ("structural",)
-"""How far models are examined before they run."""
+ADMISSION = ("structural", "permissive", "strict")
+"""How far models are examined before they run (docs/spec/admission.md): their structure; that and bounds for what
+has any; bounds for everything."""
 VERIFY_ON_LOAD = ("tags", "sha256")
 """What is checked when a sealed model is loaded: the authentication tags, or the whole digest as well."""
 LOGGING = ("no_content",)

@@ -13,6 +13,7 @@ import hashlib
 import hmac
 import io
 import json
+from dataclasses import replace
 from typing import Final
 
 from strongroom import formats
@@ -57,6 +58,13 @@ def admit(data: bytes | bytearray | memoryview, *, format: str, limits: Admissio
     )
 
 
+def warm() -> None:
+    """Imports what admission needs, which is not imported with this package."""
+    import strongroom.models.onnx
+    import strongroom.models.trees
+    import strongroom.models.xgboost  # noqa: F401 - for whoever admits later
+
+
 def reopen(canonical: bytes | bytearray, *, info: ModelInfo, sha256: str, canonical_sha256: str) -> Admitted:
     """What `admit` returned once, from its `onnx` and facts out of the sealed store.
 
@@ -83,6 +91,8 @@ def _frozen(data: bytes | bytearray) -> bytes:
 
 
 _PIECE: Final = 1 << 20
+MAX_ONNX: Final = 2 << 30
+"""Bytes of a protobuf message; a forest in ONNX is larger than the file it came in."""
 
 
 def _check_metadata(info: ModelInfo, limits: AdmissionLimits) -> None:
@@ -103,7 +113,11 @@ def _convert(
         from strongroom.models.onnx import parse_onnx
 
         return parse_onnx(data, limits=limits)
+    from strongroom.models.onnx import parse_onnx
     from strongroom.models.trees import to_onnx
     from strongroom.models.xgboost import parse_xgboost
 
-    return to_onnx(parse_xgboost(data, format=format, limits=limits))
+    onnx, info = to_onnx(parse_xgboost(data, format=format, limits=limits))
+    # What is written here passes the same checks as a stranger's file, and has the same kind of bounds.
+    _, seen = parse_onnx(onnx, limits=replace(limits, model_bytes=MAX_ONNX, tensor_bytes=MAX_ONNX))
+    return onnx, replace(info, admission=seen.admission)

@@ -116,6 +116,115 @@ ONNX_RULES: Final = InputRules(
 """ONNX gives no meaning to particular values: what the tensors' types allow is allowed."""
 
 
+LEVELS: Final = ("permissive", "strict")
+"""How much admission asks for. `strict`: a bound for everything. `permissive`: what has none is left to the
+limits of the process that runs the model."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """Requests up to these sizes, and what one of them costs at most (`docs/spec/admission.md` §8.2).
+
+    `sizes` holds for dimensions that the model leaves open, by their position in an input: the first number for
+    first dimensions, and so on, the last number for all that follow. Empty where the model leaves none open.
+    """
+
+    sizes: tuple[int, ...]
+    peak_bytes: int
+    """Bytes of all values that are alive at one time, in the order of the graph."""
+    operations: int
+    """Multiplications, additions and the like; a function such as Exp counts for 20."""
+    steps: int
+    """Nodes that run, each iteration of a loop counted."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON object form."""
+        return {"sizes": list(self.sizes), **{name: getattr(self, name) for name in _ROOM}}
+
+    @classmethod
+    def from_json(cls, value: object) -> Room:
+        """Reads what `to_json` wrote.
+
+        Raises:
+            MalformedInput: unknown or missing members, or a wrong type (code `model_info_malformed`).
+        """
+        members = _members(value, ("sizes", *_ROOM))
+        sizes = _list(members["sizes"], "sizes")
+        _check(all(type(size) is int and size > 0 for size in sizes), "sizes holds something else than sizes")
+        return cls(sizes=tuple(sizes), **{name: _count(members, name) for name in _ROOM})
+
+    def fits(self, axis: int, size: int) -> bool:
+        """Whether an open dimension at this position may have that size."""
+        return bool(self.sizes) and size <= self.sizes[min(axis, len(self.sizes) - 1)]
+
+
+_ROOM: Final = ("peak_bytes", "operations", "steps")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admission:
+    """What admission found besides metadata: what the model costs at most, and what is particular about it.
+
+    A request fits if it fits into one of `rooms`. They are a staircase: larger batches of smaller other
+    dimensions, and the reverse.
+    """
+
+    level: str
+    flags: tuple[str, ...]
+    """Sorted words: `data_dependent_output`, `unbounded`, ... (§8.3)."""
+    nodes: int
+    """Nodes with functions expanded; of the file, as are `tensors` and `tensor_bytes`."""
+    tensors: int
+    tensor_bytes: int
+    resident_bytes: int
+    """Bytes of values that the engine computes while it loads, and keeps."""
+    load_operations: int
+    rooms: tuple[Room, ...]
+    text_bytes: int
+    """Bytes of one string in a request, at most."""
+    versions: tuple[tuple[str, str], ...]
+    """(name, version) of the software that looked."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON object form."""
+        return {
+            "level": self.level,
+            "flags": list(self.flags),
+            **{name: getattr(self, name) for name in _COUNTS},
+            "rooms": [room.to_json() for room in self.rooms],
+            "versions": dict(self.versions),
+        }
+
+    @classmethod
+    def from_json(cls, value: object) -> Admission:
+        """Reads what `to_json` wrote.
+
+        Raises:
+            MalformedInput: unknown or missing members, or a wrong type (code `model_info_malformed`).
+        """
+        members = _members(value, ("level", "flags", *_COUNTS, "rooms", "versions"))
+        _check(members["level"] in LEVELS, "level is not one of " + ", ".join(LEVELS))
+        flags = tuple(_of(str, flag, "flags") for flag in _list(members["flags"], "flags"))
+        _check(flags == tuple(sorted(set(flags))), "flags are not sorted, each once")
+        versions = _of(dict, members["versions"], "versions")
+        return cls(
+            level=members["level"],
+            flags=flags,
+            rooms=tuple(Room.from_json(room) for room in _list(members["rooms"], "rooms")),
+            versions=tuple((name, _of(str, text, "versions")) for name, text in versions.items()),
+            **{name: _count(members, name) for name in _COUNTS},
+        )
+
+
+_COUNTS: Final = ("nodes", "tensors", "tensor_bytes", "resident_bytes", "load_operations", "text_bytes")
+
+UNEXAMINED: Final = Admission(
+    level="none", flags=(), nodes=0, tensors=0, tensor_bytes=0, resident_bytes=0, load_operations=0, rooms=(),
+    text_bytes=0, versions=(),
+)  # fmt: skip
+"""Stands in a `ModelInfo` until the model was looked at; cannot be read back."""
+
+
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
     """The metadata of an admitted model, as clients see it and as requests are checked against.
@@ -131,6 +240,7 @@ class ModelInfo:
     feature_names: tuple[str, ...]
     notes: tuple[tuple[str, NoteValue], ...]
     rules: InputRules
+    admission: Admission
 
     def to_json(self) -> dict[str, Any]:
         """The JSON object form; `ModelInfo.from_json(info.to_json()) == info`."""
@@ -142,6 +252,7 @@ class ModelInfo:
             "feature_names": list(self.feature_names),
             "notes": {name: list(value) if isinstance(value, tuple) else value for name, value in self.notes},
             "rules": self.rules.to_json(),
+            "admission": self.admission.to_json(),
         }
 
     @classmethod
@@ -152,7 +263,16 @@ class ModelInfo:
             MalformedInput: unknown or missing members, a wrong type, a repeated tensor name, or a primary
                 output that is not among the outputs (code `model_info_malformed`).
         """
-        names = ("format", "inputs", "outputs", "primary_output", "feature_names", "notes", "rules")
+        names = (
+            "format",
+            "inputs",
+            "outputs",
+            "primary_output",
+            "feature_names",
+            "notes",
+            "rules",
+            "admission",
+        )
         members = _members(value, names)
         _check(members["format"] in FORMATS, "format is not one of " + ", ".join(FORMATS))
         inputs = tuple(TensorSpec.from_json(entry) for entry in _list(members["inputs"], "inputs"))
@@ -173,7 +293,45 @@ class ModelInfo:
             feature_names=features,
             notes=tuple((_of(str, name, "notes"), _note(entry)) for name, entry in notes.items()),
             rules=InputRules.from_json(members["rules"]),
+            admission=Admission.from_json(members["admission"]),
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """What one request, or loading, may cost at most (`docs/spec/admission.md` §7)."""
+
+    value_bytes: int
+    """One value while a model runs."""
+    peak_bytes: int
+    """All values that are alive at one time."""
+    operations: int
+    """One request."""
+    load_operations: int
+    """What the engine can compute while it loads: nobody waits for that but the server."""
+    steps: int
+    """Nodes that run in one request, each iteration of a loop counted."""
+    trips: int
+    """Iterations of one Loop or Scan."""
+    elements: int
+    """Elements of an input of a fixed shape: what the server takes in one request."""
+    text_bytes: int
+    """Bytes of one string in a request."""
+    looks: int
+    """Nodes that are looked at, bodies of loops once for each try."""
+
+
+STANDARD_BUDGET: Final = Budget(
+    value_bytes=1 << 30,  # the largest weights that a published network makes of constants have 411 MB (VGG)
+    peak_bytes=4 << 30,
+    operations=10**12,  # about half a minute of one core; a sentence through GPT-2 takes 2.5e11
+    load_operations=10**11,
+    steps=10**7,
+    trips=10**5,
+    elements=16 << 20,  # what the server takes in one request
+    text_bytes=64 << 10,
+    looks=400_000,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +367,9 @@ class AdmissionLimits:
     """XGBoost: members of all category sets together."""
     metadata_bytes: int
     """Bytes of `ModelInfo.to_json` as ASCII JSON: names, tensors and notes, as the store's record keeps them."""
+    level: str
+    """One of `LEVELS`."""
+    budget: Budget
 
 
 STANDARD_LIMITS: Final = AdmissionLimits(
@@ -225,6 +386,8 @@ STANDARD_LIMITS: Final = AdmissionLimits(
     outputs=10_000,
     categories=2_000_000,
     metadata_bytes=128 << 10,  # every record and every answer repeats it; 5,000 columns of 20 characters fit
+    level="strict",
+    budget=STANDARD_BUDGET,
 )
 """Room for the published networks and forests we know of; a server may configure smaller limits."""
 
@@ -280,6 +443,12 @@ def _text(members: Mapping[str, Any], name: str) -> str:
 
 def _flag(members: Mapping[str, Any], name: str) -> bool:
     return _of(bool, members[name], name)
+
+
+def _count(members: Mapping[str, Any], name: str) -> int:
+    value = members[name]
+    _check(type(value) is int and value >= 0, f"{name} is no count")
+    return int(value)
 
 
 def _dimension(value: object) -> Dimension:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from strongroom.models.forest import Flags, Floats, Ints, Trees
-from strongroom.models.info import InputRules, ModelInfo, TensorSpec
+from strongroom.models.info import UNEXAMINED, InputRules, ModelInfo, TensorSpec
 from strongroom.models.xgboost import Forest, Learner, Linear
 
 OPSET: Final = 21
@@ -76,6 +76,7 @@ def to_onnx(model: Forest | Linear) -> tuple[bytes, ModelInfo]:
             integer_columns=learner.categorical_columns,
             allow_nan=True,
         ),
+        admission=UNEXAMINED,
     )
     return onnx.SerializeToString(deterministic=True), info
 

@@ -15,9 +15,11 @@ from strongroom.errors import Error, Failure, MalformedInput
 from strongroom.models.info import (
     ONNX_RULES,
     STANDARD_LIMITS,
+    Admission,
     Admitted,
     InputRules,
     ModelInfo,
+    Room,
     TensorSpec,
 )
 
@@ -29,6 +31,21 @@ INFO = ModelInfo(
     feature_names=("größe", "b"),
     notes=(("opset", 21), ("best_score", 0.5), ("quantiles", (0.1, None, True, "x")), ("none", None)),
     rules=InputRules(round_to_float32=True, reject_infinite=True, integer_columns=(0, 3), allow_nan=True),
+    admission=Admission(
+        level="strict",
+        flags=("a", "b"),
+        nodes=1,
+        tensors=2,
+        tensor_bytes=3,
+        resident_bytes=4,
+        load_operations=5,
+        rooms=(
+            Room(sizes=(1, 2), peak_bytes=3, operations=4, steps=5),
+            Room(sizes=(), peak_bytes=0, operations=0, steps=0),
+        ),
+        text_bytes=6,
+        versions=(("onnx", "1"), ("rules", "1")),
+    ),
 )
 
 

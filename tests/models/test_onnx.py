@@ -17,7 +17,8 @@ from onnx import TensorProto, helper
 
 from strongroom.errors import AdmissionRefused, Error, LimitExceeded, MalformedInput
 from strongroom.models.info import ModelInfo, TensorSpec
-from strongroom.models.onnx import MAX_NOTES, parse_onnx
+from strongroom.models.interface import MAX_NOTES
+from strongroom.models.onnx import parse_onnx
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "fuzz"))
 
@@ -120,13 +121,20 @@ def test_every_datatype_of_the_protocol(kind: int, datatype: str) -> None:
         ([-1, None], (None, None)),
         (["?", "None"], (None, None)),
         (["batch_size", "p2o.Dim.0"], ("batch_size", "p2o.Dim.0")),
-        (None, None),
     ],
 )
 def test_dimensions(shape: Any, expected: Any) -> None:
     """Fixed sizes, symbols, and what stands for any size; no shape at all is an unknown rank."""
     _, info = admit(model(inputs=[value("x", FLOAT, shape)]))
     assert info.inputs[0].shape == expected
+
+
+def test_an_input_of_any_rank_has_no_bound() -> None:
+    """Refused when everything must have a bound, admitted and flagged where not."""
+    made = model(inputs=[value("x", FLOAT, None)], outputs=[value("y", FLOAT, None)])
+    assert refusal(made) == "onnx_unbounded"
+    _, info = parse_onnx(made.SerializeToString(), limits=dataclasses.replace(LIMITS, level="permissive"))
+    assert info.inputs[0].shape is None and info.admission.flags == ("unbounded",)
 
 
 def test_an_initializer_that_is_an_input_is_not_asked_for() -> None:
@@ -216,9 +224,8 @@ def _decorated() -> Any:
 
 
 def test_text_for_people_is_not_written_again() -> None:
-    """Documentation, metadata, annotations and unknown fields do not survive; a little becomes notes."""
-    unknown = b"\xba\x3e\x08secret-9"  # field 999 of the model
-    canonical, info = parse_onnx(_decorated().SerializeToString() + unknown, limits=LIMITS)
+    """Documentation, metadata and annotations do not survive; a little becomes notes."""
+    canonical, info = parse_onnx(_decorated().SerializeToString(), limits=LIMITS)
     assert b"secret" not in canonical
     notes = dict(info.notes)
     assert notes["producer"] == "tool 1.0" and notes["metadata.alphabet"] == "abc\ndef"
@@ -274,7 +281,7 @@ def test_other_sequences_are_refused() -> None:
     read.opset_import.add(domain="", version=17)
     read.graph.output.append(value("other"))
     for made in (read, zipmap(classlabels_strings=["a"], classlabels_int64s=[1]), zipmap(post="x")):
-        assert refusal(made) in ("onnx_io_type", "onnx_graph")
+        assert refusal(made) in ("onnx_io_type", "onnx_graph", "onnx_attribute")
 
 
 # What is refused
@@ -409,12 +416,12 @@ REFUSED = {
     "output never computed": (lambda: model(outputs=[value("z")]), "onnx_graph"),
     "inner value read outside": (
         lambda: changed_nodes(_subgraph(node("Relu", ["x"], ["k"])), node("Relu", ["k"], ["q"])), "onnx_graph"),
-    "required input left out": (lambda: model(node("Max", ["x", "", "x"])), "onnx_graph"),
+    "required input left out": (lambda: model(node("Max", ["x", "", "x"])), "onnx_arity"),
     "output left out": (
-        lambda: model(node("Split", ["x"], ["y", ""], axis=1)), "onnx_graph"),
-    "too few inputs": (lambda: model(node("Add")), "onnx_graph"),
-    "too many inputs": (lambda: model(node("Relu", ["x", "x"])), "onnx_graph"),
-    "too many outputs": (lambda: model(node("Relu", ["x"], ["y", "z"])), "onnx_graph"),
+        lambda: model(node("Split", ["x"], ["y", ""], axis=1)), "onnx_arity"),
+    "too few inputs": (lambda: model(node("Add")), "onnx_arity"),
+    "too many inputs": (lambda: model(node("Relu", ["x", "x"])), "onnx_arity"),
+    "too many outputs": (lambda: model(node("Relu", ["x"], ["y", "z"])), "onnx_arity"),
     "training graph": (lambda: changed(lambda m: m.training_info.add()), "onnx_training_info"),
     # attributes
     "attribute twice": (
@@ -426,19 +433,18 @@ REFUSED = {
     "reference outside a function": (
         lambda: _attribute(name="alpha", type=1, ref_attr_name="slope"), "onnx_attribute"),
     "Cast saturate 4": (
-        lambda: model(node("Cast", to=FLOAT, saturate=4), imports=[("", 19)]), "onnx_attribute"),
+        lambda: model(node("Cast", to=FLOAT, saturate=4), imports=[("", 19)]), "onnx_attribute_range"),
     "CastLike saturate -1": (
-        lambda: model(node("CastLike", ["x", "x"], saturate=-1), imports=[("", 19)]), "onnx_attribute"),
+        lambda: model(node("CastLike", ["x", "x"], saturate=-1), imports=[("", 19)]), "onnx_attribute_range"),
     "saturate in a subgraph": (
         lambda: _subgraph(node("Cast", ["x"], ["k"], to=FLOAT, saturate=2)), "onnx_attribute"),
     "saturate as a float": (
         lambda: model(node("Cast", to=FLOAT, saturate=1.0), imports=[("", 19)]), "onnx_attribute"),
-    "saturate passed on": (
-        lambda: _function(body=[_passing("Cast", "saturate")], attributes=["s"]), "onnx_attribute"),
-    "keepdims 2": (lambda: model(node("ReduceSum", keepdims=2)), "onnx_attribute"),
+    "saturate passed on": (lambda: _passed_on(4), "onnx_attribute_range"),
+    "keepdims 2": (lambda: model(node("ReduceSum", keepdims=2)), "onnx_attribute_range"),
     "ml flag": (
         lambda: model(node("OneHotEncoder", domain="ai.onnx.ml", cats_int64s=[1], zeros=7),
-                      imports=[("", 17), ("ai.onnx.ml", 2)]), "onnx_attribute"),
+                      imports=[("", 17), ("ai.onnx.ml", 2)]), "onnx_attribute_range"),
     # functions
     "standard function": (lambda: _function("Relu", "", calls="Relu"), "onnx_function"),
     "function in ai.onnx": (lambda: _function(domain="ai.onnx"), "onnx_function"),
@@ -468,10 +474,10 @@ REFUSED = {
     "float8 input": (lambda: model(inputs=[value("x", TensorProto.FLOAT8E4M3FN)]), "onnx_io_type"),
     "input without a type": (lambda: model(inputs=[onnx.ValueInfoProto(name="x")]), "onnx_io_type"),
     "sequence output": (
-        lambda: model(node("SequenceConstruct"), outputs=[helper.make_tensor_sequence_value_info("y", FLOAT, None)]),
+        lambda: model(outputs=[helper.make_tensor_sequence_value_info("y", FLOAT, None)]),
         "onnx_io_type"),
     "optional input": (
-        lambda: model(node("OptionalGetElement"), inputs=[helper.make_value_info(
+        lambda: model(inputs=[helper.make_value_info(
             "x", helper.make_optional_type_proto(helper.make_tensor_type_proto(FLOAT, [1])))]), "onnx_io_type"),
 }  # fmt: skip
 
@@ -488,10 +494,17 @@ def changed_attributes(made: Any, *attributes: Any) -> Any:
     return model(made)
 
 
-def _passing(operator: str, flag: str) -> Any:
-    made = node(operator, ["a"], ["b"], to=FLOAT)
-    made.attribute.append(onnx.AttributeProto(name=flag, type=onnx.AttributeProto.INT, ref_attr_name="s"))
-    return made
+def _passed_on(saturate: int | None) -> Any:
+    """A function that passes its attribute on to Cast, called with a value or without."""
+    body = [node("Cast", ["a"], ["b"], to=FLOAT)]
+    body[0].attribute.append(
+        onnx.AttributeProto(name="saturate", type=onnx.AttributeProto.INT, ref_attr_name="s")
+    )
+    made = helper.make_function(
+        "local", "F", ["a"], ["b"], body, [helper.make_opsetid("", 19)], attributes=["s"]
+    )
+    call = node("F", domain="local", **({} if saturate is None else {"s": saturate}))
+    return model(call, imports=[("", 19), ("local", 1)], functions=[made])
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -572,15 +585,29 @@ def test_what_is_no_model_is_malformed(data: bytes) -> None:
     )
 
 
-def test_concatenated_models_are_one() -> None:
-    """Protobuf merges them: what is checked is the sum, and the sum is what is written."""
-    other = onnx.ModelProto()
-    other.graph.initializer.append(_external(floats()))
-    assert refusal(model().SerializeToString() + other.SerializeToString()) == "onnx_external_data"
+def test_concatenated_models_are_refused() -> None:
+    """Protobuf merges them: whoever reads the first sees another model than whoever reads both."""
     other = onnx.ModelProto()
     other.graph.initializer.append(floats("late"))
-    canonical, _ = parse_onnx(model().SerializeToString() + other.SerializeToString(), limits=LIMITS)
-    assert b"late" in canonical
+    data = model().SerializeToString() + other.SerializeToString()
+    assert refusal(data, MalformedInput) == "onnx_merged"
+    assert (
+        refusal(model().SerializeToString() + b"\x08\x09", MalformedInput) == "onnx_merged"
+    )  # ir_version again
+
+
+@pytest.mark.parametrize("where", ["model", "graph", "node", "tensor"])
+def test_unknown_fields_are_refused(where: str) -> None:
+    """Wherever they are: somebody means something by them."""
+    made = model(node("Add", ["x", "w"]), constants=[floats()])
+    part = {
+        "model": made,
+        "graph": made.graph,
+        "node": made.graph.node[0],
+        "tensor": made.graph.initializer[0],
+    }
+    part[where].MergeFromString(b"\xba\x3e\x01x")  # field 999
+    assert refusal(made) == "onnx_unknown_field"
 
 
 @given(st.binary(max_size=100), st.integers(0, len(targets_data.MODEL)))

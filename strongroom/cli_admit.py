@@ -1,0 +1,134 @@
+"""`strongroom admit`: what a server would say about a model, before anybody sends it anywhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from strongroom.calls import printable
+from strongroom.errors import Error, InvalidRequest
+from strongroom.terminal import EXIT_BUG, EXIT_OK, EXIT_REFUSED, EXIT_UNUSABLE, show_json
+
+if TYPE_CHECKING:
+    from strongroom.models.info import Admission, AdmissionLimits
+    from strongroom.models.report import Report
+
+_EXITS: Final = {"admitted": EXIT_OK, "refused": EXIT_REFUSED, "unreadable": EXIT_UNUSABLE}
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print the admission report as one JSON document.")
+@click.option("--strict/--permissive", default=True,
+              help="Refuse what has no bound (the default), or leave it to the limits of a run.")  # fmt: skip
+@click.option("--limits", "changes", multiple=True, metavar="NAME=NUMBER",
+              help="Another limit than the standard one, such as operations=2000000000; may be repeated.")  # fmt: skip
+@click.pass_context
+def admit(ctx: click.Context, file: Path, as_json: bool, strict: bool, changes: tuple[str, ...]) -> None:
+    """Examine a model as a server does at its upload: every rule, and bounds for memory and work.
+
+    FILE is an ONNX model or an XGBoost model saved as JSON or UBJSON. It is examined in a process of its own, with
+    limits on memory and time. Needs the `server` extra. Exit codes: 0 admitted; 10 refused; 20 unreadable.
+    """
+    limits = _limits(changes, strict=strict)
+    report = _examined(_read(file, limits.model_bytes), limits)
+    if as_json:
+        show_json(json.loads(report.encode()))
+    else:
+        _show(report)
+    ctx.exit(_EXITS[report.verdict])
+
+
+def _read(file: Path, most: int) -> bytearray:
+    try:
+        with file.open("rb") as source:
+            return bytearray(source.read(most + 1))
+    except OSError as exc:
+        raise InvalidRequest(f"{file} cannot be read", code="upload_unreadable") from exc
+
+
+def _limits(changes: tuple[str, ...], *, strict: bool) -> AdmissionLimits:
+    from strongroom.models.info import STANDARD_LIMITS
+
+    limits = dataclasses.replace(STANDARD_LIMITS, level="strict" if strict else "permissive")
+    budget = limits.budget
+    for change in changes:
+        name, _, number = change.partition("=")
+        if not number.isdecimal() or len(number) > 18:
+            raise click.UsageError(f"--limits: expected NAME=NUMBER, got {change!r}")
+        if name in {field.name for field in dataclasses.fields(budget)}:
+            budget = dataclasses.replace(budget, **{name: int(number)})
+        elif name in {field.name for field in dataclasses.fields(limits)} - {"level", "budget"}:
+            given: dict[str, Any] = {name: int(number)}
+            limits = dataclasses.replace(limits, **given)
+        else:
+            known = [f.name for kind in (budget, limits) for f in dataclasses.fields(kind)]
+            names = ", ".join(sorted(set(known) - {"level", "budget"}))
+            raise click.UsageError(f"--limits: no limit is called {name!r}; there are {names}")
+    return dataclasses.replace(limits, budget=budget)
+
+
+def _examined(data: bytearray, limits: AdmissionLimits) -> Report:
+    from strongroom.admission import STANDARD_CHILD, Examiner, Launch
+    from strongroom.formats import HEAD_BYTES, detect
+    from strongroom.launch import CHILD, dependency_folders
+    from strongroom.models.report import report_of, report_of_refusal
+    from strongroom.platforms import SIMULATED
+
+    launch = Launch(
+        paths=dependency_folders(SIMULATED),
+        environment=CHILD,
+        folder=Path("/"),
+        measured=None,
+        flags=("-I", "-S"),
+    )
+    kept, format = bytes(data), "unknown"
+    try:
+        format = detect(kept[:HEAD_BYTES])
+        with Examiner(launch, limits=STANDARD_CHILD) as examiner:
+            return report_of(examiner.admit(data, format=format, limits=limits), size=len(kept))
+    except Error as error:
+        from strongroom.terminal import exit_code
+
+        if exit_code(error) == EXIT_BUG:
+            raise
+        return report_of_refusal(error, data=kept, format=format, level=limits.level)
+
+
+def _show(report: Report) -> None:
+    if report.admission is None:
+        word = "UNREADABLE" if report.verdict == "unreadable" else "REFUSED"
+        rule = next((rule for rule, result in report.rules if result == "refused"), None)
+        where = "" if rule is None else f", rule {rule}"
+        click.echo(f"{word}  {printable(report.message, limit=500)} [{report.code}{where}]")
+        return
+    click.echo(f"ADMITTED ({report.level})  {report.format}, {report.size} bytes, sha256 {report.sha256}")
+    click.echo(f"  runs as      sha256 {report.canonical_sha256}")
+    _show_bounds(report.admission)
+
+
+def _show_bounds(found: Admission) -> None:
+    click.echo(f"  model        {found.nodes} nodes, {found.tensors} tensors of {_bytes(found.tensor_bytes)}")
+    click.echo(
+        f"  loading      {_bytes(found.resident_bytes)} computed and kept, {_number(found.load_operations)} operations"
+    )
+    for room in found.rooms:
+        size = " x ".join(map(str, room.sizes))
+        upto = f"up to {size}" if size else "any request"
+        click.echo(
+            f"  {upto:<24} {_bytes(room.peak_bytes)} at one time, {_number(room.operations)} operations, "
+            f"{room.steps} steps"
+        )
+    click.echo(f"  flags        {', '.join(found.flags) or 'none'}")
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e6:.1f} MB"
+
+
+def _number(count: int) -> str:
+    return f"{count:.2e}" if count >= 10**6 else str(count)

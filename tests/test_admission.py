@@ -1,0 +1,296 @@
+"""Admission in processes that can be killed: the same verdicts as in this one, and an answer whatever happens."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import REPOSITORY, SHARED
+
+sys.path.insert(0, str(REPOSITORY / "tests" / "models"))
+sys.path.insert(0, str(REPOSITORY / "fuzz"))
+
+import hostile
+import targets_data
+
+from strongroom import admission
+from strongroom.admission import STANDARD_CHILD, ChildLimits, Examiner, Launch, receive, send
+from strongroom.errors import Error, Failure, LimitExceeded
+from strongroom.launch import CHILD, dependency_folders
+from strongroom.measure import measure_at
+from strongroom.models import admit
+from strongroom.models.info import STANDARD_LIMITS
+
+CORPUS = SHARED / "hostile-models"
+FORMATS = {"onnx": "onnx", "xgb_json": "xgboost-json", "xgb_ubj": "xgboost-ubj"}
+
+
+def launch(**changes: Any) -> Launch:
+    """The template as the command starts it."""
+    usual = {
+        "paths": dependency_folders("simulated"),
+        "environment": CHILD,
+        "folder": Path("/"),
+        "measured": None,
+    }
+    return Launch(**{**usual, "flags": ("-I", "-S"), **changes})
+
+
+@pytest.fixture(scope="module")
+def examiner() -> Iterator[Examiner]:
+    """One template for all tests of this module."""
+    with Examiner(launch(), limits=STANDARD_CHILD) as made:
+        yield made
+
+
+def test_the_same_proof_comes_out(examiner: Examiner) -> None:
+    """As `models.admit` makes it here; a bytearray is empty afterwards."""
+    data = bytearray(targets_data.MODEL)
+    assert examiner.admit(data, format="onnx", limits=STANDARD_LIMITS) == admit(
+        targets_data.MODEL, format="onnx", limits=STANDARD_LIMITS
+    )
+    assert not data
+
+
+@pytest.mark.parametrize(
+    "name", ["unwritten output", "laughs", "two models", "endless", "child that is not there"]
+)
+def test_the_same_refusal_comes_out(examiner: Examiner, name: str) -> None:
+    """Class, code and sentence."""
+    data = hostile.encoded(hostile.VECTORS[name].bad())
+    with pytest.raises(Error) as here:
+        admit(data, format="onnx", limits=STANDARD_LIMITS)
+    with pytest.raises(type(here.value)) as there:
+        examiner.admit(data, format="onnx", limits=STANDARD_LIMITS)
+    assert (there.value.code, there.value.message) == (here.value.code, here.value.message)
+
+
+def test_limits_are_those_of_the_caller(examiner: Examiner) -> None:
+    """The child knows no others."""
+    small = dataclasses.replace(STANDARD_LIMITS, nodes=1)
+    with pytest.raises(LimitExceeded) as caught:
+        examiner.admit(targets_data.MODEL, format="onnx", limits=small)
+    assert caught.value.code == "onnx_too_complex"
+    with pytest.raises(LimitExceeded) as caught:
+        examiner.admit(b"x" * 9, format="onnx", limits=dataclasses.replace(STANDARD_LIMITS, model_bytes=8))
+    assert caught.value.code == "model_too_large"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "limits",
+    [
+        ChildLimits(wall_s=0.001, cpu_s=50, memory_bytes=1 << 30),
+        ChildLimits(wall_s=60, cpu_s=50, memory_bytes=1 << 12),
+    ],
+    ids=["time", "memory"],
+)
+def test_a_child_that_reaches_a_limit_is_a_refusal(limits: ChildLimits) -> None:
+    """The kernel ends it; the template goes on."""
+    if sys.platform != "linux" and limits.memory_bytes < 1 << 20:
+        pytest.skip("not exercised here: address space is limited on Linux only")
+    data = hostile.encoded(hostile.doubling(34))
+    with Examiner(launch(), limits=limits) as examiner:
+        for _ in range(2):
+            with pytest.raises(LimitExceeded) as caught:
+                examiner.admit(data, format="onnx", limits=STANDARD_LIMITS)
+            assert caught.value.code == "admission_limits"
+        assert examiner._process.poll() is None
+
+
+@pytest.mark.slow
+def test_a_template_that_ends_is_started_again() -> None:
+    """Once: a caller does not see it."""
+    with Examiner(launch(), limits=STANDARD_CHILD) as examiner:
+        examiner.wait()
+        os.kill(examiner._process.pid, signal.SIGKILL)
+        examiner._process.wait()
+        assert examiner.admit(targets_data.MODEL, format="onnx", limits=STANDARD_LIMITS).info.format == "onnx"
+
+
+def test_a_template_that_cannot_start_is_a_failure() -> None:
+    """Nothing is admitted without it."""
+    with Examiner(launch(paths=[]), limits=STANDARD_CHILD) as examiner, pytest.raises(Failure) as caught:
+        examiner.wait()
+    assert caught.value.code == "start_refused"
+
+
+def test_children_inherit_nothing(examiner: Examiner) -> None:
+    """Neither variables nor descriptors of this process: a secret that stands here is not in theirs."""
+    if sys.platform != "linux":
+        pytest.skip("not exercised here: looks into /proc")
+    examiner.wait()
+    environment = Path(f"/proc/{examiner._process.pid}/environ").read_bytes().split(b"\0")
+    assert {entry.partition(b"=")[0].decode() for entry in environment if entry} <= {*CHILD, "LC_CTYPE"}
+    descriptors = list(Path(f"/proc/{examiner._process.pid}/fd").iterdir())
+    assert len(descriptors) <= 5  # standard ones, the control socket, and one that was being looked at
+
+
+@pytest.mark.slow
+def test_only_measured_files_become_code() -> None:
+    """As in a server: with a measurement that lacks a file the template does not start."""
+    folders = dependency_folders("simulated")
+    package = REPOSITORY / "strongroom"
+    from strongroom import boot, config
+
+    security = boot.security_configuration(
+        config.load(None, variables={"STRONGROOM_PLATFORM": "simulated"}, base=Path("/"))
+    )
+    files = dict(measure_at(package, search_path=folders, security=security, preload=()).files)
+    flags = ("-I", "-S", "-B", "-X", "pycache_prefix=/nonexistent")
+    with Examiner(launch(measured=files, flags=flags), limits=STANDARD_CHILD) as examiner:
+        assert examiner.admit(targets_data.MODEL, format="onnx", limits=STANDARD_LIMITS).info.format == "onnx"
+    changed = {**files, "strongroom/models/look.py": "00" * 32}
+    with (
+        Examiner(launch(measured=changed, flags=flags), limits=STANDARD_CHILD) as examiner,
+        pytest.raises(Failure),
+    ):
+        examiner.wait()
+
+
+# What a child says
+
+
+def told(answer: dict[str, Any], data: bytes = b"") -> Any:
+    """What the caller makes of an answer."""
+    return admission._read(answer, bytearray(data))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {},
+        {"error": "AdmissionRefused", "code": "no_such_code", "message": "x"},
+        {"error": "AdmissionRefused", "code": "onnx_graph", "message": "a\x1b[31m"},
+        {"error": "SystemExit", "code": "onnx_graph", "message": "x"},
+        {"info": {}, "sha256": "", "canonical_sha256": ""},
+        {"info": None, "sha256": 1, "canonical_sha256": None},
+    ],
+)
+def test_an_answer_of_another_form_is_an_error(answer: dict[str, Any]) -> None:
+    """A child that was taken over says what it likes: it gets no proof, and writes no terminal's commands."""
+    with pytest.raises(Error):
+        told(answer)
+
+
+def test_bytes_that_are_not_those_of_the_digest_are_refused() -> None:
+    """The digest of what runs is computed by whoever keeps it."""
+    admitted = admit(targets_data.MODEL, format="onnx", limits=STANDARD_LIMITS)
+    facts = {
+        "info": admitted.info.to_json(),
+        "sha256": admitted.sha256,
+        "canonical_sha256": admitted.canonical_sha256,
+    }
+    assert told(facts, admitted.onnx) == admitted
+    with pytest.raises(Error):
+        told(facts, admitted.onnx + b"\0")
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\0" * 15, b"\xff" * 16, (9).to_bytes(8, "big") + b"\0" * 8 + b"not a JSON"]
+)
+def test_messages_are_read_strictly(data: bytes) -> None:
+    """Too short, too long, or no JSON object: the other side counts as gone."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(data)
+        theirs.shutdown(socket.SHUT_WR)
+        with pytest.raises(EOFError):
+            receive(ours)
+
+
+def test_a_long_message_arrives_whole() -> None:
+    """Longer than the socket's buffer, in both directions' way."""
+    ours, theirs = socket.socketpair()
+    body = os.urandom(1 << 20)
+    with ours, theirs:
+        sender = threading.Thread(target=send, args=(theirs, {"a": 1}, body))
+        sender.start()
+        assert receive(ours) == ({"a": 1}, bytearray(body))
+        sender.join()
+
+
+# The corpus of hostile models, where it is beside this checkout
+
+REASONS: dict[str, set[str]] = {
+    "admission_limits": {"memory_limit", "compute_limit"},
+    "format_mismatch": {"not_a_model"},
+    "format_not_accepted": {"format_not_allowed"},
+    "format_unknown": {"not_a_model"},
+    "onnx_arity": {"graph_invalid"},
+    "onnx_attribute": {"graph_invalid", "attribute_invalid"},
+    "onnx_attribute_range": {"attribute_invalid"},
+    "onnx_compute": {"compute_limit"},
+    "onnx_domain": {"op_not_allowed"},
+    "onnx_external_data": {"external_data"},
+    "onnx_function": {"graph_invalid"},
+    "onnx_graph": {"graph_invalid"},
+    "onnx_io_type": {"graph_invalid"},
+    "onnx_loop": {"compute_limit"},
+    "onnx_malformed": {"not_a_model"},
+    "onnx_memory": {"memory_limit"},
+    "onnx_merged": {"not_a_model"},
+    "onnx_name": {"name_invalid"},
+    "onnx_operator": {"op_not_allowed"},
+    "onnx_operator_refused": {"op_not_allowed"},
+    "onnx_random": {"nondeterminism"},
+    "onnx_shape": {"graph_invalid"},
+    "onnx_sparse": {"op_not_allowed"},
+    "onnx_table": {"tensor_invalid"},
+    "onnx_tensor": {"tensor_invalid"},
+    "onnx_too_complex": {"complexity_limit"},
+    "onnx_training_info": {"graph_invalid"},
+    "onnx_tree": {"tree_invalid"},
+    "onnx_type": {"graph_invalid"},
+    "onnx_unbounded": {"unbounded"},
+    "onnx_unknown_field": {"not_a_model"},
+    "onnx_version": {"opset_not_allowed"},
+    "tree_too_deep": {"complexity_limit", "not_a_model"},
+    "xgboost_feature_names": {"name_invalid"},
+}
+"""Code -> the corpus' own words for the reason; all other codes of XGBoost's documents are of the last line's kind."""
+OF_DOCUMENTS = {"not_a_model", "tree_invalid", "param_invalid"}
+
+
+@pytest.mark.slow
+def test_the_corpus_comes_out_as_its_manifest_says(examiner: Examiner) -> None:
+    """Every hostile file is refused for one of its reasons, or flagged; every innocent one is admitted."""
+    if not CORPUS.is_dir():
+        pytest.skip("not exercised here: the corpus of hostile models is not beside this checkout")
+    manifest = json.loads((CORPUS / "manifest.json").read_bytes())
+    wrong, slowest = [], 0.0
+    for entry in manifest["models"]:
+        data, expected = (CORPUS / entry["file"]).read_bytes(), entry["expect"]
+        start = time.monotonic()
+        try:
+            flags = examiner.admit(
+                data, format=FORMATS[entry["format"]], limits=STANDARD_LIMITS
+            ).info.admission.flags
+            code = "admitted"
+        except Error as error:
+            code, flags = error.code, ()
+        slowest = max(slowest, time.monotonic() - start)
+        reasons = REASONS.get(code, OF_DOCUMENTS if code.startswith(("tree_", "xgboost_")) else set())
+        right = {
+            "admit": code == "admitted",
+            "admit_bad_feed_fails": code == "admitted",
+            "reject": bool(reasons & set(expected.get("reasons", ()))),
+            "reject_or_kill": bool(reasons & set(expected.get("reasons", ()))),
+            "reject_or_flag": "data_dependent_output" in flags
+            or bool(reasons & set(expected.get("reasons", ()))),
+        }[expected["outcome"]]
+        if not right:
+            wrong.append((entry["file"], code, expected.get("reasons")))
+    print(f"slowest of {len(manifest['models'])}: {slowest:.2f} s")
+    assert not wrong
+    assert not Path(manifest["marker_path_must_not_exist"]).exists()
