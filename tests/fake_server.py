@@ -113,12 +113,17 @@ class FakeServer:
 
     # -- identity
 
+    @property
+    def evidence_format(self) -> str:
+        """The format of what `evidence` gives."""
+        return "sim"
+
     def rotate(self) -> None:
         """A new epoch: new key, new keyset, new nonces; open connections go on under the old one."""
         now = datetime.now(UTC)
         identity = ratls.new_server_identity(
             hosts=("127.0.0.1",),
-            evidence_format="sim",
+            evidence_format=self.evidence_format,
             evidence=lambda data: self.evidence(data),
             now=now,
             lifetime_s=3600,

@@ -31,8 +31,8 @@ SIMULATED = SimulatedAttester(ROOT_KEY, MEASUREMENT)
 EPOCHS = Epochs(
     Origin(
         attester=SIMULATED,
-        root=root_digest(ROOT_KEY),
-        security=security_configuration(Config()),
+        roots=(root_digest(ROOT_KEY),),
+        security=security_configuration(Config(platform="simulated")),
         store_id="0" * 32,
         hosts=("localhost",),
         lifetime_s=43_200,

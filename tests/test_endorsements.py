@@ -343,7 +343,11 @@ def test_a_certificate_of_nobody() -> None:
     from strongroom import ratls
 
     identity = ratls.new_server_identity(
-        hosts=("127.0.0.1",), evidence=lambda data: endorsements_evidence(), now=NOW, lifetime_s=3600
+        hosts=("127.0.0.1",),
+        evidence_format="sim",
+        evidence=lambda data: endorsements_evidence(),
+        now=NOW,
+        lifetime_s=3600,
     )
     with socket.create_server(("127.0.0.1", 0)) as listener:
         context = ratls.server_context(identity)

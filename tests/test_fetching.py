@@ -57,6 +57,7 @@ class SnpServer(FakeServer):
 
     stapled: tuple[tuple[str, bytes], ...] = ()
     machine = MACHINE
+    evidence_format = "snp"
 
     def evidence(self, data: bytes) -> Evidence:
         """A report with this report data."""
@@ -69,6 +70,11 @@ class IntelServer(FakeServer):
 
     vendor = SGX
     stapled: tuple[tuple[str, bytes], ...] = ()
+
+    @property
+    def evidence_format(self) -> str:
+        """SGX or TDX."""
+        return self.vendor.format
 
     def evidence(self, data: bytes) -> Evidence:
         """A quote with this report data."""
