@@ -970,7 +970,7 @@ def test_a_request_is_not_repeated_on_an_expired_verdict(connect: Connect, serve
         if got.path != "/v1/models" or fake.paths().count("/v1/models") > 1:
             return False
         moved.monotonic_s = 3601.0
-        return True  # and hangs up
+        raise ConnectionResetError("hangs up")
 
     server.script = script
     client.models()
