@@ -34,6 +34,8 @@ from strongroom.cli import main
 from strongroom.cli_appraise import FORMATS
 from strongroom.errors import CODES, MalformedInput
 
+pytestmark = pytest.mark.slow  # 1106 vectors, each through the library and many through the command
+
 HERE = Path(__file__).resolve().parent
 VECTORS = HERE / "vectors"
 IDS = case_ids()

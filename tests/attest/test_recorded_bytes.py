@@ -34,6 +34,7 @@ from strongroom.errors import Error
 from strongroom.sources import load_endorsements
 
 pytestmark = [
+    pytest.mark.slow,  # thousands of verifications of recorded samples
     pytest.mark.skipif(not recorded.EVIDENCE.is_dir(), reason=recorded.ABSENT),
     # As in production: no refusal may rest on a warning of a library that tests turn into an error.
     pytest.mark.filterwarnings("ignore"),
