@@ -23,6 +23,7 @@ from __future__ import annotations
 import hmac
 import json
 import os
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -70,20 +71,20 @@ class Unanchored:
 UNANCHORED: Final = Unanchored()
 
 
-class Digests:
+class Digests(ABC):
     """The table above, over two digests that somebody keeps: `load` and `save` are the keeper's. `advice`: what ends
     the message of a refusal.
     """
 
     advice = ""
 
+    @abstractmethod
     def load(self) -> tuple[str, str]:
         """The digests in force and next."""
-        raise NotImplementedError
 
+    @abstractmethod
     def save(self, current: str, following: str) -> None:
         """Keeps them, before it returns."""
-        raise NotImplementedError
 
     def check(self, digest: str) -> None:
         """See `Anchor`."""

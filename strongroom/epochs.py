@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from strongroom import attest
 from strongroom.attest.batch import Single
+from strongroom.attest.eventlog import is_event_log
 from strongroom.attest.evidence import NONCE_SIZE, Leaf, report_data
 from strongroom.attest.keyset import (
     BINDING,
@@ -35,7 +36,7 @@ from strongroom.attest.keyset import (
     keyset_digest,
 )
 from strongroom.attest.policy import parse_policy
-from strongroom.attest.verifiers import PINS
+from strongroom.attest.verifiers import PINS, split_manifests
 from strongroom.attester import Attester
 from strongroom.errors import Error, Failure
 from strongroom.ratls import EpochListener, ServerIdentity, new_server_identity, server_context
@@ -155,7 +156,7 @@ class Epochs:
         origin, nonce = self._origin, secrets.token_bytes(NONCE_SIZE)
         data = report_data(nonce=nonce, keyset_bytes=keyset_bytes)
         evidence = origin.attester.evidence(data, now=now)
-        if evidence.format in PINS and not evidence.endorsements:
+        if evidence.format in PINS and not _vendors(evidence.endorsements):
             # Without the vendor's documents nobody can verify it, and they are with the clients. That the evidence
             # carries what was asked for and speaks of this code, every attester looks at itself.
             log.info("no endorsements are stapled: the server's own evidence is left to clients to verify")
@@ -185,6 +186,12 @@ class Epochs:
                 "the server's own evidence is about other code, another root or another configuration",
                 code="start_refused",
             )
+
+
+def _vendors(endorsements: tuple[tuple[str, bytes], ...]) -> tuple[tuple[str, bytes], ...]:
+    """Those that a vendor signed; a release manifest or an event log verifies no platform."""
+    _, documents = split_manifests(endorsements)
+    return tuple(e for e in documents if not is_event_log(e[1]))
 
 
 def _spki(key: Ed25519PrivateKey) -> bytes:

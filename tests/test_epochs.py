@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from plane import MEASUREMENT, ROOT_KEY
 
+sys.path.insert(0, str(Path(__file__).resolve().parent / "attest"))
+
+from fake_amd import Machine
+
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.keyset import SecurityConfiguration, keyset_digest, parse_keyset
+from strongroom.attest.releases import PAYLOAD_TYPE
 from strongroom.attester import SimulatedAttester, root_digest
 from strongroom.epochs import Epochs, Origin
 from strongroom.errors import Failure
@@ -155,3 +162,30 @@ def test_a_rotation_without_a_descriptor_left_is_a_failure_of_ours(monkeypatch: 
     assert epochs.current is old
     epochs.rotate()
     assert epochs.current is not old
+
+
+class OnSnp:
+    """An attester on SEV-SNP, as far as its evidence goes; `stapled` comes with every report."""
+
+    format = "snp"
+    measurement = "ab" * 48
+
+    def __init__(self, *stapled: tuple[str, bytes]) -> None:
+        self._stapled = stapled
+
+    def evidence(self, report_data: bytes, *, now: datetime) -> Evidence:
+        return Evidence("snp", Machine(fields={0x50: report_data}).report, self._stapled)
+
+    def sealing_root(self) -> Any:
+        raise AssertionError("nothing is sealed here")
+
+
+def test_a_manifest_beside_evidence_is_nothing_to_verify_it_with() -> None:
+    """Without the vendor's documents clients verify, and the server starts, also where a release manifest is stapled;
+    with documents that do not verify it does not start.
+    """
+    manifest = b'{"payloadType":"' + PAYLOAD_TYPE.encode() + b'"}'
+    for stapled in ((), (("release", manifest),)):
+        assert Epochs(replace(ORIGIN, attester=OnSnp(*stapled)), now=Clock()).current
+    with pytest.raises(Failure):
+        Epochs(replace(ORIGIN, attester=OnSnp(("leaf", Machine().leaf_der))), now=Clock())

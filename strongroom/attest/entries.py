@@ -163,18 +163,11 @@ def _listed(
     *,
     required: bool = False,
 ) -> Group:
+    """A member that lists the values that the fact may have."""
     fact = Fact(member, detail, kind, sizes, f"{means[0].upper()}{means[1:]}: a named one", code, means)
-    draft: Callable[[Claims], Any] | None = None
-    if required:
-
-        def draft(claims: Claims) -> Any:
-            got = claims.fact(detail) or ""
-            return (int(got) if kind == INTEGER and got.isdecimal() else got,)
-
     types = NUMBERS if kind == INTEGER else STRINGS
-    return _one(
-        Member(member, types, means), lambda values: OneOf(fact, values), required=required, draft=draft
-    )
+    draft = (lambda claims: (_shown(claims, fact),)) if required else None
+    return _one(Member(member, types, means), lambda some: OneOf(fact, some), required=required, draft=draft)
 
 
 def _least(
@@ -187,18 +180,19 @@ def _least(
     *,
     required: bool = False,
 ) -> Group:
+    """A member that names the least value of the fact."""
     fact = Fact(member, detail, kind, sizes, f"{means[0].upper()}{means[1:]}: not lower", code, means)
-    draft: Callable[[Claims], Any] | None = None
-    if required:
-
-        def draft(claims: Claims) -> Any:
-            got = claims.fact(detail) or ""
-            return int(got) if kind == INTEGER and got.isdecimal() else got
-
     types = NUMBER if kind == INTEGER else STRING
+    draft = (lambda claims: _shown(claims, fact)) if required else None
     return _one(
         Member(member, types, means), lambda least: AtLeast(fact, least), required=required, draft=draft
     )
+
+
+def _shown(claims: Claims, fact: Fact) -> str | int:
+    """The fact's value in the claims, as a policy file spells it; nothing that a file accepts where there is none."""
+    got = claims.fact(fact.detail) or ""
+    return int(got) if fact.kind == INTEGER and got.isdecimal() else got
 
 
 def _settings(known: tuple[str, ...]) -> Group:

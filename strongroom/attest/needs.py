@@ -125,8 +125,8 @@ class Vcek:
 
 
 @dataclass(frozen=True, slots=True)
-class SnpChain:
-    """The issuer of VCEKs or VLEKs (`kind`) of one product, and AMD's root."""
+class _OfProduct:
+    """A document of AMD's about the issuer of VCEKs or VLEKs (`kind`) of one product."""
 
     product: str
     kind: str
@@ -134,6 +134,11 @@ class SnpChain:
     def __post_init__(self) -> None:
         if self.product not in PRODUCTS or self.kind not in KINDS:
             raise ValueError("not a product of AMD's")
+
+
+@dataclass(frozen=True, slots=True)
+class SnpChain(_OfProduct):
+    """The issuer of VCEKs or VLEKs (`kind`) of one product, and AMD's root."""
 
     @property
     def required(self) -> bool:
@@ -152,17 +157,10 @@ class SnpChain:
 
 
 @dataclass(frozen=True, slots=True)
-class SnpRevocationList:
+class SnpRevocationList(_OfProduct):
     """AMD's list of revoked issuers of VCEKs or VLEKs (`kind`) of one product. The verifier looks at one where it is
-    there, and a verdict says where none was.
+    there, a verdict says where none was, and a policy can demand it.
     """
-
-    product: str
-    kind: str
-
-    def __post_init__(self) -> None:
-        if self.product not in PRODUCTS or self.kind not in KINDS:
-            raise ValueError("not a product of AMD's")
 
     @property
     def required(self) -> bool:

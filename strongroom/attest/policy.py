@@ -243,63 +243,55 @@ class _Table:
 
 # Named profiles -----------------------------------------------------------------------------------
 
-_PRODUCTION_PROFILE = """\
-# The floor of every production policy. It names no code, so by itself it refuses every server: copy it and
-# add the [[sgx]], [[tdx]], [[snp]], [[azure]] or [[nitro]] entries of the builds that you have examined.
-kind = "production"
+_PROFILE = """\
+{heading}
+kind = "{kind}"
 expires = 9999-12-31T00:00:00Z
 max_verdict_age_s = 3600
 
 [security]
-sealing = ["measurement"]
-host_excluded = [true]
+sealing = [{sealing}]
+host_excluded = [{host_excluded}]
 isolation = ["in_process", "model", "owner", "request"]
 sandbox = []
-admission = ["strict"]
-anonymous_upload = [false]
+admission = [{admission}]
+anonymous_upload = [{anonymous_upload}]
 verify_on_load = ["tags", "sha256"]
 logging = ["no_content"]
 """
-
-_DEVELOPMENT_PROFILE = """\
-# The floor of policies for trials on real hardware: no real data. It names no code, so by itself it refuses every
-# server: copy it and add entries. What they may leave open begins with unsafe_ and must be said.
-kind = "development"
-expires = 9999-12-31T00:00:00Z
-max_verdict_age_s = 3600
-
-[security]
-sealing = ["measurement", "signer", "operator"]
-host_excluded = [true, false]
-isolation = ["in_process", "model", "owner", "request"]
-sandbox = []
-admission = ["structural"]
-anonymous_upload = [false, true]
-verify_on_load = ["tags", "sha256"]
-logging = ["no_content"]
-"""
-_SIMULATION_PROFILE = """\
-# The floor of policies for the SIMULATED TEE, which protects nothing from the machine's owner. It names no root and
-# no code, so by itself it refuses every server: copy it and add a [[sim]] entry.
-kind = "UNSAFE_SIMULATION"
-expires = 9999-12-31T00:00:00Z
-max_verdict_age_s = 3600
-
-[security]
-sealing = ["simulated"]
-host_excluded = [false]
-isolation = ["in_process", "model", "owner", "request"]
-sandbox = []
-admission = ["structural"]
-anonymous_upload = [false, true]
-verify_on_load = ["tags", "sha256"]
-logging = ["no_content"]
-"""
+"""What all profiles have in common. None has an entry, so none accepts any code."""
 
 NAMED_POLICIES: dict[str, str] = {
-    PRODUCTION: _PRODUCTION_PROFILE,
-    DEVELOPMENT: _DEVELOPMENT_PROFILE,
-    UNSAFE_SIMULATION: _SIMULATION_PROFILE,
+    PRODUCTION: _PROFILE.format(
+        heading="""\
+# The floor of every production policy. It names no code, so by itself it refuses every server: copy it and
+# add the [[sgx]], [[tdx]], [[snp]], [[azure]] or [[nitro]] entries of the builds that you have examined.""",
+        kind=PRODUCTION,
+        sealing='"measurement"',
+        host_excluded="true",
+        admission='"strict"',
+        anonymous_upload="false",
+    ),
+    DEVELOPMENT: _PROFILE.format(
+        heading="""\
+# The floor of policies for trials on real hardware: no real data. It names no code, so by itself it refuses every
+# server: copy it and add entries. What they may leave open begins with unsafe_ and must be said.""",
+        kind=DEVELOPMENT,
+        sealing='"measurement", "signer", "operator"',
+        host_excluded="true, false",
+        admission='"strict", "permissive"',
+        anonymous_upload="false, true",
+    ),
+    UNSAFE_SIMULATION: _PROFILE.format(
+        heading="""\
+# The floor of policies for the SIMULATED TEE, which protects nothing from the machine's owner. It names no root and
+# no code, so by itself it refuses every server: copy it and add a [[sim]] entry.""",
+        kind=UNSAFE_SIMULATION,
+        sealing='"simulated"',
+        host_excluded="false",
+        admission='"strict", "permissive"',
+        anonymous_upload="false, true",
+    ),
 }
 """Name -> the text of the policy that goes by it: floors, none of which names any code."""
 

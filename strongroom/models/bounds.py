@@ -72,7 +72,10 @@ class _Search:
                 refusal = cannot_run.with_traceback(None)
             todo += [(*look.decisions[:n], False) for n in range(len(given), len(look.decisions))]
         # A rank for which no request can run is not one that has to be allowed for.
-        return found if found is not None else refusal  # type: ignore[return-value]  # one look at least was taken
+        outcome = found if found is not None else refusal
+        if outcome is None:
+            raise Failure("no look was taken at the model", code="internal_error")
+        return outcome
 
     def largest(self, made: list[tuple[int, ...]], high: int) -> int:
         """The place of the largest of these sizes that fits, at most `high`; -1 where none does."""

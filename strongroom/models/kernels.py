@@ -333,9 +333,9 @@ def recurrent(op: Op) -> list[Value]:
     same_dims(op, w[1], gates * hidden, "hidden_size and weights")
     same_dims(op, r[1], gates * hidden, "hidden_size and weights")
     same_dims(op, r[2], hidden, "hidden_size and weights")
-    bias = op.get(3)
-    if bias is not None and bias.dims is not None:
-        same_dims(op, op.dims(3, exactly=2)[1], 2 * gates * hidden, "hidden_size and bias")  # type: ignore[index]
+    bias = op.dims(3, exactly=2) if op.get(3) is not None else None
+    if bias is not None:
+        same_dims(op, bias[1], 2 * gates * hidden, "hidden_size and bias")
     activations = op.attr("activations")
     if activations is not None and len(activations) != {"RNN": 1, "GRU": 2, "LSTM": 3}[op.name] * directions:
         refuse(f"{op.name}: not the activations that it has", "onnx_attribute_range")

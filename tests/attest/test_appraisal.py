@@ -252,7 +252,12 @@ def test_every_rule_explains_itself() -> None:
 
 def test_a_rule_is_abstract_until_it_says_what_it_requires() -> None:
     """A requirement without a check cannot pass by accident."""
-    for call in (lambda: Rule().expected(), lambda: Rule().holds(CLAIMS, GIVEN), lambda: Rule().explain()):
+    for call in (
+        lambda: Rule().expected(),
+        lambda: Rule().holds(CLAIMS, GIVEN),
+        lambda: Rule().explain(),
+        lambda: Rule().members(),
+    ):
         with pytest.raises(NotImplementedError):
             call()
     assert Server().evidence.format == "sim"

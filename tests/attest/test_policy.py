@@ -36,18 +36,6 @@ from strongroom.attest.requirements import (
 from strongroom.errors import CODES, AttestationRefused, InvalidPolicy
 
 ROOT = "ab" * 32
-SECURITY_TABLE = """
-[security]
-sealing = ["measurement"]
-host_excluded = [true]
-isolation = ["in_process", "model", "owner", "request"]
-sandbox = []
-admission = ["structural"]
-anonymous_upload = [false]
-verify_on_load = ["tags", "sha256"]
-logging = ["no_content"]
-"""
-HEAD = 'kind = "production"\nexpires = 2027-01-01T00:00:00Z\n'
 ENTRY = f"""
 measurements = ["{MEASUREMENT}"]
 signers = []
@@ -57,7 +45,7 @@ tcb_statuses = ["UpToDate"]
 accepted_advisories = []
 min_evaluation = 17
 """
-PRODUCTION = f"{HEAD}[[sgx]]{ENTRY}{SECURITY_TABLE}"
+PRODUCTION = f"{policies.HEAD}[[sgx]]{ENTRY}{policies.SECURITY}"
 DEVELOPMENT = PRODUCTION.replace("production", "development").replace(
     "accepted_advisories = []", "accepted_advisories = []\nunsafe_accept_debug = true"
 )
@@ -105,7 +93,7 @@ def test_every_hardware_format_can_be_named(name: str) -> None:
 def test_several_entries_are_several_requirements() -> None:
     """A roll-out names the old release beside the new."""
     second = f"[[sgx]]{ENTRY.replace(MEASUREMENT, OTHER_MEASUREMENT)}"
-    assert len(parse_policy(f"{HEAD}[[sgx]]{ENTRY}{second}{SECURITY_TABLE}").requirements) == 2
+    assert len(parse_policy(f"{policies.HEAD}[[sgx]]{ENTRY}{second}{policies.SECURITY}").requirements) == 2
 
 
 @pytest.mark.parametrize(
@@ -123,7 +111,7 @@ def test_several_entries_are_several_requirements() -> None:
         ("skip = true\n" + PRODUCTION, "policy_unknown_member"),
         (PRODUCTION.replace("expires", "#expires"), "policy_missing_member"),
         (PRODUCTION.replace("kind =", "#kind ="), "policy_missing_member"),
-        (HEAD, "policy_missing_member"),
+        (policies.HEAD, "policy_missing_member"),
         (PRODUCTION.replace("2027-01-01T00:00:00Z", '"2027-01-01T00:00:00Z"'), "policy_invalid"),
         (PRODUCTION.replace("2027-01-01T00:00:00Z", "2027-01-01T00:00:00"), "policy_invalid"),
         (PRODUCTION.replace("2027-01-01T00:00:00Z", "2027-01-01"), "policy_invalid"),
@@ -247,6 +235,8 @@ def test_a_profile_is_a_floor_that_accepts_no_code(name: str) -> None:
     assert floor.requirements == ()
     assert set(NAMED_POLICIES) == {"production", "development", "UNSAFE_SIMULATION"}
     assert any("refuses every server" in f.text for f in lint(floor, NOW))
+    assert "strict" in floor.security.admission  # what servers do unless told otherwise
+    assert "structural" not in floor.security.admission  # what none does any more
     with pytest.raises(AttestationRefused):
         verify(Server(), by=floor)
 
