@@ -36,6 +36,7 @@ from strongroom.attest.policy import policy_for_measurement
 from strongroom.errors import AccessRefused
 
 MEASUREMENT = "ab" * 32
+READING = threading.Lock()  # numpy reads headers with `ast`, which Python 3.11 gets wrong in two threads at once
 ROOT = Ed25519PrivateKey.from_private_bytes(b"r" * 32)
 SECURITY = SecurityConfiguration(
     sealing="simulated",
@@ -297,8 +298,9 @@ class FakeServer:
             return 409, headers, problem(409, "model_digest_mismatch")
         if got.headers["content-type"] == "application/json":
             return self._infer_json(got, headers)
-        x = np.load(io.BytesIO(got.body))
-        x = x if got.headers["content-type"] == "application/x-npy" else x["x"]
+        with READING:
+            x = np.load(io.BytesIO(got.body))
+            x = x if got.headers["content-type"] == "application/x-npy" else x["x"]
         results = {"y": x * 2, "z": -x}
         asked = re.findall(r"output=(\w+)", got.target)
         sink = io.BytesIO()
