@@ -21,6 +21,7 @@ from strongroom.calls import printable
 from strongroom.cli_admit import admit
 from strongroom.cli_appraise import appraise
 from strongroom.cli_endorsements import endorsement_options, fetcher_of
+from strongroom.cli_moving import recover, recovery_key, reseal
 from strongroom.cli_policy import policy
 from strongroom.cli_release import release
 from strongroom.cli_tpm import tpm
@@ -125,6 +126,9 @@ main.add_command(appraise)
 main.add_command(release)
 main.add_command(tpm)
 main.add_command(admit)
+main.add_command(reseal)
+main.add_command(recover)
+main.add_command(recovery_key)
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 _timeout_option = click.option(

@@ -34,8 +34,9 @@ from typing import Literal, cast
 import uvicorn
 from starlette.types import Scope
 
-from strongroom import boot
+from strongroom import boot, moving
 from strongroom.admission import Admit, ChildLimits, Examiner, Launch
+from strongroom.attest.keyset import SecurityConfiguration
 from strongroom.attesters import Machine, machine
 from strongroom.boot import Boot, planned_measurement
 from strongroom.config import Config, Preload
@@ -83,7 +84,10 @@ def check_store(settings: Config) -> tuple[CheckResult, ...]:
     if not _store_path(settings).is_dir():
         raise InvalidConfig(f"there is no store in {settings.state_dir}", code="config_unreadable")
     here = _machine(settings, planned_measurement(settings).digest, launched="")
-    with contextlib.closing(here), _open_store(settings, here) as store:
+    with (
+        contextlib.closing(here),
+        _open_store(settings, here, boot.security_configuration(settings)) as store,
+    ):
         return store.check()
 
 
@@ -94,23 +98,27 @@ async def _serve(ready: Boot) -> None:
         examiner = stack.enter_context(Examiner(_examiner_launch(ready), limits=_child_limits(settings)))
         here = _machine(settings, ready.measurement.digest, launched=ready.launched)
         stack.callback(here.close)
-        store = stack.enter_context(_open_store(settings, here))
+        moving.run_errand(
+            ready.errand,
+            settings,
+            here,
+            security=ready.security,
+            store_path=_store_path(settings),
+            keyset_of=lambda store_id: Epochs(_origin(ready, here, store_id), now=_now).current.keyset_bytes,
+        )
+        store = stack.enter_context(_open_store(settings, here, ready.security))
         _sweep_rooms(settings.state_path, keep=ready.room)
         measured = dict(ready.preload)
         preloaded = tuple(
             preload(entry, settings, measured=measured[entry.name], admit=examiner.admit)
             for entry in settings.preload
         )
-        host, _ = settings.address
-        origin = Origin(
-            attester=here.attester,
-            roots=here.roots,
-            security=ready.security,
-            store_id=store.store_id,
-            hosts=tuple(dict.fromkeys((*settings.hosts, *(() if _is_wildcard(host) else (host,))))),
-            lifetime_s=settings.epoch_s,
-        )
-        epochs = Epochs(origin, now=_now)
+        epochs = Epochs(_origin(ready, here, store.store_id), now=_now)
+        handover = moving.source_of(settings, store, security=ready.security, simulated=here.simulated)
+        recovery = moving.recovery_of(settings, store, security=ready.security, folder=_store_path(settings))
+        for end in (handover, recovery):
+            if end is not None:
+                stack.callback(end.close)
         service = _service(settings, store, here, preloaded, admit=examiner.admit)
         stack.callback(_close_in_time, service, settings.shutdown_s)
         rest = Rest(
@@ -118,6 +126,8 @@ async def _serve(ready: Boot) -> None:
             wire=_wire_limits(settings),
             epoch_of=lambda scope: _epoch_of(scope, epochs),
             current_epoch=lambda: epochs.current,
+            handover=handover,
+            recovery=recovery,
         )
         examiner.wait()
         await _listen(settings, rest, epochs, lines=_lines(ready, here))
@@ -203,13 +213,24 @@ async def _rotate(epochs: Epochs) -> None:
 # Parts
 
 
-def _open_store(settings: Config, here: Machine) -> Store:
-    digest = boot.security_configuration(settings).digest()
+def _origin(ready: Boot, here: Machine, store_id: str) -> Origin:
+    settings, (host, _) = ready.settings, ready.settings.address
+    return Origin(
+        attester=here.attester,
+        roots=here.roots,
+        security=ready.security,
+        store_id=store_id,
+        hosts=tuple(dict.fromkeys((*settings.hosts, *(() if _is_wildcard(host) else (host,))))),
+        lifetime_s=settings.epoch_s,
+    )
+
+
+def _open_store(settings: Config, here: Machine, security: SecurityConfiguration) -> Store:
     settings.state_path.mkdir(mode=0o700, parents=True, exist_ok=True)
     return Store.open(
         _store_path(settings),
         root=here.attester.sealing_root(),
-        security_digest=digest,
+        security_digest=security.digest(),
         anchor=here.anchor,
         now=lambda: int(time.time()),
     )
