@@ -108,6 +108,8 @@ CODES: dict[str, str] = {
     "preload_unreadable": "A preloaded model's file cannot be read.",
     "response_too_large": "The result is longer than this server sends.",
     "start_refused": "The server's own evidence does not verify, or a needed part is missing: it does not start.",
+    "sandbox_threads": "A process with more than one thread cannot be confined.",
+    "sandbox_probe": "What confines processes on this machine could not be measured.",
     "store_quota": "The store holds as many models, or as many bytes, as it may.",
     "upload_digest_mismatch": "The body that arrived does not have the digest that the caller stated.",
     "uploads_busy": "As many uploads are under way as this server takes.",
