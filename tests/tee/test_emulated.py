@@ -1,6 +1,6 @@
-"""Emulated SGX, TDX and SEV-SNP behind real system calls (FUSE): the attesters' own calls, and a whole server with a
-whole client on each. The vendors are test vendors: with the real roots, which is all that is ever pinned outside these
-processes, every one of these servers is refused.
+"""Emulated SGX, TDX, SEV-SNP and Nitro behind real system calls (FUSE): the attesters' own calls, and a whole server
+with a whole client on each. The vendors are test vendors: with the real roots, which is all that is ever pinned outside
+these processes, every one of these servers is refused.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from strongroom.attest import verifiers
 from strongroom.attester import Attester
 from strongroom.errors import AttestationRefused, Failure, InvalidConfig, Unavailable
 from strongroom.platforms import Paths
+from strongroom.tee.nitro import NitroAttester
 from strongroom.tee.sev_guest import derive_key
 from strongroom.tee.sgx import SgxAttester
 from strongroom.tee.tsm import ReportInterface, SnpAttester, TdxAttester
@@ -36,7 +37,7 @@ pytestmark = [
 DATA = bytes(range(64))
 
 
-@pytest.fixture(scope="module", params=["sgx", "tdx", "snp"])
+@pytest.fixture(scope="module", params=["sgx", "tdx", "snp", "nitro"])
 def tee(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[mounts.Mounted]:
     """Each TEE, mounted once."""
     with mounts.mounted(request.param, tmp_path_factory.mktemp(request.param)) as made:
@@ -53,6 +54,8 @@ def attester(tee: mounts.Mounted) -> Attester:
     where = paths(tee)
     if tee.kind == "sgx":
         return SgxAttester(where.attestation, seal_to="measurement")
+    if tee.kind == "nitro":
+        return NitroAttester(where.nsm, operator_key=keys.operator_root(bytes(range(32))))
     reports = ReportInterface(where.reports, provider="tdx_guest" if tee.kind == "tdx" else "sev_guest")
     if tee.kind == "tdx":
         return TdxAttester(reports, operator_key=keys.operator_root(bytes(range(32))))
@@ -78,6 +81,19 @@ def test_errors_of_the_kernel_are_met(tee: mounts.Mounted) -> None:
         tee.fail(quote=[errno.EACCES])
         with pytest.raises(Unavailable):
             one.evidence(DATA, now=now)
+        assert DATA in one.evidence(DATA, now=now).data
+        return
+    if tee.kind == "nitro":
+        tee.fail(ioctl=[errno.EBUSY, errno.ETIMEDOUT, errno.EINTR])
+        assert DATA in one.evidence(DATA, now=now).data
+        for error, family in (
+            (errno.EIO, Unavailable),
+            (errno.EMSGSIZE, Unavailable),
+            (errno.EPERM, InvalidConfig),
+        ):
+            tee.fail(ioctl=[error])
+            with pytest.raises(family, match=errno.errorcode[error]):
+                one.evidence(DATA, now=now)
         assert DATA in one.evidence(DATA, now=now).data
         return
     tee.fail(outblob=[errno.EBUSY, errno.ETIMEDOUT], inblob=[errno.EBUSY])
@@ -118,7 +134,7 @@ def test_a_derived_key_needs_the_guests_message_key(tee: mounts.Mounted) -> None
 def serve(tee: mounts.Mounted, folder: Path, world: Path) -> Serving:
     """A server with `platform = "auto"` on it."""
     wrapper = str(Path(__file__).with_name("patched.py"))
-    lines = [f'endorsements = ["{tee.endorsements}/dcap.json"]'] if tee.kind != "snp" else []
+    lines = [f'endorsements = ["{tee.endorsements}/dcap.json"]'] if tee.kind in ("sgx", "tdx") else []
     return start(
         folder,
         settings="\n".join(lines),
@@ -135,7 +151,7 @@ def test_a_server_and_a_client_on_it(
     world.write_text(json.dumps({"format": tee.kind, "roots": tee.roots, "paths": tee.paths()}))
     key.write_bytes(new_key_pem())
     key.chmod(0o600)
-    if tee.kind == "tdx":
+    if tee.kind in ("tdx", "nitro"):
         operator = tmp_path / "server" / "state" / "operator-key"
         operator.parent.mkdir(parents=True)
         operator.write_text("0f" * 32)
@@ -164,8 +180,8 @@ def test_a_server_and_a_client_on_it(
         assert client.attestation.claims is not None and client.attestation.claims.host_excluded
         client.upload_model(linear_onnx(), name="m")
     assert server.stop() == 0
-    if tee.kind == "tdx":
-        return  # its root is a file, and starts take seconds
+    if tee.kind in ("tdx", "nitro"):
+        return  # their root is a file, and starts take seconds
     server = serve(tee, tmp_path / "server", world)
     with strongroom.connect(server.url, policy=str(policy), key=str(key)) as client:
         assert [model.name for model in client.models()] == ["m"]
