@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from strongroom.errors import InvalidConfig
+from strongroom.platform_settings import Nitro as Nitro
 from strongroom.platform_settings import Sgx as Sgx
 from strongroom.platform_settings import Simulated as Simulated
 from strongroom.platform_settings import Tdx as Tdx
@@ -221,10 +222,10 @@ class Config:
 
     platform: str = _setting(
         "auto",
-        "The TEE this server runs in. `auto` finds SGX (Gramine), TDX or SEV-SNP, or refuses to start: the "
-        "simulated TEE, which protects nothing from the host, has to be asked for, and so has a TPM, which hides no "
-        "memory.",
-        choices=("auto", "sgx", "tdx", "snp", "tpm", "simulated"),
+        "The TEE this server runs in. `auto` finds SGX (Gramine), TDX, SEV-SNP or Nitro, or refuses to start: "
+        "the simulated TEE, which protects nothing from the host, has to be asked for, and so has a TPM, which hides "
+        "no memory.",
+        choices=("auto", "sgx", "tdx", "snp", "nitro", "tpm", "simulated"),
     )
     bind: str = _setting(
         "127.0.0.1:8443", "Address and port to listen on; port 0 takes a free one.", unit="host:port"
@@ -257,6 +258,7 @@ class Config:
     simulated: Simulated = field(default_factory=Simulated)
     sgx: Sgx = field(default_factory=Sgx)
     tdx: Tdx = field(default_factory=Tdx)
+    nitro: Nitro = field(default_factory=Nitro)
     tpm: Tpm = field(default_factory=Tpm)
     security: Security = field(default_factory=Security)
     preload: tuple[Preload, ...] = ()
@@ -286,10 +288,10 @@ class Config:
         """The simulated TEE's anchor."""
         return self.state_path / "sim-anchor.json"
 
-    @property
-    def operator_key_path(self) -> Path:
-        """The operator's sealing key, where the platform gives none."""
-        return Path(self.tdx.operator_key) if self.tdx.operator_key else self.state_path / "operator-key"
+    def operator_key_path(self, platform: str) -> Path:
+        """The operator's sealing key, where the platform ("tdx", "nitro") gives none."""
+        named = (self.nitro if platform == "nitro" else self.tdx).operator_key
+        return Path(named) if named else self.state_path / "operator-key"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -322,6 +324,7 @@ _SECTIONS: Final[dict[str, type]] = {
     "simulated": Simulated,
     "sgx": Sgx,
     "tdx": Tdx,
+    "nitro": Nitro,
     "tpm": Tpm,
     "security": Security,
     "preload": Preload,
@@ -390,6 +393,7 @@ def load(path: Path | None, *, variables: Mapping[str, str], base: Path) -> Conf
         simulated=Simulated(**chosen["simulated"]),
         sgx=Sgx(**chosen["sgx"]),
         tdx=Tdx(**chosen["tdx"]),
+        nitro=Nitro(**chosen["nitro"]),
         tpm=Tpm(**chosen["tpm"]),
         security=Security(**chosen["security"]),
         preload=_preload(document.get("preload", []), folder),
