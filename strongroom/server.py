@@ -49,6 +49,7 @@ from strongroom.listener import EdgeServer, edge_config
 from strongroom.models.info import STANDARD_BUDGET, STANDARD_LIMITS, AdmissionLimits
 from strongroom.names import check_name
 from strongroom.oip import WireLimits
+from strongroom.quotas import QuotaLimits
 from strongroom.rest import Rest
 from strongroom.runner import Preloaded, RunLimits, Runner
 from strongroom.service import Clocks, Epoch, Service, ServiceLimits
@@ -287,6 +288,8 @@ def _service(
         limits=RunLimits(
             concurrent_runs=limits.concurrent_runs,
             waiting=limits.concurrent_requests,
+            waiting_per_caller=limits.waiting_runs_per_caller,
+            queue_s=limits.queue_s,
             response_bytes=limits.response_bytes,
             wire=_wire_limits(settings),
             admission=_admission_limits(settings),
@@ -307,12 +310,20 @@ def _service(
             body_bytes_in_flight=limits.body_bytes_in_flight,
             body_rate=limits.body_rate,
             name_length=limits.name_length,
-            models=limits.models,
-            models_per_owner=limits.models_per_owner,
-            store_bytes=limits.store_bytes,
+            quotas=QuotaLimits(
+                models=limits.models,
+                models_per_owner=limits.models_per_owner,
+                store_bytes=limits.store_bytes,
+                owner_bytes=limits.owner_bytes,
+                concurrent_uploads=limits.concurrent_uploads,
+                concurrent_uploads_per_caller=limits.concurrent_uploads_per_caller,
+                uploads_per_minute=limits.uploads_per_minute,
+                upload_bytes_per_minute=limits.upload_bytes_per_minute,
+            ),
+            disk_free_bytes=limits.disk_free_bytes,
             concurrent_requests=limits.concurrent_requests,
             concurrent_requests_per_caller=limits.concurrent_requests_per_caller,
-            concurrent_uploads=limits.concurrent_uploads,
+            queue_s=limits.queue_s,
             evidence_per_minute=limits.evidence_per_minute,
             evidence_waiting=limits.evidence_waiting,
             evidence_batch=limits.evidence_batch,
