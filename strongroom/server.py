@@ -257,7 +257,7 @@ def preload(entry: Preload, settings: Config, *, measured: str, admit: Admit) ->
 
     data = read()
     admitted = admit(
-        bytearray(data), format=entry.format or detect(data[:HEAD_BYTES]), limits=_admission_limits(settings)
+        bytearray(data), format=entry.format or detect(data[:HEAD_BYTES]), limits=admission_limits(settings)
     )
     model = ModelVersion(
         name=entry.name,
@@ -289,7 +289,7 @@ def _service(
             waiting=limits.concurrent_requests,
             response_bytes=limits.response_bytes,
             wire=_wire_limits(settings),
-            admission=_admission_limits(settings),
+            admission=admission_limits(settings),
         ),
     )
     return Service(
@@ -316,19 +316,25 @@ def _service(
             evidence_per_minute=limits.evidence_per_minute,
             evidence_waiting=limits.evidence_waiting,
             evidence_batch=limits.evidence_batch,
-            admission=_admission_limits(settings),
+            admission=admission_limits(settings),
         ),
         clocks=Clocks(now=_now, monotonic=time.monotonic),
         admit=admit,
     )
 
 
-def _admission_limits(settings: Config) -> AdmissionLimits:
+def admission_limits(settings: Config) -> AdmissionLimits:
+    """What a server with these settings asks of a model."""
     return replace(
         STANDARD_LIMITS,
         model_bytes=settings.limits.model_bytes,
         level=settings.security.admission,
-        budget=replace(STANDARD_BUDGET, elements=settings.limits.elements),
+        budget=replace(
+            STANDARD_BUDGET,
+            elements=settings.limits.elements,
+            peak_bytes=settings.limits.run_bytes,
+            value_bytes=min(STANDARD_BUDGET.value_bytes, settings.limits.run_bytes),
+        ),
     )
 
 
