@@ -44,7 +44,7 @@ from strongroom.engine import Engine, SessionCache
 from strongroom.epochs import Epochs, Origin
 from strongroom.errors import Error, InvalidConfig, SealRefused
 from strongroom.formats import HEAD_BYTES, detect
-from strongroom.launch import CHILD, ROOM
+from strongroom.launch import CHILD, NO_BYTE_CODE, ROOM
 from strongroom.listener import EdgeServer, edge_config
 from strongroom.models.info import STANDARD_BUDGET, STANDARD_LIMITS, AdmissionLimits
 from strongroom.names import check_name
@@ -340,13 +340,12 @@ def admission_limits(settings: Config) -> AdmissionLimits:
 
 def _examiner_launch(ready: Boot) -> Launch:
     """As this process itself: only measured code, nothing of the environment, an empty folder."""
-    prefix = f"pycache_prefix={ready.room / 'pycache'}"
     return Launch(
         paths=ready.paths,
         environment=CHILD,
         folder=ready.room / "cwd",
         measured=dict(ready.measurement.files),
-        flags=("-I", "-S", "-B", "-X", prefix, "-X", "utf8"),
+        flags=("-I", "-S", "-B", "-X", NO_BYTE_CODE, "-X", "utf8"),
     )
 
 
