@@ -181,6 +181,7 @@ CODES: dict[str, str] = {
     "policy_unknown_name": "No embedded policy goes by this name.",
     # measurement and attester
     "measurement_impossible": "A dependency is missing, or a file of the code cannot be measured.",
+    "size_impossible": "No size of an enclave follows from these models and limits.",
     "platform_not_found": "The machine is not the platform that the settings name, or `auto` found no TEE.",
     "attester_unavailable": "The platform did not answer when it was asked for evidence; try again.",
     "attester_malformed": "The platform's interface does not keep to its documents.",

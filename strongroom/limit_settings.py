@@ -59,6 +59,14 @@ class Limits:
     tensor_name_length: int = _setting(
         512, "Length of a tensor's name.", unit="characters", low=1, high=65_536
     )
+    run_bytes: int = _setting(
+        4 << 30,
+        "Memory of one run: a model is admitted for requests that keep no more alive at one time "
+        "(`strongroom size` says what that takes). For models that are uploaded from now on.",
+        unit="bytes",
+        low=1 << 20,
+        high=1 << 40,
+    )
     models: int = _setting(
         1000, "Model versions in the store, of all owners together.", unit="versions", low=1, high=100_000
     )

@@ -44,7 +44,7 @@ from strongroom.engine import Engine, SessionCache
 from strongroom.epochs import Epochs, Origin
 from strongroom.errors import Error, InvalidConfig, SealRefused
 from strongroom.formats import HEAD_BYTES, detect
-from strongroom.launch import CHILD, ROOM
+from strongroom.launch import CHILD, NO_BYTE_CODE, ROOM
 from strongroom.listener import EdgeServer, edge_config
 from strongroom.models.info import STANDARD_BUDGET, STANDARD_LIMITS, AdmissionLimits
 from strongroom.names import check_name
@@ -258,7 +258,7 @@ def preload(entry: Preload, settings: Config, *, measured: str, admit: Admit) ->
 
     data = read()
     admitted = admit(
-        bytearray(data), format=entry.format or detect(data[:HEAD_BYTES]), limits=_admission_limits(settings)
+        bytearray(data), format=entry.format or detect(data[:HEAD_BYTES]), limits=admission_limits(settings)
     )
     model = ModelVersion(
         name=entry.name,
@@ -292,7 +292,7 @@ def _service(
             queue_s=limits.queue_s,
             response_bytes=limits.response_bytes,
             wire=_wire_limits(settings),
-            admission=_admission_limits(settings),
+            admission=admission_limits(settings),
         ),
     )
     return Service(
@@ -327,31 +327,36 @@ def _service(
             evidence_per_minute=limits.evidence_per_minute,
             evidence_waiting=limits.evidence_waiting,
             evidence_batch=limits.evidence_batch,
-            admission=_admission_limits(settings),
+            admission=admission_limits(settings),
         ),
         clocks=Clocks(now=_now, monotonic=time.monotonic),
         admit=admit,
     )
 
 
-def _admission_limits(settings: Config) -> AdmissionLimits:
+def admission_limits(settings: Config) -> AdmissionLimits:
+    """What a server with these settings asks of a model."""
     return replace(
         STANDARD_LIMITS,
         model_bytes=settings.limits.model_bytes,
         level=settings.security.admission,
-        budget=replace(STANDARD_BUDGET, elements=settings.limits.elements),
+        budget=replace(
+            STANDARD_BUDGET,
+            elements=settings.limits.elements,
+            peak_bytes=settings.limits.run_bytes,
+            value_bytes=min(STANDARD_BUDGET.value_bytes, settings.limits.run_bytes),
+        ),
     )
 
 
 def _examiner_launch(ready: Boot) -> Launch:
     """As this process itself: only measured code, nothing of the environment, an empty folder."""
-    prefix = f"pycache_prefix={ready.room / 'pycache'}"
     return Launch(
         paths=ready.paths,
         environment=CHILD,
         folder=ready.room / "cwd",
         measured=dict(ready.measurement.files),
-        flags=("-I", "-S", "-B", "-X", prefix, "-X", "utf8"),
+        flags=("-I", "-S", "-B", "-X", NO_BYTE_CODE, "-X", "utf8"),
     )
 
 
