@@ -208,10 +208,14 @@ def test_a_process_with_two_threads_is_not_confined() -> None:
     assert not sandbox._held
 
 
-def test_too_many_descriptors_are_an_error_before_anything_is_done() -> None:
+def test_what_cannot_be_asked_is_an_error_before_anything_is_done() -> None:
     """Half a lock-down is none."""
     said, _ = forked(
         lambda _: sandbox.lock_down(sandbox.Profile(**{**PROFILE, "read_fds": tuple(range(400))}))
+    )
+    assert said == "ValueError"
+    said, _ = forked(
+        lambda _: sandbox.lock_down(sandbox.Profile(**PROFILE), without=frozenset({"sandboxes"}))
     )
     assert said == "ValueError"
 
@@ -454,6 +458,22 @@ def test_limits_are_those_of_the_profile() -> None:
 
 
 @needs("uid")
+def test_where_a_user_namespace_has_few_numbers_it_is_nobodys() -> None:
+    """Rootless containers map 65536: a number that is not mapped is EINVAL."""
+    whole = os.setresgid
+
+    def few(*numbers: int) -> None:
+        if numbers[0] > 65535:
+            raise OSError(errno.EINVAL, "not mapped")
+        whole(*numbers)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "setresgid", few)
+        assert confined(lambda _: (os.getuid(), os.getgid())) == ("(65534, 65534)", 0)
+        assert "uid" in sandbox.probe()
+
+
+@needs("uid")
 def test_processes_get_users_of_their_own() -> None:
     """Two workers are different users, so that neither can signal or trace the other."""
     first, second = (confined(lambda _: (os.getuid(), os.getgid())) for _ in range(2))
@@ -536,7 +556,9 @@ print(ours.recv(4096).decode(), os.wait()[1])
 @needs("seccomp")
 def test_onnxruntime_loads_and_runs_models_under_lock_down() -> None:
     """Sessions made in a locked template, run in its locked child; and made there."""
-    paths = os.pathsep.join(str(REPOSITORY / p) for p in (".", "fuzz", "tests/models"))
+    paths = os.pathsep.join(
+        [*(str(REPOSITORY / p) for p in (".", "fuzz", "tests/models")), *filter(None, sys.path)]
+    )
     done = subprocess.run(
         [sys.executable, "-c", ENGINE],
         env={"PYTHONPATH": paths, "ORT_DISABLE_TELEMETRY": "1", "OPENBLAS_NUM_THREADS": "1"},
