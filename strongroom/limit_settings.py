@@ -20,7 +20,8 @@ class Limits:
     )
     body_bytes_in_flight: int = _setting(
         512 << 20,
-        "Bodies of inference requests held in memory at one time, all requests together; above it: 503.",
+        "Bodies of inference requests held in memory at one time, all requests together; above it: 503. One caller "
+        "may have half of it, and above that is answered 429.",
         unit="bytes",
         low=1,
         high=1 << 40,

@@ -114,7 +114,9 @@ class Runner:
             return
         if key not in self._loading:
             lane = self._large if model.size >= LARGE else self._loads
-            task = asyncio.get_running_loop().create_task(lane.run(self._warm, model))
+            # Whoever asks: an owner's many cold models wait for one another, not others' for them.
+            turn = Turn(model.owner, f"{model.name}/{model.version}")
+            task = asyncio.get_running_loop().create_task(lane.run_for(turn, self._warm, model))
             task.add_done_callback(lambda _: self._loading.pop(key, None))
             self._loading[key] = task
         await asyncio.shield(self._loading[key])

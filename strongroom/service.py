@@ -24,31 +24,30 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Final, Literal, TypeAlias, TypeVar
-
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Literal, TypeVar
 
 from strongroom.access import ANONYMOUS, ANONYMOUS_OWNER, not_found
 from strongroom.access import Action as AccessAction
 from strongroom.access import check as check_access
 from strongroom.admission import Admit
-from strongroom.attest.evidence import Evidence
 from strongroom.batcher import Attests, Batcher
+from strongroom.dealings import Body, Call, Clocks, Epoch, Question, ServiceLimits, View
 from strongroom.errors import AccessRefused, Conflict, Failure, InvalidRequest, NotFound
 from strongroom.formats import detect
-from strongroom.models.info import AdmissionLimits, ModelInfo
+from strongroom.models.info import ModelInfo
 from strongroom.models.report import report_of_model
 from strongroom.names import check_name
 from strongroom.oip import InferRequest
-from strongroom.quotas import QuotaLimits, Quotas
+from strongroom.quotas import Quotas
 from strongroom.runner import Encode, Runner
 from strongroom.store import ModelVersion, Store, Upload
 from strongroom.tokens import Action, NonceBook, Principal, check_token
 from strongroom.traffic import Arrival, Budget, Lane, Rate, Slots, pieces
 from strongroom.turns import Turn
+
+__all__ = ["Call", "Clocks", "Epoch", "Question", "Service", "ServiceLimits", "View"]
 
 ERASURE: Final = "not_against_host_copies"
 """What deleting promises: a host that kept an old copy of the store can bring the model back."""
@@ -60,72 +59,7 @@ MAX_CREDENTIAL: Final = 4096
 _EMPTY: Final = hashlib.sha256(b"").hexdigest()
 """Digest of the body of a changing call without one."""
 
-Body: TypeAlias = AsyncIterator[bytes]
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServiceLimits:
-    """How much the service takes; units and meanings are those of the settings of the same names."""
-
-    model_bytes: int
-    request_bytes: int
-    body_bytes_in_flight: int
-    body_rate: int
-    name_length: int
-    quotas: QuotaLimits
-    disk_free_bytes: int
-    concurrent_requests: int
-    concurrent_requests_per_caller: int
-    queue_s: int
-    evidence_per_minute: int
-    evidence_waiting: int
-    evidence_batch: int
-    admission: AdmissionLimits
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Epoch:
-    """What the service knows of the key epoch that a connection belongs to for its whole life."""
-
-    keyset_bytes: bytes
-    keyset_digest: bytes
-    not_after: int
-    """Unix seconds."""
-    boot_evidence: Evidence
-    """The evidence in the TLS certificate: no nonce, so it proves nothing about now."""
-    receipt_key: Ed25519PrivateKey = field(repr=False)
-    """Signs what the server says about models; its public half is in the keyset."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
-    """Who is asking for what, as the front end received it. Nothing in it is verified but `epoch`."""
-
-    method: str
-    target: str
-    """Path and query as sent: what a token for a changing call is bound to."""
-    token: str | None
-    address: str
-    epoch: Epoch
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class View:
-    """A model version as a caller may see it."""
-
-    model: ModelVersion
-    loaded: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
-    """The body of `/model/predict`, read as far as it goes without knowing the model."""
-
-    name: str | None
-    version: int | None
-    to_request: Callable[[ModelVersion], InferRequest]
-    encode: Encode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,14 +75,6 @@ class _Intent:
     @property
     def owner(self) -> str:
         return self.principal.id if self.principal else ANONYMOUS_OWNER
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Clocks:
-    """Time, handed in: `now` for documents, `monotonic` (seconds) for rates and deadlines."""
-
-    now: Callable[[], datetime]
-    monotonic: Callable[[], float]
 
 
 class Service:
@@ -182,7 +108,8 @@ class Service:
         places, uploads = limits.concurrent_requests, limits.quotas.concurrent_uploads
         self._slots = Slots(total=places, per_caller=limits.concurrent_requests_per_caller, code="overloaded")
         self._quotas = Quotas(limits.quotas, stored=store.models, clock=clocks.monotonic)
-        self._budget = Budget(total=limits.body_bytes_in_flight)
+        room = limits.body_bytes_in_flight  # half of it for one caller, but any one request that may come
+        self._budget = Budget(total=room, per_caller=max(room // 2, limits.request_bytes))
         self._evidence_rate = Rate(
             per_minute=limits.evidence_per_minute, clock=clocks.monotonic, code="evidence_rate"
         )
@@ -333,8 +260,9 @@ class Service:
         """
         principal = self._authenticate_change(call, _EMPTY)
         self._authorise_change("delete", principal, name, version)
-        with self._slots.hold(_caller(call, principal)):
-            gone = await self._disk.run(self._store.delete, name, version)
+        caller = _caller(call, principal)
+        with self._slots.hold(caller):
+            gone = await self._disk.run_for(Turn(caller, ""), self._store.delete, name, version)
             for model in gone:
                 await self._runner.unload(model)
         return gone
@@ -384,12 +312,13 @@ class Service:
         """
         principal = self._authenticate(call)
         model = self._authorised("run", principal, name, version)
-        with self._slots.hold(_caller(call, principal)), self._budget.account() as take:
+        caller = _caller(call, principal)
+        with self._slots.hold(caller), self._budget.account(caller) as take:
             data = await self._collect(body, take)
             _check_expected(model, expect_sha256)
             answer = await self._runner.run(
                 model,
-                caller=_caller(call, principal),
+                caller=caller,
                 decode=lambda model: decode(data, model),
                 encode=encode,
             )
@@ -406,8 +335,8 @@ class Service:
             As `infer`.
         """
         principal = self._authenticate(call)
-        with self._slots.hold(_caller(call, principal)), self._budget.account() as take:
-            caller = _caller(call, principal)
+        caller = _caller(call, principal)
+        with self._slots.hold(caller), self._budget.account(caller) as take:
             question = await self._parsing.run_for(Turn(caller, ""), parse, await self._collect(body, take))
             if name is not None and question.name is not None:
                 raise InvalidRequest(

@@ -73,18 +73,21 @@ class Slots:
 
 
 class Budget:
-    """Bytes of request bodies in memory, all requests together."""
+    """Bytes of request bodies in memory, all requests together, and those of one caller."""
 
-    def __init__(self, *, total: int) -> None:
+    def __init__(self, *, total: int, per_caller: int) -> None:
         self._total = total
+        self._per_caller = per_caller
         self.held = 0
+        self._of: dict[str, int] = {}
 
     @contextlib.contextmanager
-    def account(self) -> Iterator[Callable[[int], None]]:
+    def account(self, caller: str) -> Iterator[Callable[[int], None]]:
         """Gives a function that takes bytes as they arrive; all of them are given back when the block ends.
 
         Raises:
-            Unavailable: from that function, where the bytes do not fit (code `overloaded`).
+            Unavailable: from that function, where the bytes do not fit (code `overloaded`), or are too many of
+                one caller (`caller_too_busy`).
         """
         mine = 0
 
@@ -92,13 +95,20 @@ class Budget:
             nonlocal mine
             if self.held + count > self._total:
                 raise Unavailable("too many bytes of requests in memory", code="overloaded")
+            if self._of.get(caller, 0) + count > self._per_caller:
+                raise Unavailable("too many bytes of one caller's requests in memory", code="caller_too_busy")
             self.held += count
+            self._of[caller] = self._of.get(caller, 0) + count
             mine += count
 
         try:
             yield take
         finally:
             self.held -= mine
+            if mine:
+                self._of[caller] -= mine
+                if not self._of[caller]:
+                    del self._of[caller]
 
 
 class Rate:

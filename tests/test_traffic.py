@@ -49,17 +49,31 @@ def test_a_place_comes_back_when_the_work_fails() -> None:
 
 def test_bytes_in_flight_are_bounded_together() -> None:
     """Two bodies share one budget; what one gives back the other may take."""
-    budget = Budget(total=10)
-    with budget.account() as first:
+    budget = Budget(total=10, per_caller=10)
+    with budget.account("a") as first:
         first(8)
-        with budget.account() as second:
+        with budget.account("b") as second:
             second(2)
             with pytest.raises(Unavailable) as caught:
                 second(1)
             assert caught.value.code == "overloaded"
-        with budget.account() as third:
+        with budget.account("b") as third:
             third(2)
     assert budget.held == 0
+
+
+def test_bytes_in_flight_of_one_caller_are_bounded() -> None:
+    """All bodies of one caller share a part of the budget; the rest is left to others, and nothing is remembered."""
+    budget = Budget(total=10, per_caller=5)
+    with budget.account("a") as first, budget.account("a") as second:
+        first(3)
+        second(2)
+        with pytest.raises(Unavailable) as caught:
+            first(1)
+        assert caught.value.code == "caller_too_busy"
+        with budget.account("b") as other:
+            other(5)
+    assert budget.held == 0 and not budget._of
 
 
 def test_a_rate_refills_steadily_and_says_when_to_come_back() -> None:
