@@ -2,6 +2,7 @@
 
 Rules
   - One thread, no secret, no file: what a child could do is what its limits and its one socket allow.
+  - A child is locked down (`sandbox`) before it looks at a byte of its model, with whatever layers hold here.
   - A child answers once and ends; the template looks at no byte of any model.
 """
 
@@ -17,7 +18,7 @@ import sys
 import time
 from typing import Any, Final
 
-from strongroom import admission, models
+from strongroom import admission, models, sandbox
 from strongroom.errors import Error, Failure, LimitExceeded
 from strongroom.models.info import AdmissionLimits, Budget
 
@@ -84,6 +85,7 @@ def _child(descriptor: int) -> int:
     try:
         with socket.socket(fileno=descriptor) as end:
             header, data = _first(end)
+            _confine(end.fileno(), header, len(data))
             answer, canonical = _answer(header, data)
             admission.send(end, answer, canonical)
     except MemoryError:
@@ -98,25 +100,29 @@ def _first(end: socket.socket) -> tuple[dict[str, Any], bytearray]:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, admission.START_S)
     header, data = admission.receive(end)
-    child, factor = header["child"], FACTORS.get(header["format"], 3)
-    signal.setitimer(signal.ITIMER_REAL, child["wall_s"])
-    _limit(resource.RLIMIT_CPU, child["cpu_s"])
-    if sys.platform == "linux":  # elsewhere address space is no measure of memory
-        _limit(resource.RLIMIT_AS, _occupied() + child["memory_bytes"] + factor * len(data))
-    for what in (resource.RLIMIT_FSIZE, resource.RLIMIT_CORE, resource.RLIMIT_NPROC):
-        _limit(what, 0)
+    signal.setitimer(signal.ITIMER_REAL, header["child"]["wall_s"])
     return header, data
 
 
-def _limit(what: int, most: int) -> None:
-    hard = resource.getrlimit(what)[1]
-    if hard != resource.RLIM_INFINITY:
-        most = min(most, hard)
-    resource.setrlimit(what, (most, most))
+def _confine(descriptor: int, header: dict[str, Any], size: int) -> None:
+    """Leaves this process its socket, and memory for a model of this many bytes."""
+    child, factor = header["child"], FACTORS.get(header["format"], 3)
+    sandbox.lock_down(
+        sandbox.Profile(
+            memory_bytes=_occupied() + child["memory_bytes"] + factor * size,
+            cpu_s=child["cpu_s"],
+            read_fds=(descriptor,),
+            write_fds=(descriptor,),
+            fork=False,
+            receive_fds=False,
+        )
+    )
 
 
 def _occupied() -> int:
-    """Bytes of address space now, the model among them."""
+    """Bytes of address space now, the model among them; elsewhere than on Linux it is no measure of memory."""
+    if sys.platform != "linux":
+        return 0
     with open("/proc/self/statm", "rb") as file:  # noqa: PTH123 - no more than is needed
         return int(file.read().split()[0]) * resource.getpagesize()
 

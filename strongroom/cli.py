@@ -24,6 +24,7 @@ from strongroom.cli_endorsements import endorsement_options, fetcher_of
 from strongroom.cli_measure import measure
 from strongroom.cli_policy import policy
 from strongroom.cli_release import release
+from strongroom.cli_size import size_command
 from strongroom.cli_tpm import tpm
 from strongroom.errors import AttestationRefused, Error, InvalidRequest
 from strongroom.terminal import (
@@ -116,6 +117,7 @@ main.add_command(tpm)
 main.add_command(admit)
 main.add_command(measure)
 main.add_command(doctor)
+main.add_command(size_command)
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 _timeout_option = click.option(

@@ -27,6 +27,7 @@ from strongroom.models.info import AdmissionLimits, Admitted
 from strongroom.oip import InferRequest, InferResponse, Tensor, WireLimits
 from strongroom.store import ModelVersion, Store
 from strongroom.traffic import Lane
+from strongroom.turns import Turn
 
 LOADERS: Final = 2
 """Threads that load cold models; loading is bounded by memory and disk, not by cores."""
@@ -52,6 +53,9 @@ class RunLimits:
 
     concurrent_runs: int
     waiting: int
+    waiting_per_caller: int
+    queue_s: float
+    """Seconds that a run may wait for its turn."""
     response_bytes: int
     wire: WireLimits
     admission: AdmissionLimits
@@ -76,7 +80,14 @@ class Runner:
         self._preloaded = {entry.model.name: entry for entry in preloaded}
         self._verify_on_load = verify_on_load
         self._limits = limits
-        self._runs = Lane("run", workers=limits.concurrent_runs, waiting=limits.waiting, code="overloaded")
+        self._runs = Lane(
+            "run",
+            workers=limits.concurrent_runs,
+            waiting=limits.waiting,
+            per_caller=limits.waiting_per_caller,
+            wait_s=limits.queue_s,
+            code="overloaded",
+        )
         self._loads = Lane("load", workers=LOADERS, waiting=limits.waiting, code="overloaded")
         self._large = Lane("large", workers=1, waiting=limits.waiting, code="overloaded")
         self._loading: dict[tuple[str, int], asyncio.Task[None]] = {}
@@ -112,15 +123,18 @@ class Runner:
         """Drops a model from memory; runs under way go on with it."""
         await self._loads.run(self._cache.evict, _key(model))
 
-    async def run(self, model: ModelVersion, *, decode: Decode, encode: Encode) -> bytes:
+    async def run(self, model: ModelVersion, *, caller: str, decode: Decode, encode: Encode) -> bytes:
         """Loads the model if need be and runs it on what `decode` gives; `encode` makes the result's bytes.
+
+        Runs wait in turn, by `caller` and model.
 
         Raises:
             As `load`; InvalidRequest, MalformedInput, LimitExceeded: the request does not fit the model or
             the limits.
         """
         await self.load(model)
-        return await self._runs.run(self._run, model, decode, encode)
+        turn = Turn(caller, f"{model.name}/{model.version}")
+        return await self._runs.run_for(turn, self._run, model, decode, encode)
 
     def _warm(self, model: ModelVersion) -> None:
         with self._cache.get(_key(model), self._loader(model)):

@@ -44,11 +44,12 @@ from strongroom.engine import Engine, SessionCache
 from strongroom.epochs import Epochs, Origin
 from strongroom.errors import Error, InvalidConfig, SealRefused
 from strongroom.formats import HEAD_BYTES, detect
-from strongroom.launch import CHILD, ROOM
+from strongroom.launch import CHILD, NO_BYTE_CODE, ROOM
 from strongroom.listener import EdgeServer, edge_config
 from strongroom.models.info import STANDARD_BUDGET, STANDARD_LIMITS, AdmissionLimits
 from strongroom.names import check_name
 from strongroom.oip import WireLimits
+from strongroom.quotas import QuotaLimits
 from strongroom.rest import Rest
 from strongroom.runner import Preloaded, RunLimits, Runner
 from strongroom.service import Clocks, Epoch, Service, ServiceLimits
@@ -257,7 +258,7 @@ def preload(entry: Preload, settings: Config, *, measured: str, admit: Admit) ->
 
     data = read()
     admitted = admit(
-        bytearray(data), format=entry.format or detect(data[:HEAD_BYTES]), limits=_admission_limits(settings)
+        bytearray(data), format=entry.format or detect(data[:HEAD_BYTES]), limits=admission_limits(settings)
     )
     model = ModelVersion(
         name=entry.name,
@@ -287,9 +288,11 @@ def _service(
         limits=RunLimits(
             concurrent_runs=limits.concurrent_runs,
             waiting=limits.concurrent_requests,
+            waiting_per_caller=limits.waiting_runs_per_caller,
+            queue_s=limits.queue_s,
             response_bytes=limits.response_bytes,
             wire=_wire_limits(settings),
-            admission=_admission_limits(settings),
+            admission=admission_limits(settings),
         ),
     )
     return Service(
@@ -307,40 +310,53 @@ def _service(
             body_bytes_in_flight=limits.body_bytes_in_flight,
             body_rate=limits.body_rate,
             name_length=limits.name_length,
-            models=limits.models,
-            models_per_owner=limits.models_per_owner,
-            store_bytes=limits.store_bytes,
+            quotas=QuotaLimits(
+                models=limits.models,
+                models_per_owner=limits.models_per_owner,
+                store_bytes=limits.store_bytes,
+                owner_bytes=limits.owner_bytes,
+                concurrent_uploads=limits.concurrent_uploads,
+                concurrent_uploads_per_caller=limits.concurrent_uploads_per_caller,
+                uploads_per_minute=limits.uploads_per_minute,
+                upload_bytes_per_minute=limits.upload_bytes_per_minute,
+            ),
+            disk_free_bytes=limits.disk_free_bytes,
             concurrent_requests=limits.concurrent_requests,
             concurrent_requests_per_caller=limits.concurrent_requests_per_caller,
-            concurrent_uploads=limits.concurrent_uploads,
+            queue_s=limits.queue_s,
             evidence_per_minute=limits.evidence_per_minute,
             evidence_waiting=limits.evidence_waiting,
             evidence_batch=limits.evidence_batch,
-            admission=_admission_limits(settings),
+            admission=admission_limits(settings),
         ),
         clocks=Clocks(now=_now, monotonic=time.monotonic),
         admit=admit,
     )
 
 
-def _admission_limits(settings: Config) -> AdmissionLimits:
+def admission_limits(settings: Config) -> AdmissionLimits:
+    """What a server with these settings asks of a model."""
     return replace(
         STANDARD_LIMITS,
         model_bytes=settings.limits.model_bytes,
         level=settings.security.admission,
-        budget=replace(STANDARD_BUDGET, elements=settings.limits.elements),
+        budget=replace(
+            STANDARD_BUDGET,
+            elements=settings.limits.elements,
+            peak_bytes=settings.limits.run_bytes,
+            value_bytes=min(STANDARD_BUDGET.value_bytes, settings.limits.run_bytes),
+        ),
     )
 
 
 def _examiner_launch(ready: Boot) -> Launch:
     """As this process itself: only measured code, nothing of the environment, an empty folder."""
-    prefix = f"pycache_prefix={ready.room / 'pycache'}"
     return Launch(
         paths=ready.paths,
         environment=CHILD,
         folder=ready.room / "cwd",
         measured=dict(ready.measurement.files),
-        flags=("-I", "-S", "-B", "-X", prefix, "-X", "utf8"),
+        flags=("-I", "-S", "-B", "-X", NO_BYTE_CODE, "-X", "utf8"),
     )
 
 

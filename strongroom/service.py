@@ -37,16 +37,18 @@ from strongroom.access import check as check_access
 from strongroom.admission import Admit
 from strongroom.attest.evidence import Evidence
 from strongroom.batcher import Attests, Batcher
-from strongroom.errors import AccessRefused, Conflict, Failure, InvalidRequest, LimitExceeded, NotFound
+from strongroom.errors import AccessRefused, Conflict, Failure, InvalidRequest, NotFound
 from strongroom.formats import detect
 from strongroom.models.info import AdmissionLimits, ModelInfo
 from strongroom.models.report import report_of_model
 from strongroom.names import check_name
 from strongroom.oip import InferRequest
+from strongroom.quotas import QuotaLimits, Quotas
 from strongroom.runner import Encode, Runner
 from strongroom.store import ModelVersion, Store, Upload
 from strongroom.tokens import Action, NonceBook, Principal, check_token
 from strongroom.traffic import Arrival, Budget, Lane, Rate, Slots, pieces
+from strongroom.turns import Turn
 
 ERASURE: Final = "not_against_host_copies"
 """What deleting promises: a host that kept an old copy of the store can bring the model back."""
@@ -71,12 +73,11 @@ class ServiceLimits:
     body_bytes_in_flight: int
     body_rate: int
     name_length: int
-    models: int
-    models_per_owner: int
-    store_bytes: int
+    quotas: QuotaLimits
+    disk_free_bytes: int
     concurrent_requests: int
     concurrent_requests_per_caller: int
-    concurrent_uploads: int
+    queue_s: int
     evidence_per_minute: int
     evidence_waiting: int
     evidence_batch: int
@@ -178,9 +179,9 @@ class Service:
         self._anonymous_upload = anonymous_upload
         self._clocks = clocks
         self._admit_model = admit
-        places, uploads = limits.concurrent_requests, limits.concurrent_uploads
+        places, uploads = limits.concurrent_requests, limits.quotas.concurrent_uploads
         self._slots = Slots(total=places, per_caller=limits.concurrent_requests_per_caller, code="overloaded")
-        self._upload_slots = Slots(total=uploads, per_caller=uploads, code="uploads_busy")
+        self._quotas = Quotas(limits.quotas, stored=store.models, clock=clocks.monotonic)
         self._budget = Budget(total=limits.body_bytes_in_flight)
         self._evidence_rate = Rate(
             per_minute=limits.evidence_per_minute, clock=clocks.monotonic, code="evidence_rate"
@@ -193,7 +194,7 @@ class Service:
         self._disk = Lane("disk", workers=uploads + 1, waiting=places, code="overloaded")
         # Admission holds a model in memory several times over, so there is one at a time.
         self._admission = Lane("admit", workers=1, waiting=places, code="overloaded")
-        self._parsing = Lane("parse", workers=1, waiting=places, code="overloaded")
+        self._parsing = Lane("parse", workers=1, waiting=places, code="overloaded", wait_s=limits.queue_s)
         self._committing = asyncio.Lock()
         self._last_seed: dict[str, str] = {}
 
@@ -254,7 +255,8 @@ class Service:
             found = (*self._preloaded.values(), *self._store.models())
             return encode(tuple(self._view(model) for model in found if self._may_see(principal, model)))
 
-        return await self._parsing.run(collect)  # thousands of models take a while to write out
+        turn = Turn(_caller(call, principal), "")
+        return await self._parsing.run_for(turn, collect)  # thousands of models take a while to write out
 
     async def model(self, call: Call, *, name: str, version: int | None) -> View:
         """One model version, the latest where `version` is None.
@@ -304,9 +306,13 @@ class Service:
         principal = self._authenticate_change(call, sha256)
         intent = _Intent(principal=principal, name=name, access=access, format=format, sha256=sha256)
         self._authorise_upload(intent)
-        with self._slots.hold(_caller(call, principal)), self._upload_slots.hold(""):
-            self._check_quota(intent.owner, size=0)
-            return self._view(await self._receive(intent, body))
+        caller = _caller(call, principal)
+        keys = (principal.id, call.address) if principal else (call.address,)
+        with (
+            self._slots.hold(caller),
+            self._quotas.upload(caller=caller, keys=keys, owner=intent.owner) as take,
+        ):
+            return self._view(await self._receive(intent, body, take))
 
     async def upload_seed(self, call: Call, *, name: str, sha256: str | None, body: Body) -> View:
         """`POST /model/upload`: an upload whose format is found out; private with a key, public without.
@@ -381,7 +387,12 @@ class Service:
         with self._slots.hold(_caller(call, principal)), self._budget.account() as take:
             data = await self._collect(body, take)
             _check_expected(model, expect_sha256)
-            answer = await self._runner.run(model, decode=lambda model: decode(data, model), encode=encode)
+            answer = await self._runner.run(
+                model,
+                caller=_caller(call, principal),
+                decode=lambda model: decode(data, model),
+                encode=encode,
+            )
         return model, answer
 
     async def predict(
@@ -396,14 +407,17 @@ class Service:
         """
         principal = self._authenticate(call)
         with self._slots.hold(_caller(call, principal)), self._budget.account() as take:
-            question = await self._parsing.run(parse, await self._collect(body, take))
+            caller = _caller(call, principal)
+            question = await self._parsing.run_for(Turn(caller, ""), parse, await self._collect(body, take))
             if name is not None and question.name is not None:
                 raise InvalidRequest(
                     "the model is named in the query and in the body", code="parameter_invalid"
                 )
             name = name or question.name or self._seed_name(principal)
             model = self._authorised("run", principal, name, question.version)
-            answer = await self._runner.run(model, decode=question.to_request, encode=question.encode)
+            answer = await self._runner.run(
+                model, caller=caller, decode=question.to_request, encode=question.encode
+            )
         return model, answer
 
     # Step 1: authenticate
@@ -481,18 +495,6 @@ class Service:
 
     # Step 3: limits
 
-    def _check_quota(self, owner: str, *, size: int) -> None:
-        stored = self._store.models()
-        limits = self.limits
-        if sum(model.owner == owner for model in stored) >= limits.models_per_owner:
-            raise LimitExceeded(
-                f"at most {limits.models_per_owner} model versions of one owner", code="owner_quota"
-            )
-        if len(stored) >= limits.models:
-            raise LimitExceeded(f"at most {limits.models} model versions", code="store_quota")
-        if sum(model.size for model in stored) + size > limits.store_bytes:
-            raise LimitExceeded(f"at most {limits.store_bytes} bytes of models", code="store_quota")
-
     def _arrival(self, limit: int) -> Arrival:
         return Arrival(limit=limit, rate=self.limits.body_rate, clock=self._clocks.monotonic)
 
@@ -505,24 +507,27 @@ class Service:
             chunks.append(chunk)
         return b"".join(chunks)
 
-    async def _receive(self, intent: _Intent, body: Body) -> ModelVersion:
+    async def _receive(self, intent: _Intent, body: Body, take: Callable[[int], None]) -> ModelVersion:
         """Steps 3 to 6 of an upload: streams it into the store, proves it, commits it."""
         upload: Upload | None = None
-        size = 0
+        turn = Turn(intent.owner, "")
         try:
-            async for piece in pieces(body, self._arrival(self.limits.model_bytes)):
+            async for piece in pieces(body, self._arrival(self.limits.model_bytes), take):
                 if upload is None:
                     upload, format = await self._begin(intent, piece)
-                await self._disk.run(upload.write, piece)
-                size += len(piece)
+                await self._disk.run_for(turn, upload.write, piece)
             if upload is None:
                 raise InvalidRequest("expected a model, got zero bytes", code="body_empty")
-            info, canonical_sha256 = await self._admission.run(self._admit, upload, intent.sha256, format)
+            info, canonical_sha256 = await self._admission.run_for(
+                turn, self._admit, upload, intent.sha256, format
+            )
             # One commit at a time; what may have changed since the first byte is checked again.
             async with self._committing:
                 self._authorise_upload(intent)
-                self._check_quota(intent.owner, size=size)
-                return await self._disk.run(upload.commit, info=info, canonical_sha256=canonical_sha256)
+                self._quotas.check(intent.owner, more=0)
+                return await self._disk.run_for(
+                    turn, upload.commit, info=info, canonical_sha256=canonical_sha256
+                )
         finally:
             if upload is not None:
                 await self._disk.run(upload.abort)
@@ -541,6 +546,7 @@ class Service:
             access=intent.access,
             format=detected,
             max_bytes=self.limits.model_bytes,
+            keep_free=self.limits.disk_free_bytes,
         )
         return upload, detected
 
@@ -591,7 +597,3 @@ def _check_expected(model: ModelVersion, sha256: str | None) -> None:
         raise Conflict(
             f"expected a model with SHA-256 {sha256}, got {model.sha256}", code="model_digest_mismatch"
         )
-
-
-def _empty_body() -> InvalidRequest:
-    return InvalidRequest("expected a model, got zero bytes", code="body_empty")
