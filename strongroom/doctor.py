@@ -1,7 +1,7 @@
 """What this machine offers a server, what is missing, and how to get it: `strongroom doctor`.
 
-Reads files and asks nobody: no network (that is `surroundings`), no TEE is asked for evidence. What it says is for an
-operator; nothing rests on it.
+Reads files and asks nobody: no network (that is `surroundings`), no TEE is asked for evidence. Only the layers of the
+sandbox are tried, in a child that is thrown away. What it says is for an operator; nothing rests on it.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import os
 import platform
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 from strongroom import platforms
-from strongroom.errors import InvalidConfig
+from strongroom.errors import Failure, InvalidConfig
 
 CONFIGFS_TSM: Final = (6, 7)
 """The first Linux with configfs-tsm reports."""
@@ -90,12 +90,28 @@ def examine(root: Path, *, release: str, now: datetime, have: Callable[[str], bo
 
 def here() -> Report:
     """What this very machine offers."""
-    return examine(
+    from strongroom import sandbox  # here: clients import this module, on any system
+
+    report = examine(
         Path("/"),
         release=platform.release(),
         now=datetime.now(UTC),
         have=lambda name: importlib.util.find_spec(name) is not None,
     )
+    return replace(report, findings=(*report.findings, confinement(sandbox.probe, layers=sandbox.LAYERS)))
+
+
+def confinement(probe: Callable[[], tuple[str, ...]], *, layers: tuple[str, ...]) -> Finding:
+    """Which of the sandbox's layers take hold; `probe` and `layers` are those of `sandbox`."""
+    try:
+        held = probe()
+    except Failure as exc:
+        return Finding("sandbox", MISSING, exc.message)
+    missing = ", ".join(layer for layer in layers if layer not in held)
+    if not missing:
+        return Finding("sandbox", THERE, ", ".join(held))
+    how = "docs/sandbox.md says what each layer needs, and what is lost without it"
+    return Finding("sandbox", LIMITED, f"{', '.join(held)}; missing: {missing}", how)
 
 
 def _platform(found: str | None) -> Finding:
@@ -215,7 +231,7 @@ def _clock(now: datetime) -> Finding:
 
 
 def _layers(root: Path) -> tuple[Finding, ...]:
-    """What could confine a model's process; this version uses none of it yet."""
+    """What confines processes that touch strangers' models, as the kernel states it."""
     actions = _text(root / "proc/sys/kernel/seccomp/actions_avail")
     modules = _text(root / "sys/kernel/security/lsm").split(",")
     return (
@@ -225,7 +241,7 @@ def _layers(root: Path) -> tuple[Finding, ...]:
         Finding(
             "Landlock",
             THERE if "landlock" in modules else MISSING,
-            ",".join(filter(None, modules)) or "not stated",
+            ",".join(filter(None, modules)) or "not stated: securityfs is not mounted",
         ),
     )
 

@@ -12,8 +12,10 @@ from click.testing import CliRunner
 from conftest import REPOSITORY
 
 from strongroom.cli import main
-from strongroom.doctor import Report, examine
+from strongroom.doctor import Report, confinement, examine
+from strongroom.errors import Failure
 from strongroom.platforms import PLATFORMS
+from strongroom.sandbox import LAYERS
 
 NOW = datetime(2026, 11, 28, tzinfo=UTC)
 
@@ -195,10 +197,31 @@ def test_the_document_for_machines_keeps_to_its_schema() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("held", "expected"), [(LAYERS, "there"), (("rlimits", "seccomp"), "limited"), ((), "limited")]
+)
+def test_the_sandbox_is_named_layer_by_layer(held: tuple[str, ...], expected: str) -> None:
+    """What takes hold, and what does not."""
+    found = confinement(lambda: held, layers=LAYERS)
+    assert found.state == expected
+    assert all(layer in found.detail for layer in LAYERS)
+    assert bool(found.how) == (expected == "limited")
+
+
+def test_a_sandbox_that_cannot_be_measured_is_missing() -> None:
+    """Not there, rather than assumed."""
+
+    def probe() -> tuple[str, ...]:
+        raise Failure("measuring the sandbox: the child ended with status 9", code="sandbox_probe")
+
+    assert confinement(probe, layers=LAYERS).state == "missing"
+
+
 def test_the_command_says_it_for_people_and_for_machines() -> None:
     """On whatever machine this runs."""
     shown = CliRunner().invoke(main, ["doctor"])
     assert "platform" in shown.output and "takes:" in shown.output
     document = json.loads(CliRunner().invoke(main, ["doctor", "--json"]).output)
     assert set(document) == {"platform", "findings"}
+    assert "sandbox" in {f["name"] for f in document["findings"]}
     assert {f["state"] for f in document["findings"]} <= {"there", "missing", "limited"}
