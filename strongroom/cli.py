@@ -19,6 +19,7 @@ import click
 from strongroom.calls import printable
 from strongroom.cli_admit import admit
 from strongroom.cli_appraise import appraise
+from strongroom.cli_doctor import doctor
 from strongroom.cli_endorsements import endorsement_options, fetcher_of
 from strongroom.cli_measure import measure
 from strongroom.cli_policy import policy
@@ -115,6 +116,7 @@ main.add_command(release)
 main.add_command(tpm)
 main.add_command(admit)
 main.add_command(measure)
+main.add_command(doctor)
 main.add_command(size_command)
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
@@ -489,20 +491,6 @@ def check(ctx: click.Context, config_path: Path | None, as_json: bool) -> None:
         click.echo(f"{len(results)} checked, {len(failed)} failed")
         note_simulated(simulated)
     ctx.exit(EXIT_REFUSED if failed else EXIT_OK)
-
-
-@main.command()
-@_json_option
-def doctor(as_json: bool) -> None:
-    """Say what this machine offers a server, what is missing, and how to get it. Asks nobody and changes nothing."""
-    from strongroom.doctor import here
-    from strongroom.terminal import show_findings
-
-    report = here()
-    if as_json:
-        show_json({"platform": report.platform, "findings": [f.to_json() for f in report.findings]})
-    else:
-        show_findings(report)
 
 
 if __name__ == "__main__":

@@ -205,11 +205,14 @@ class ConfigTsm(Emulator):
         if len(data) > 64:
             raise OSError(errno.EFBIG, path)
         self.entries[entry][name] = data
-        self.generations[entry] += 1
+        self._count(entry)
         if self.racers:
             self.racers -= 1
             self.entries[entry][name] = bytes(64)
-            self.generations[entry] += 1
+            self._count(entry)
+
+    def _count(self, entry: str) -> None:
+        self.generations[entry] = (self.generations[entry] + 1) % (1 << 32)
 
 
 class SevGuest(Emulator):
@@ -219,6 +222,8 @@ class SevGuest(Emulator):
         super().__init__()
         self.measurement, self.policy, self.wiped, self.status = measurement, policy, False, 0
         self.requests: list[tuple[int, ...]] = []
+        self.answer: bytes | None = None
+        """64 bytes that come in place of the firmware's answer, if any."""
 
     def names(self) -> list[str]:
         """One device."""
@@ -245,6 +250,9 @@ class SevGuest(Emulator):
         if self.status:
             argument[24:32] = self.status.to_bytes(8, "little")
             raise OSError(errno.EIO, path)
+        if self.answer is not None:
+            memory.write(response_at, self.answer)
+            return
         mixed = [root, select, level, svn, tcb, self.policy if select & 1 else 0]
         text = repr(mixed).encode() + (self.measurement if select & 8 else b"")
         key = hmac.digest(b"the chip's secret", text, "sha256")
