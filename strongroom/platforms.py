@@ -23,6 +23,7 @@ from strongroom.errors import InvalidConfig
 AUTO: Final = "auto"
 SIMULATED: Final = "simulated"
 TPM: Final = "tpm"
+SGX: Final = "sgx"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +41,7 @@ class Platform:
 
 
 PLATFORMS: Final[Mapping[str, Platform]] = {
-    "sgx": Platform(title="Intel SGX under Gramine", format="sgx", sealing="measurement", host_excluded=True),
+    SGX: Platform(title="Intel SGX under Gramine", format="sgx", sealing="measurement", host_excluded=True),
     "tdx": Platform(title="Intel TDX", format="tdx", sealing="operator", host_excluded=True),
     "snp": Platform(title="AMD SEV-SNP", format="snp", sealing="measurement", host_excluded=True),
     TPM: Platform(
@@ -97,7 +98,7 @@ def resolve(name: str, *, paths: Paths | None = None) -> str:
 def _sgx(folder: Path) -> str | None:
     """Gramine shows `keys/` also without SGX: only the type tells."""
     try:
-        return "sgx" if (folder / "attestation_type").read_bytes() == b"dcap" else None
+        return SGX if (folder / "attestation_type").read_bytes() == b"dcap" else None
     except OSError:
         return None
 
