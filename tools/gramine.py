@@ -1,7 +1,7 @@
 """Makes what an SGX enclave of Gramine's runs from: a folder with every file and nothing else, and its manifest.
 
     make gramine                      # build/gramine, checked; signed where Gramine and a key are
-    .venv/bin/python tools/gramine.py [--out FOLDER] [--values FILE] [--config FILE] [--key FILE]
+    .venv/bin/python tools/gramine.py [--out FOLDER] [--values FILE] [--config FILE] [--key FILE] [--files-only]
 
 1. The folder gets the interpreter, the standard library without what a server never imports, the files that the
    server's own measurement lists, and the shared libraries that these need (those of Gramine's own C library left out).
@@ -23,6 +23,7 @@ import sys
 import sysconfig
 import tomllib
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,6 +31,7 @@ import gramine_rules
 
 from strongroom import config, launch, planned
 from strongroom.measure import SECURITY_VERSION
+from strongroom.platforms import SIMULATED, TPM
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 DEPLOY: Final = ROOT / "deploy" / "gramine"
@@ -50,6 +52,10 @@ GRAMINES: Final = re.compile(
 def assemble(out: Path, *, config_path: Path) -> None:
     """Fills the new folder `out` with what the enclave runs. `config_path`: the settings inside."""
     settings = config.load(config_path, variables={}, base=Path("/"))
+    if (
+        settings.platform != TPM
+    ):  # the files are the same on every other, and `auto` would look for a TEE here
+        settings = replace(settings, platform=SIMULATED)
     folders = launch.dependency_folders(settings.platform)
     measured = planned.measurement(settings, preload=(), folders=folders)
     for name in ("python/bin", "lib", "config", "state", "endorsements"):
@@ -173,10 +179,15 @@ def main() -> int:
     parser.add_argument("--values", type=Path, default=DEPLOY / "values.toml")
     parser.add_argument("--config", type=Path, default=DEPLOY / "strongroom.toml")
     parser.add_argument("--key", type=Path, help="RSA-3072 key with exponent 3 (gramine-sgx-gen-private-key)")
+    parser.add_argument(
+        "--files-only", action="store_true", help="the folder alone, for another kind of image"
+    )
     options = parser.parse_args()
     shutil.rmtree(options.out, ignore_errors=True)
     os.umask(0o022)
     assemble(options.out, config_path=options.config)
+    if options.files_only:
+        return 0
     text = render(options.out, values=tomllib.loads(options.values.read_text()))
     (options.out / "strongroom.manifest").write_text(text)
     broken = gramine_rules.check(text, folder=options.out)
