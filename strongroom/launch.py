@@ -33,7 +33,7 @@ from typing import Final, NoReturn
 
 from strongroom import config
 from strongroom.errors import Error, Failure, InvalidConfig
-from strongroom.platforms import TPM
+from strongroom.platforms import SGX, TPM
 
 FIXED: Final[Mapping[str, str]] = {
     "OPENSSL_CONF": "/dev/null",  # else it may name a provider: foreign code in this very process
@@ -45,9 +45,13 @@ FIXED: Final[Mapping[str, str]] = {
     "TSS2_LOG": "all+NONE",  # libtss prints to stderr otherwise; read when it is loaded
 }
 CHILD: Final[Mapping[str, str]] = {**FIXED, "OPENBLAS_NUM_THREADS": "1"}
-"""The whole environment of processes that the server executes: they fork, so nothing may start a thread."""
+"""What processes that the server executes have in their environment: they fork, so nothing may start a thread."""
 KEPT: Final = ("LANG", "LC_ALL")
 """What else is passed on, besides `STRONGROOM_*`. TMPDIR is not: nothing is written to a temporary folder."""
+
+_IN_ENCLAVE: Final = ("LD_LIBRARY_PATH",)
+"""Passed on as well on SGX. There it is the manifest's, which is measured, and without it no library is found; on a
+machine of the host's it would be a way to plant one."""
 
 NO_BYTE_CODE: Final = f"pycache_prefix={os.devnull}/none"
 """Option of the interpreter: where it looks for byte code no file can exist."""
@@ -122,7 +126,7 @@ def command(config_path: Path | None, *, variables: Mapping[str, str], base: Pat
         "paths": folders,
         "launched": _measured_start(settings, folders) if settings.platform == TPM else "",
     }
-    environment = {**{k: v for k, v in variables.items() if _passed_on(k)}, **FIXED}
+    environment = {**{k: v for k, v in variables.items() if _passed_on(k, settings.platform)}, **FIXED}
     flags = ("-I", "-S", "-B", "-X", NO_BYTE_CODE, "-X", "utf8")
     return Command(
         arguments=(sys.executable, *flags, "-c", _BOOTSTRAP, json.dumps(message)),
@@ -146,8 +150,14 @@ def serve(config_path: str | Path | None = None) -> NoReturn:
     os.execve(prepared.arguments[0], list(prepared.arguments), dict(prepared.environment))  # noqa: S606
 
 
-def _passed_on(name: str) -> bool:
-    return name in KEPT or name.startswith(config.PREFIX)
+def _passed_on(name: str, platform: str) -> bool:
+    return name in KEPT or name.startswith(config.PREFIX) or (platform == SGX and name in _IN_ENCLAVE)
+
+
+def child_environment(platform: str) -> dict[str, str]:
+    """The whole environment of processes that a server on `platform` executes."""
+    kept = config.environment() if platform == SGX else {}
+    return {**{name: kept[name] for name in _IN_ENCLAVE if name in kept}, **CHILD}
 
 
 def _make_room(state: Path) -> Path:

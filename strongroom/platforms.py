@@ -24,6 +24,7 @@ AUTO: Final = "auto"
 SIMULATED: Final = "simulated"
 TPM: Final = "tpm"
 NITRO: Final = "nitro"
+SGX: Final = "sgx"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +42,7 @@ class Platform:
 
 
 PLATFORMS: Final[Mapping[str, Platform]] = {
-    "sgx": Platform(title="Intel SGX under Gramine", format="sgx", sealing="measurement", host_excluded=True),
+    SGX: Platform(title="Intel SGX under Gramine", format="sgx", sealing="measurement", host_excluded=True),
     "tdx": Platform(title="Intel TDX", format="tdx", sealing="operator", host_excluded=True),
     "snp": Platform(title="AMD SEV-SNP", format="snp", sealing="measurement", host_excluded=True),
     NITRO: Platform(title="AWS Nitro Enclaves", format="nitro", sealing="operator", host_excluded=True),
@@ -100,7 +101,7 @@ def resolve(name: str, *, paths: Paths | None = None) -> str:
 def _sgx(folder: Path) -> str | None:
     """Gramine shows `keys/` also without SGX: only the type tells."""
     try:
-        return "sgx" if (folder / "attestation_type").read_bytes() == b"dcap" else None
+        return SGX if (folder / "attestation_type").read_bytes() == b"dcap" else None
     except OSError:
         return None
 

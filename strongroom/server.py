@@ -44,7 +44,7 @@ from strongroom.engine import Engine, SessionCache
 from strongroom.epochs import Epochs, Origin
 from strongroom.errors import Error, InvalidConfig, SealRefused
 from strongroom.formats import HEAD_BYTES, detect
-from strongroom.launch import CHILD, NO_BYTE_CODE, ROOM
+from strongroom.launch import NO_BYTE_CODE, ROOM, child_environment
 from strongroom.listener import EdgeServer, edge_config
 from strongroom.models.info import STANDARD_BUDGET, STANDARD_LIMITS, AdmissionLimits
 from strongroom.names import check_name
@@ -353,7 +353,7 @@ def _examiner_launch(ready: Boot) -> Launch:
     """As this process itself: only measured code, nothing of the environment, an empty folder."""
     return Launch(
         paths=ready.paths,
-        environment=CHILD,
+        environment=child_environment(ready.settings.platform),
         folder=ready.room / "cwd",
         measured=dict(ready.measurement.files),
         flags=("-I", "-S", "-B", "-X", NO_BYTE_CODE, "-X", "utf8"),

@@ -56,6 +56,20 @@ def test_the_environment_is_an_allow_list(tmp_path: Path) -> None:
     }
 
 
+def test_libraries_are_looked_for_where_the_manifest_says_in_an_enclave_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gramine's loader finds none without; there the variable is measured, elsewhere it is the host's."""
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/lib")
+    monkeypatch.setenv("LD_PRELOAD", "/planted.so")
+    assert command(tmp_path, STRONGROOM_PLATFORM="sgx").environment["LD_LIBRARY_PATH"] == "/planted"
+    assert launch.child_environment("sgx") == {**launch.CHILD, "LD_LIBRARY_PATH": "/lib"}
+    for platform in ("tdx", "snp", "simulated", "auto"):
+        assert "LD_LIBRARY_PATH" not in command(tmp_path, STRONGROOM_PLATFORM=platform).environment
+        assert launch.child_environment(platform) == launch.CHILD
+    assert "LD_PRELOAD" not in command(tmp_path, STRONGROOM_PLATFORM="sgx").environment
+
+
 def test_the_interpreter_is_isolated_and_finds_no_byte_code(tmp_path: Path) -> None:
     """-I -S -B, and a place for byte code where nobody can put any: not the state folder, which is the host's."""
     prepared = command(tmp_path)
