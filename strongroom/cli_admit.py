@@ -73,11 +73,12 @@ def _limits(changes: tuple[str, ...], *, strict: bool) -> AdmissionLimits:
 
 
 def _examined(data: bytearray, limits: AdmissionLimits) -> Report:
-    from strongroom.admission import STANDARD_CHILD, Examiner, Launch
+    from strongroom.admission import STANDARD_CHILD, Examiner
     from strongroom.formats import HEAD_BYTES, detect
     from strongroom.launch import CHILD, dependency_folders
     from strongroom.models.report import report_of, report_of_refusal
     from strongroom.platforms import SIMULATED
+    from strongroom.zygote import Launch, Nursery
 
     launch = Launch(
         paths=dependency_folders(SIMULATED),
@@ -85,11 +86,13 @@ def _examined(data: bytearray, limits: AdmissionLimits) -> Report:
         folder=Path("/"),
         measured=None,
         flags=("-I", "-S"),
+        workers=False,
     )
     kept, format = bytes(data), "unknown"
     try:
         format = detect(kept[:HEAD_BYTES])
-        with Examiner(launch, limits=STANDARD_CHILD) as examiner:
+        with Nursery(launch) as nursery:
+            examiner = Examiner(nursery, limits=STANDARD_CHILD)
             return report_of(examiner.admit(data, format=format, limits=limits), size=len(kept))
     except Error as error:
         from strongroom.terminal import exit_code

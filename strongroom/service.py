@@ -381,7 +381,8 @@ class Service:
         with self._slots.hold(_caller(call, principal)), self._budget.account() as take:
             data = await self._collect(body, take)
             _check_expected(model, expect_sha256)
-            answer = await self._runner.run(model, decode=lambda model: decode(data, model), encode=encode)
+            who = principal.id if principal else None
+            answer = await self._runner.run(model, who, decode=lambda m: decode(data, m), encode=encode)
         return model, answer
 
     async def predict(
@@ -403,7 +404,8 @@ class Service:
                 )
             name = name or question.name or self._seed_name(principal)
             model = self._authorised("run", principal, name, question.version)
-            answer = await self._runner.run(model, decode=question.to_request, encode=question.encode)
+            who = principal.id if principal else None
+            answer = await self._runner.run(model, who, decode=question.to_request, encode=question.encode)
         return model, answer
 
     # Step 1: authenticate
@@ -591,7 +593,3 @@ def _check_expected(model: ModelVersion, sha256: str | None) -> None:
         raise Conflict(
             f"expected a model with SHA-256 {sha256}, got {model.sha256}", code="model_digest_mismatch"
         )
-
-
-def _empty_body() -> InvalidRequest:
-    return InvalidRequest("expected a model, got zero bytes", code="body_empty")
