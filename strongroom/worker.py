@@ -82,6 +82,7 @@ def _give_up(header: dict[str, Any], *, fork: bool) -> bool:
         write_fds=own,
         fork=fork,
         receive_fds=fork,
+        tend=False,
     )
     held = sandbox.lock_down(profile)
     if fork:
