@@ -30,6 +30,7 @@ from strongroom.platform_settings import Simulated as Simulated
 from strongroom.platform_settings import Tdx as Tdx
 from strongroom.platform_settings import Tpm as Tpm
 from strongroom.platform_settings import setting as _setting
+from strongroom.worker_settings import WorkerSettings as WorkerSettings
 
 PREFIX: Final = "STRONGROOM_"
 _CLIENT: Final = frozenset({"STRONGROOM_URL", "STRONGROOM_POLICY", "STRONGROOM_KEY"})
@@ -42,6 +43,19 @@ _MAX_FILE: Final = 1 << 20  # bytes of a configuration file; ours are a few hund
 class Security:
     """`[security]`: attested. Clients see these in the keyset, and their policies can rule on them."""
 
+    isolation: str = _setting(
+        "owner",
+        "What shares a process when models run: `owner`, one data owner's requests to one model (callers without a "
+        "key: one request); `request`, nothing; `model`, all requests to one model; `in_process`, everything, for "
+        "systems that cannot confine processes (a library OS, macOS), and with `strict` admission only.",
+        choices=("owner", "request", "model", "in_process"),
+    )
+    sandbox: tuple[str, ...] = _setting(
+        ("closed_descriptors", "no_new_privileges", "not_dumpable", "rlimits", "seccomp"),
+        "Layers that must take hold in every process that runs a model, or the server does not start; it promises "
+        "these and uses all that there are (docs/sandbox.md). The default ones are the fewest that it takes.",
+        unit="list",
+    )
     anonymous_upload: bool = _setting(
         False, "Whether models are taken from callers without a key; such models are public."
     )
@@ -122,6 +136,7 @@ class Config:
     nitro: Nitro = field(default_factory=Nitro)
     tpm: Tpm = field(default_factory=Tpm)
     security: Security = field(default_factory=Security)
+    workers: WorkerSettings = field(default_factory=WorkerSettings)
     preload: tuple[Preload, ...] = ()
 
     @property
@@ -188,6 +203,7 @@ _SECTIONS: Final[dict[str, type]] = {
     "nitro": Nitro,
     "tpm": Tpm,
     "security": Security,
+    "workers": WorkerSettings,
     "preload": Preload,
 }
 
@@ -257,6 +273,7 @@ def load(path: Path | None, *, variables: Mapping[str, str], base: Path) -> Conf
         nitro=Nitro(**chosen["nitro"]),
         tpm=Tpm(**chosen["tpm"]),
         security=Security(**chosen["security"]),
+        workers=WorkerSettings(**chosen["workers"]),
         preload=_preload(document.get("preload", []), folder),
     )
     parse_bind(config.bind)

@@ -42,6 +42,7 @@ CODES: Final[dict[str, int]] = {
     "disk_full": 507,
     "engine_model_too_large": 507,
     "evidence_rate": 429,
+    "load_limits": 422,
     "media_type_unsupported": 415,
     "method_not_allowed": 405,
     "model_reserved": 403,
@@ -54,9 +55,12 @@ CODES: Final[dict[str, int]] = {
     "owner_quota": 409,
     "owner_record_full": 409,
     "response_too_large": 400,
+    "run_memory": 422,
+    "run_too_long": 422,
     "store_quota": 507,
     "store_record_full": 507,
     "upload_rate": 429,
+    "worker_died": 422,
 }
 """Code -> status, where it is not the family's. Codes `auth_...` of `AccessRefused` are 401."""
 

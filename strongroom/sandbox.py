@@ -85,6 +85,8 @@ class Profile:
     receive_fds: bool
     """Receiving descriptors and mapping what they refer to, shared and not executable. Reading and writing is
     then not bounded by number but by what is open."""
+    tend: bool = True
+    """With `fork`: waiting for children, killing them. Without it nothing reaches a parent by how its children end."""
     file_bytes: int = 0
     """Size to which a descriptor of `write_fds` may grow (RLIMIT_FSIZE); 0: no file grows."""
 
@@ -206,6 +208,7 @@ def _program(profile: Profile) -> bytes | None:
         receive_fds=profile.receive_fds,
         files=profile.file_bytes > 0,
         parent=os.getppid(),
+        tend=profile.tend,
     )
     return seccomp.assemble(rules, machine=machine)
 

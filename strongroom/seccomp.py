@@ -157,12 +157,14 @@ def rules(
     receive_fds: bool,
     files: bool,
     parent: int,
+    tend: bool = True,
 ) -> tuple[Rule, ...]:
     """The allow-list of one kind of process; the most frequent calls first.
 
     Descriptors that are received have numbers that nobody knows yet: with `receive_fds` reading and writing is
     bounded by what is open, and not by number. `files`: a descriptor of `write_fds` may be sized and sought.
-    `parent`: process id of the one process that is never signalled.
+    `parent`: process id of the one process that is never signalled. `tend`: with `fork`, waiting for children and
+    killing them; without it their ends tell their parent nothing.
     """
     return (
         Rule("futex", (Argument(1, _FUTEX, mask=0x7F),)),
@@ -179,7 +181,8 @@ def rules(
         Rule("rseq", action=refuse(errno.ENOSYS)),
         *(_of_files(write_fds) if files else ()),
         *(_of_received() if receive_fds else ()),
-        *(_of_parents(parent) if fork else ()),
+        *(_of_parents() if fork else ()),
+        *(_of_tenders(parent) if fork and tend else ()),
         *(Rule(call, action=refuse(errno.ENOENT)) for call in _LOOKS.split()),
     )
 
@@ -233,19 +236,12 @@ def _of_received() -> list[Rule]:
     ]
 
 
-def _of_parents(parent: int) -> list[Rule]:
-    """Forking, waiting, killing; and what children need to lay more on themselves."""
+def _of_parents() -> list[Rule]:
+    """Forking; and what children need to lay more on themselves."""
     options = (_PR_SET_PDEATHSIG, _PR_GET_PDEATHSIG, _PR_GET_DUMPABLE, _PR_SET_SECCOMP, _PR_GET_NO_NEW_PRIVS)
     return [
         Rule("clone", (Argument(0, (_SIGCHLD,), mask=0xFFFFFFFF & ~_FORK, wide=True),)),
         Rule("set_robust_list"),
-        Rule("wait4"),
-        Rule("waitid"),
-        Rule("kill", (
-            Argument(0, (0,), mask=0x80000000),  # no group, and not everybody
-            Argument(0, (0, 1, parent), negated=True),
-            Argument(1, (_SIGKILL,)),
-        )),
         Rule("prctl", (Argument(0, options),)),
         Rule("seccomp"),
         Rule("landlock_create_ruleset"),
@@ -254,6 +250,22 @@ def _of_parents(parent: int) -> list[Rule]:
         Rule("prlimit64", (Argument(0, (0,)),)),
         Rule("setrlimit"),
     ]  # fmt: skip
+
+
+def _of_tenders(parent: int) -> list[Rule]:
+    """Waiting for children and killing them."""
+    return [
+        Rule("wait4"),
+        Rule("waitid"),
+        Rule(
+            "kill",
+            (
+                Argument(0, (0,), mask=0x80000000),  # no group, and not everybody
+                Argument(0, (0, 1, parent), negated=True),
+                Argument(1, (_SIGKILL,)),
+            ),
+        ),
+    ]
 
 
 # The program

@@ -319,6 +319,7 @@ class Service:
             answer = await self._runner.run(
                 model,
                 caller=caller,
+                principal=principal.id if principal else None,
                 decode=lambda model: decode(data, model),
                 encode=encode,
             )
@@ -345,7 +346,11 @@ class Service:
             name = name or question.name or self._seed_name(principal)
             model = self._authorised("run", principal, name, question.version)
             answer = await self._runner.run(
-                model, caller=caller, decode=question.to_request, encode=question.encode
+                model,
+                caller=caller,
+                principal=principal.id if principal else None,
+                decode=question.to_request,
+                encode=question.encode,
             )
         return model, answer
 

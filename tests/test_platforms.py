@@ -10,10 +10,10 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent / "tee"))
 from emulators import ConfigTsm, direct
 
-from strongroom import boot, platforms
+from strongroom import boot, planned, platforms
 from strongroom.attest.keyset import SEALING
 from strongroom.attest.verifiers import VERIFIERS
-from strongroom.config import SETTINGS, Config, Sgx
+from strongroom.config import SETTINGS, Config, Security, Sgx
 from strongroom.errors import InvalidConfig
 from strongroom.platforms import PLATFORMS, Paths, resolve
 
@@ -92,10 +92,13 @@ def test_every_platform_can_be_asked_for_and_verified() -> None:
         assert platform.sealing in SEALING
 
 
+IN_PROCESS = Security(isolation="in_process")
+
+
 @pytest.mark.parametrize("name", sorted(PLATFORMS))
 def test_the_attested_configuration_says_what_the_platform_is(name: str) -> None:
     """Only hardware that hides memory claims to; only the simulated TEE seals by simulation."""
-    security = boot.security_configuration(Config(platform=name))
+    security = boot.security_configuration(Config(platform=name, security=IN_PROCESS))
     assert security.host_excluded == (name in ("sgx", "tdx", "snp", "nitro"))
     assert (security.sealing == "simulated") == (name == "simulated")
     if name in ("tdx", "nitro"):
@@ -104,9 +107,39 @@ def test_the_attested_configuration_says_what_the_platform_is(name: str) -> None
 
 def test_sealing_to_the_signer_is_attested() -> None:
     """A policy that wants `measurement` refuses it."""
-    settings = Config(platform="sgx", sgx=Sgx(seal_to="signer"))
+    settings = Config(platform="sgx", sgx=Sgx(seal_to="signer"), security=IN_PROCESS)
     assert boot.security_configuration(settings).sealing == "signer"
-    assert boot.security_configuration(Config(platform="sgx")).sealing == "measurement"
+    settings = Config(platform="sgx", security=IN_PROCESS)
+    assert boot.security_configuration(settings).sealing == "measurement"
+
+
+def test_isolation_is_attested_with_the_layers_that_it_takes() -> None:
+    """As the settings say, wherever they are looked at; in one process there are none."""
+    usual = boot.security_configuration(Config(platform="tdx"))
+    assert (usual.isolation, usual.sandbox) == ("owner", planned.FEWEST)
+    more = Security(isolation="request", sandbox=("uid", *planned.FEWEST))
+    security = boot.security_configuration(Config(platform="tdx", security=more))
+    assert (security.isolation, security.sandbox) == ("request", (*planned.FEWEST, "uid"))
+    security = boot.security_configuration(Config(platform="sgx", security=IN_PROCESS))
+    assert (security.isolation, security.sandbox) == ("in_process", ())
+
+
+@pytest.mark.parametrize(
+    ("platform", "security", "code"),
+    [
+        ("sgx", Security(), "isolation_unsupported"),
+        ("sgx", Security(isolation="request"), "isolation_unsupported"),
+        ("tdx", Security(isolation="in_process", admission="permissive"), "isolation_unsupported"),
+        ("tdx", Security(sandbox=("rlimits", "uid")), "isolation_unsupported"),
+        ("tdx", Security(sandbox=()), "isolation_unsupported"),
+        ("tdx", Security(sandbox=(*planned.FEWEST, "prayer")), "config_out_of_range"),
+    ],
+)
+def test_isolation_that_cannot_be_is_no_configuration(platform: str, security: Security, code: str) -> None:
+    """An enclave has no processes; one process for all needs strict admission; a sandbox has its least layers."""
+    with pytest.raises(InvalidConfig, match=r"security\.") as caught:
+        boot.security_configuration(Config(platform=platform, security=security))
+    assert caught.value.code == code
 
 
 def test_auto_is_settled_before_it_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

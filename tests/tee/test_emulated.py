@@ -188,6 +188,7 @@ def serve(tee: mounts.Mounted, folder: Path, world: Path) -> Serving:
     """A server with `platform = "auto"` on it."""
     wrapper = str(Path(__file__).with_name("patched.py"))
     lines = [f'endorsements = ["{tee.endorsements}/dcap.json"]'] if tee.kind in ("sgx", "tdx") else []
+    lines += ['[security]\nisolation = "in_process"'] if tee.kind == "sgx" else []
     return start(
         folder,
         settings="\n".join(lines),
