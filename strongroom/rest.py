@@ -16,12 +16,14 @@ plain ones of ConfidentialML.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -35,13 +37,16 @@ from strongroom.errors import Error, Failure, InvalidRequest, MalformedInput, No
 from strongroom.names import check_name
 from strongroom.oip import WireLimits
 from strongroom.problems import problem, status_of
-from strongroom.service import DEFAULT_SEED_NAME, ERASURE, Call, Epoch, Service, View
+from strongroom.service import DEFAULT_SEED_NAME, ERASURE, Body, Call, Epoch, Service, View
 from strongroom.store import ModelVersion
 
 log = logging.getLogger("strongroom.rest")
 
+_T = TypeVar("_T")
 Handler = Callable[[Request], Awaitable[Response]]
 
+DATA_DEPENDENT: Final = "data_dependent_output"
+"""The flag of admission for models the shape of whose outputs depends on the content of their inputs (§8.3)."""
 _VERSION: Final = re.compile(r"[1-9][0-9]{0,8}")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _DIGEST: Final = re.compile(r"sha-256=:([A-Za-z0-9+/]{43}=):")
@@ -49,7 +54,7 @@ _BEARER: Final = re.compile(r"Bearer +([!-~]+)", re.IGNORECASE)
 
 
 class BodyLost(Exception):
-    """The connection ended before the body did: there is nobody to answer."""
+    """The connection ended before the body did, or before the answer was there: there is nobody to answer."""
 
 
 class Rest:
@@ -176,12 +181,13 @@ class Rest:
         name = _parameter(request, "name", default="") or None
         if name is not None:
             check_name(name, length=self._service.limits.name_length)
-        model, data = await self._service.predict(
-            self._call(request),
-            name=name,
-            body=_body(request),
-            parse=lambda data: bodies.parse_question(data, limits=self._wire),
-        )
+        call = self._call(request)
+
+        def predict(body: Body) -> Awaitable[tuple[ModelVersion, bytes]]:
+            parse = partial(bodies.parse_question, limits=self._wire)
+            return self._service.predict(call, name=name, body=body, parse=parse)
+
+        model, data = await _while_there(request, predict)
         return Response(data, 200, _served(model), JSON)
 
     async def _report(self, request: Request) -> Response:
@@ -283,15 +289,16 @@ class Rest:
         form = _content_form(request)
         answer = _answer_form(request, default=form)
         outputs = tuple(_parameters(request, "output"))
-        model, data = await self._service.infer(
+        infer = partial(
+            self._service.infer,
             self._call(request),
             name=name,
             version=version,
             expect_sha256=_expected(request),
-            body=_body(request),
             decode=bodies.decoder(form, outputs=outputs, answer=answer, limits=self._wire),
             encode=lambda response: bodies.encode(answer, response, simulated=self._service.simulated),
         )
+        model, data = await _while_there(request, lambda body: infer(body=body))
         return Response(data, 200, _served(model), answer)
 
 
@@ -344,7 +351,10 @@ def _json(document: dict[str, Any], *, status: int = 200) -> Response:
 
 
 def _served(model: ModelVersion) -> dict[str, str]:
+    dependent = DATA_DEPENDENT in model.info.admission.flags
     return {
+        # Content of the request shows in the length of the answer.
+        **({"Strongroom-Output-Shape": "data-dependent"} if dependent else {}),
         "Strongroom-Model-Name": model.name,
         "Strongroom-Model-Version": str(model.version),
         "Strongroom-Model-SHA256": model.sha256,
@@ -363,6 +373,34 @@ async def _body(request: Request) -> AsyncIterator[bytes]:
         more = message.get("more_body", False)
         if chunk := message.get("body", b""):
             yield chunk
+
+
+async def _while_there(request: Request, work: Callable[[Body], Awaitable[_T]]) -> _T:
+    """Does `work` on the body; a caller who hangs up meanwhile stops it."""
+    task, watches, gone = asyncio.current_task(), [], False
+
+    async def watch() -> None:
+        nonlocal gone
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        gone = True
+        if task is not None:
+            task.cancel()
+
+    async def body() -> AsyncIterator[bytes]:
+        async for chunk in _body(request):
+            yield chunk
+        watches.append(asyncio.get_running_loop().create_task(watch()))
+
+    try:
+        return await work(body())
+    except asyncio.CancelledError:
+        if not gone or task is None or task.uncancel():
+            raise
+        raise BodyLost from None
+    finally:
+        for one in watches:
+            one.cancel()
 
 
 def _token(request: Request) -> str | None:
