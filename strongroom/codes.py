@@ -423,6 +423,7 @@ CODES: dict[str, str] = {
     "isolation_unsupported": "Models cannot be isolated on this platform as the settings say.",
     "load_limits": "Loading the model took more time or memory than it may, or ended its process.",
     "model_quarantined": "Runs of the model ended its process several times: it is made anew, or this caller waits.",
+    "output_shape": "An output of the model is not of the shape that admission found.",
     "run_memory": "The run takes more memory than there is for it.",
     "run_too_long": "The run took longer than it may, and was ended.",
     "sandbox_missing": "A layer of the sandbox that the settings demand does not take hold here.",

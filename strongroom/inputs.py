@@ -1,4 +1,5 @@
-"""A request's tensors against the metadata of the model that runs on them: the last check before the engine.
+"""A request's tensors against the metadata of the model that runs on them: the last check before the engine; and
+the answer's, after it.
 
 Rules
   - What does not fit is refused here, where a message can be written that holds no content; the runtime's own
@@ -53,6 +54,25 @@ def check_inputs(
         arrays[spec.name] = array
     _room(info, arrays)
     return arrays
+
+
+def check_outputs(info: ModelInfo, results: Mapping[str, Array]) -> None:
+    """The answer has the ranks, and the fixed sizes, that admission found: how long it is says no more than that.
+
+    Raises:
+        InvalidRequest: it has not (code `output_shape`).
+    """
+    for spec in info.outputs:
+        if spec.name not in results or spec.shape is None:
+            continue
+        shape = results[spec.name].shape
+        if len(shape) != len(spec.shape) or any(
+            isinstance(expected, int) and size != expected
+            for expected, size in zip(spec.shape, shape, strict=True)
+        ):
+            raise InvalidRequest(
+                f"output {spec.name!r} is not of the shape that admission found", code="output_shape"
+            )
 
 
 def room_for(info: ModelInfo, arrays: Mapping[str, Array]) -> Room | None:

@@ -42,9 +42,11 @@ from strongroom.store import ModelVersion
 
 log = logging.getLogger("strongroom.rest")
 
-Handler = Callable[[Request], Awaitable[Response]]
 _T = TypeVar("_T")
+Handler = Callable[[Request], Awaitable[Response]]
 
+DATA_DEPENDENT: Final = "data_dependent_output"
+"""The flag of admission for models the shape of whose outputs depends on the content of their inputs (§8.3)."""
 _VERSION: Final = re.compile(r"[1-9][0-9]{0,8}")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _DIGEST: Final = re.compile(r"sha-256=:([A-Za-z0-9+/]{43}=):")
@@ -52,7 +54,7 @@ _BEARER: Final = re.compile(r"Bearer +([!-~]+)", re.IGNORECASE)
 
 
 class BodyLost(Exception):
-    """The connection ended before the body did: there is nobody to answer."""
+    """The connection ended before the body did, or before the answer was there: there is nobody to answer."""
 
 
 class Rest:
@@ -353,7 +355,10 @@ def _json(document: dict[str, Any], *, status: int = 200) -> Response:
 
 
 def _served(model: ModelVersion) -> dict[str, str]:
+    dependent = DATA_DEPENDENT in model.info.admission.flags
     return {
+        # Content of the request shows in the length of the answer.
+        **({"Strongroom-Output-Shape": "data-dependent"} if dependent else {}),
         "Strongroom-Model-Name": model.name,
         "Strongroom-Model-Version": str(model.version),
         "Strongroom-Model-SHA256": model.sha256,

@@ -23,7 +23,7 @@ from strongroom import oip
 from strongroom.admission import Admit
 from strongroom.cache import SessionCache
 from strongroom.errors import Failure, InvalidRequest, LimitExceeded, SealRefused
-from strongroom.inputs import check_inputs, room_for
+from strongroom.inputs import check_inputs, check_outputs, room_for
 from strongroom.jobs import Host, Job, Loaded, Source, Ticket
 from strongroom.models.info import AdmissionLimits, Room
 from strongroom.oip import InferRequest, InferResponse, Tensor, WireLimits
@@ -199,7 +199,7 @@ class Runner:
     def _run(
         self, model: ModelVersion, caller: str | None, ticket: Ticket, decode: Decode, encode: Encode
     ) -> bytes:
-        """Everything of a run that takes time, in a thread: decode, check, run, encode."""
+        """Everything of a run that takes time, in a thread: decode, check, run, check, encode."""
         request = decode(model)
         wanted = _wanted(model, request)
         arrays = check_inputs(model.info, request.inputs, limits=self._limits.wire)
@@ -207,6 +207,7 @@ class Runner:
         job = Job(caller=caller, seconds=seconds, ticket=ticket)
         with self._cache.get(_key(model), self._loader(model)) as loaded:
             results = loaded.run(arrays, outputs=wanted, job=job)
+        check_outputs(model.info, results)
         self._check_size(sum(oip.payload_bytes(array) for array in results.values()))
         outputs = tuple(_tensor(name, results[name]) for name in wanted)
         response = InferResponse(
