@@ -19,6 +19,7 @@ import click
 from strongroom.calls import printable
 from strongroom.cli_admit import admit
 from strongroom.cli_appraise import appraise
+from strongroom.cli_bench import bench
 from strongroom.cli_doctor import doctor
 from strongroom.cli_endorsements import endorsement_options, fetcher_of
 from strongroom.cli_measure import measure
@@ -118,6 +119,7 @@ main.add_command(admit)
 main.add_command(measure)
 main.add_command(doctor)
 main.add_command(size_command)
+main.add_command(bench)
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 _timeout_option = click.option(

@@ -439,6 +439,7 @@ CODES: dict[str, str] = {
     "input_symbol": "Two inputs have different sizes in a dimension that the model gives one name.",
     "input_unknown": "A request gives an input that the model does not have.",
     # demo
+    "bench_not_installed": "The benchmarks (extra `bench`) are not installed.",
     "demo_server_ended": "A server of the demonstration ended before it was ready.",
     "demo_not_refused": "Something in the demonstration that must be refused was not.",
     "demo_answer_changed": "The restarted server of the demonstration answered differently.",
