@@ -20,7 +20,7 @@ import os
 import re
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal, Self
@@ -30,6 +30,7 @@ from strongroom.anchor import NOTHING, Anchor
 from strongroom.checking import CheckResult, check_left_overs, check_models, check_orphans, check_record
 from strongroom.errors import Conflict, Error, Failure, NotFound, SealRefused, Unavailable
 from strongroom.keys import STORE_ID_BYTES, SealingRoot, StoreKeys
+from strongroom.place import Place, locked
 from strongroom.sealed import CHUNK_SIZE, Sealer, chunk_count, overwrite, unwrap_key, wrap_key
 from strongroom.state import (
     GIVEN,
@@ -59,29 +60,8 @@ _TEMPORARY: Final = re.compile(r"state\.[0-9a-f]{32}\.tmp")
 _DATA_FILE: Final = re.compile(r"[0-9a-f]{32}")
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a store is, whose it is, and what keeps others and older copies out."""
-
-    folder: Path
-    root: SealingRoot
-    security_digest: bytes
-    now: Callable[[], int]
-    chunk_size: int
-    guard: disk.Guard
-    anchor: Anchor
-
-
 def _never() -> bool:
     return False
-
-
-def _locked(path: str | os.PathLike[str]) -> tuple[Path, disk.Guard]:
-    """The store's folder, and the lock on it."""
-    folder = Path(path)
-    with disk.faults("make the store's folder"):
-        disk.make_folder(folder)
-        return folder, disk.Guard(folder)
 
 
 class Store:
@@ -89,7 +69,7 @@ class Store:
 
     def __init__(
         self,
-        place: _Place,
+        place: Place,
         *,
         store_id: bytes,
     ) -> None:
@@ -143,9 +123,9 @@ class Store:
                 `disk_full`).
             Failure: another fault of the disk (code `store_io`).
         """
-        folder, guard = _locked(path)
+        folder, guard = locked(path)
         try:
-            place = _Place(folder, root, security_digest, now, chunk_size, guard, anchor)
+            place = Place(folder, root, security_digest, now, chunk_size, guard, anchor)
             store = cls._existing(place)
             if store is None:
                 anchor.check(NOTHING)
@@ -178,9 +158,9 @@ class Store:
             Conflict: there is a store of another origin (code `handover_store_exists`).
             SealRefused, Unavailable, Failure: as `open`, and whatever `bring` raises.
         """
-        folder, guard = _locked(path)
+        folder, guard = locked(path)
         try:
-            place = _Place(folder, root, security_digest, now, CHUNK_SIZE, guard, anchor)
+            place = Place(folder, root, security_digest, now, CHUNK_SIZE, guard, anchor)
             store = cls._existing(place)
             if store is None:
                 anchor.check(NOTHING)
@@ -207,7 +187,7 @@ class Store:
             raise
 
     @classmethod
-    def _existing(cls, place: _Place) -> Store | None:
+    def _existing(cls, place: Place) -> Store | None:
         """The store that lies there, authenticated and in force; None where there is none."""
         with disk.faults("read the store"):
             data = disk.read_small(place.folder / _STATE, limit=MAX_STATE_BYTES)
@@ -234,7 +214,7 @@ class Store:
             self._sweep()
 
     @classmethod
-    def _create(cls, place: _Place) -> Store:
+    def _create(cls, place: Place) -> Store:
         with disk.faults("make a store"):
             disk.make_folder(place.folder / _DATA)
             # Left-overs of a creation that was killed are a lock, temporary files and an empty data folder.
@@ -301,8 +281,12 @@ class Store:
         taken = self._names.get(name)
         return taken.owner if taken else None
 
-    def begin(self, *, name: str, owner: str, access: str, format: str, max_bytes: int) -> Upload:
-        """Starts an upload of at most `max_bytes` bytes. Nothing is visible before its commit.
+    def begin(
+        self, *, name: str, owner: str, access: str, format: str, max_bytes: int, keep_free: int = 0
+    ) -> Upload:
+        """Starts an upload of at most `max_bytes` bytes, which leaves `keep_free` bytes of the disk free.
+
+        Nothing is visible before its commit.
 
         Raises:
             MalformedInput: an unusable name, owner, access or format (code `upload_malformed`).
@@ -321,6 +305,7 @@ class Store:
             chunk_size=self._chunk_size,
             publish=self._publish,
             discard=self._discard,
+            keep_free=keep_free,
         )
         return Upload(shelf, facts=facts, max_bytes=max_bytes)
 
