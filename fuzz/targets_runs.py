@@ -19,7 +19,7 @@ from typing import Any
 
 from cases import CASES
 from killable import compared, request_for, template
-from targets_admission import LIMITS
+from targets_admission import LIMITS, OPERATORS
 
 from strongroom.admission import STANDARD_CHILD, Examiner
 from strongroom.errors import Error
@@ -41,6 +41,11 @@ SEEN: Counter[tuple[str, str, str]] = Counter()
 """(target, how it ended, code) -> times; `fuzz/run.py` prints it."""
 RAN: Counter[str] = Counter()
 """Operators of models that ran."""
+
+
+def never() -> set[str]:
+    """Operators of which no model has run so far."""
+    return {*OPERATORS, "If", "Loop", "Scan"} - set(RAN)
 
 
 def fuzz_run_parts(data: bytes) -> None:
