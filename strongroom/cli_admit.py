@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -78,15 +80,17 @@ def _limits(changes: tuple[str, ...], *, strict: bool) -> AdmissionLimits:
     return dataclasses.replace(limits, budget=budget)
 
 
-def examiner_here() -> Examiner:
+@contextlib.contextmanager
+def examiner_here() -> Iterator[Examiner]:
     """Processes that examine models as a server's do, without a server.
 
     Raises:
         Failure: the `server` extra is not installed, or no process can be started (code `start_refused`).
     """
-    from strongroom.admission import STANDARD_CHILD, Examiner, Launch
+    from strongroom.admission import STANDARD_CHILD, Examiner
     from strongroom.launch import CHILD, dependency_folders
     from strongroom.platforms import SIMULATED
+    from strongroom.zygote import Launch, Nursery
 
     launch = Launch(
         paths=dependency_folders(SIMULATED),
@@ -94,8 +98,10 @@ def examiner_here() -> Examiner:
         folder=Path("/"),
         measured=None,
         flags=("-I", "-S"),
+        workers=False,
     )
-    return Examiner(launch, limits=STANDARD_CHILD)
+    with Nursery(launch) as nursery:
+        yield Examiner(nursery, limits=STANDARD_CHILD)
 
 
 def _examined(data: bytearray, limits: AdmissionLimits) -> Report:

@@ -40,6 +40,8 @@ FIXED: Final[Mapping[str, str]] = {
     "ORT_DISABLE_TELEMETRY": "1",  # onnxruntime's wheels send telemetry unless this stands before the import
     "MALLOC_PERTURB_": "165",  # glibc overwrites freed memory: less of an input outlives its use
     "OMP_NUM_THREADS": "1",  # results are bit-equal only at one thread
+    # Python asks for the home folder, and the name service, which may ask the network, where this is missing.
+    "HOME": "/nonexistent",
     "TSS2_LOG": "all+NONE",  # libtss prints to stderr otherwise; read when it is loaded
 }
 CHILD: Final[Mapping[str, str]] = {**FIXED, "OPENBLAS_NUM_THREADS": "1"}

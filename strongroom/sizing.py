@@ -14,10 +14,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from strongroom.errors import InvalidRequest
-from strongroom.models.info import ModelInfo, TensorSpec
+
+if TYPE_CHECKING:
+    from strongroom.models.info import ModelInfo, TensorSpec
 
 MIB: Final = 1 << 20
 SERVER: Final = 95 * MIB

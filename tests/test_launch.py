@@ -49,6 +49,7 @@ def test_the_environment_is_an_allow_list(tmp_path: Path) -> None:
         "ORT_DISABLE_TELEMETRY": "1",
         "MALLOC_PERTURB_": "165",
         "OMP_NUM_THREADS": "1",
+        "HOME": "/nonexistent",
         "TSS2_LOG": "all+NONE",
         "STRONGROOM_BIND": "127.0.0.1:0",
         "STRONGROOM_STATE_DIR": str(tmp_path / "state"),
