@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: demo demo-tpm test coverage check lint fuzz bench bench-quick bench-report docs vectors evidence lock clean
+.PHONY: demo demo-tpm gramine test coverage check lint fuzz bench bench-quick bench-report docs vectors evidence lock clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/strongroom demo
@@ -35,6 +35,10 @@ fuzz: $(VENV)/test.stamp
 
 bench: $(VENV)/test.stamp
 	$(BIN)/python bench/attest.py
+
+# The folder and manifest of an SGX enclave (deploy/gramine); KEY=FILE signs where Gramine is installed.
+gramine: $(VENV)/demo.stamp
+	$(BIN)/python tools/gramine.py $(if $(KEY),--key $(KEY))
 
 # Ours, bare onnxruntime and the paper's Flask stack side by side: under two minutes once everything is installed.
 bench-quick: $(VENV)/bench.stamp

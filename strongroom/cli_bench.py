@@ -1,4 +1,4 @@
-"""`strongroom bench`: hands over to the benchmarks, which are a distribution of their own (ADR 0020).
+"""`strongroom bench`: hands over to the benchmarks, which are a distribution of their own (ADR 0013).
 
 No server's image contains them and no measurement covers them; this is all that the measured package knows of them.
 """

@@ -85,6 +85,24 @@ def size(fd: int) -> int:
     return os.fstat(fd).st_size
 
 
+def check_room(path: Path, *, keep: int) -> None:
+    """Returns while the file system of `path` has more than `keep` bytes free for this user; 0 asks nothing.
+
+    Where the system does not tell (a library OS), nothing is refused before the disk itself refuses.
+
+    Raises:
+        Unavailable: it has not (code `disk_full`).
+    """
+    if not keep:
+        return
+    try:
+        found = os.statvfs(path)
+    except OSError:
+        return
+    if found.f_bavail * found.f_frsize <= keep:
+        raise Unavailable(f"uploads leave {keep} bytes of the disk free", code="disk_full", retry_after_s=60)
+
+
 def read_at(fd: int, offset: int, buffer: memoryview) -> int:
     """Fills `buffer` from `offset` on, as far as the file goes; returns the bytes read."""
     if hasattr(os, "preadv"):

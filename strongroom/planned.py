@@ -14,7 +14,10 @@ from strongroom.attest.keyset import SecurityConfiguration
 from strongroom.config import Config
 from strongroom.errors import InvalidConfig
 from strongroom.measure import Measurement, measure_at
+from strongroom.sandbox import LAYERS
 
+FEWEST: Final = ("closed_descriptors", "no_new_privileges", "not_dumpable", "rlimits", "seccomp")
+"""Layers without which no stranger's model runs in a process of its own."""
 PACKAGE: Final = Path(__file__).resolve().parent
 
 
@@ -22,20 +25,55 @@ def security_configuration(settings: Config) -> SecurityConfiguration:
     """The attested configuration that a server with these settings runs with.
 
     Raises:
-        InvalidConfig: `platform = "auto"`, and there is no TEE (code `platform_not_found`).
+        InvalidConfig: `platform = "auto"`, and there is no TEE (code `platform_not_found`); or models cannot be
+            isolated there as the settings say (code `isolation_unsupported`).
     """
     name = platforms.resolve(settings.platform)
     platform = platforms.PLATFORMS[name]
     return SecurityConfiguration(
         sealing=settings.sgx.seal_to if name == "sgx" else platform.sealing,
         host_excluded=platform.host_excluded,
-        isolation="in_process",
-        sandbox=(),
+        isolation=settings.security.isolation,
+        sandbox=_layers(settings, name),
         admission=settings.security.admission,
         anonymous_upload=settings.security.anonymous_upload,
         verify_on_load=settings.security.verify_on_load,
         logging="no_content",
     )
+
+
+def _layers(settings: Config, platform: str) -> tuple[str, ...]:
+    """The layers that the configuration promises: those that the settings demand, wherever they hold or not. The
+    server looks before it serves (`server`), and promises nothing that it has only by chance.
+    """
+    security = settings.security
+    if security.isolation == "in_process":
+        if security.admission != "strict":
+            raise InvalidConfig(
+                'security.isolation = "in_process" needs security.admission = "strict": nothing else stands '
+                "between the models of different owners then",
+                code="isolation_unsupported",
+            )
+        return ()
+    if platform == "sgx":
+        raise InvalidConfig(
+            "security.isolation: in an enclave every process would be another enclave, without a sandbox; set "
+            'security.isolation = "in_process"',
+            code="isolation_unsupported",
+        )
+    wanted = set(security.sandbox)
+    if unknown := wanted - set(LAYERS):
+        raise InvalidConfig(
+            f"security.sandbox: expected layers out of {', '.join(LAYERS)}, got {', '.join(sorted(unknown))}",
+            code="config_out_of_range",
+        )
+    if missing := set(FEWEST) - wanted:
+        raise InvalidConfig(
+            f"security.sandbox: without {', '.join(sorted(missing))} models cannot be confined; with "
+            'security.isolation = "in_process" they are not',
+            code="isolation_unsupported",
+        )
+    return tuple(sorted(wanted))
 
 
 def measurement(settings: Config, *, preload: tuple[tuple[str, str], ...], folders: list[str]) -> Measurement:

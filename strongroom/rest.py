@@ -9,6 +9,7 @@ Rules
   - Every response carries `Strongroom-Nonce`, the nonce for the caller's next token, and says SIMULATED
     where the TEE is.
   - There are no redirects, no cookies, and no content codings in either direction.
+  - Whoever hangs up while a run of theirs waits leaves the line; one under way ends where the runner can end it.
 
 Routes (docs/http.md): the native ones under `/v1`, the Open Inference Protocol under `/v2`, and the four
 plain ones of ConfidentialML.
@@ -16,12 +17,13 @@ plain ones of ConfidentialML.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Final
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from typing import Any, Final, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -40,8 +42,11 @@ from strongroom.store import ModelVersion
 
 log = logging.getLogger("strongroom.rest")
 
+_T = TypeVar("_T")
 Handler = Callable[[Request], Awaitable[Response]]
 
+DATA_DEPENDENT: Final = "data_dependent_output"
+"""The flag of admission for models the shape of whose outputs depends on the content of their inputs (§8.3)."""
 _VERSION: Final = re.compile(r"[1-9][0-9]{0,8}")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _DIGEST: Final = re.compile(r"sha-256=:([A-Za-z0-9+/]{43}=):")
@@ -49,7 +54,7 @@ _BEARER: Final = re.compile(r"Bearer +([!-~]+)", re.IGNORECASE)
 
 
 class BodyLost(Exception):
-    """The connection ended before the body did: there is nobody to answer."""
+    """The connection ended before the body did, or before the answer was there: there is nobody to answer."""
 
 
 class Rest:
@@ -176,11 +181,14 @@ class Rest:
         name = _parameter(request, "name", default="") or None
         if name is not None:
             check_name(name, length=self._service.limits.name_length)
-        model, data = await self._service.predict(
-            self._call(request),
-            name=name,
-            body=_body(request),
-            parse=lambda data: bodies.parse_question(data, limits=self._wire),
+        model, data = await _while_connected(
+            request,
+            lambda body: self._service.predict(
+                self._call(request),
+                name=name,
+                body=body,
+                parse=lambda data: bodies.parse_question(data, limits=self._wire),
+            ),
         )
         return Response(data, 200, _served(model), JSON)
 
@@ -283,14 +291,17 @@ class Rest:
         form = _content_form(request)
         answer = _answer_form(request, default=form)
         outputs = tuple(_parameters(request, "output"))
-        model, data = await self._service.infer(
-            self._call(request),
-            name=name,
-            version=version,
-            expect_sha256=_expected(request),
-            body=_body(request),
-            decode=bodies.decoder(form, outputs=outputs, answer=answer, limits=self._wire),
-            encode=lambda response: bodies.encode(answer, response, simulated=self._service.simulated),
+        model, data = await _while_connected(
+            request,
+            lambda body: self._service.infer(
+                self._call(request),
+                name=name,
+                version=version,
+                expect_sha256=_expected(request),
+                body=body,
+                decode=bodies.decoder(form, outputs=outputs, answer=answer, limits=self._wire),
+                encode=lambda response: bodies.encode(answer, response, simulated=self._service.simulated),
+            ),
         )
         return Response(data, 200, _served(model), answer)
 
@@ -344,7 +355,10 @@ def _json(document: dict[str, Any], *, status: int = 200) -> Response:
 
 
 def _served(model: ModelVersion) -> dict[str, str]:
+    dependent = DATA_DEPENDENT in model.info.admission.flags
     return {
+        # Content of the request shows in the length of the answer.
+        **({"Strongroom-Output-Shape": "data-dependent"} if dependent else {}),
         "Strongroom-Model-Name": model.name,
         "Strongroom-Model-Version": str(model.version),
         "Strongroom-Model-SHA256": model.sha256,
@@ -363,6 +377,41 @@ async def _body(request: Request) -> AsyncIterator[bytes]:
         more = message.get("more_body", False)
         if chunk := message.get("body", b""):
             yield chunk
+
+
+async def _while_connected(
+    request: Request, work: Callable[[AsyncIterator[bytes]], Coroutine[Any, Any, _T]]
+) -> _T:
+    """What `work` makes of the body; cancels it where the caller hangs up after having sent that.
+
+    Raises:
+        BodyLost: the caller hung up. Whatever `work` raises.
+    """
+    arrived = asyncio.Event()
+
+    async def body() -> AsyncIterator[bytes]:
+        async for chunk in _body(request):
+            yield chunk
+        arrived.set()
+
+    async def watch() -> None:
+        await arrived.wait()  # until then it is the body's reader that notices
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    task, watcher = asyncio.ensure_future(work(body())), asyncio.ensure_future(watch())
+    try:
+        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise BodyLost
+    finally:
+        watcher.cancel()
+        task.cancel()
+        await asyncio.wait({task, watcher})
+        for one in (task, watcher):
+            if not one.cancelled():
+                one.exception()  # looked at here, for nobody else will
 
 
 def _token(request: Request) -> str | None:

@@ -246,8 +246,12 @@ class Store:
         taken = self._names.get(name)
         return taken.owner if taken else None
 
-    def begin(self, *, name: str, owner: str, access: str, format: str, max_bytes: int) -> Upload:
-        """Starts an upload of at most `max_bytes` bytes. Nothing is visible before its commit.
+    def begin(
+        self, *, name: str, owner: str, access: str, format: str, max_bytes: int, keep_free: int = 0
+    ) -> Upload:
+        """Starts an upload of at most `max_bytes` bytes, which leaves `keep_free` bytes of the disk free.
+
+        Nothing is visible before its commit.
 
         Raises:
             MalformedInput: an unusable name, owner, access or format (code `upload_malformed`).
@@ -266,6 +270,7 @@ class Store:
             chunk_size=self._chunk_size,
             publish=self._publish,
             discard=self._discard,
+            keep_free=keep_free,
         )
         return Upload(shelf, facts=facts, max_bytes=max_bytes)
 

@@ -1,8 +1,8 @@
 """Writes requirements.lock: every version with every hash, for Python 3.11 to 3.13, Linux and macOS, in one file.
 
-Needs `uv` on the path. The file has five sections; `make demo` installs the first, `make test` the first three, and the
-fourth (a server on a TPM; it is built from source) where libtss2 is installed; `make bench-quick` and `make bench-report`
-the first and the last. With `--peers` it writes the requirements of the benchmarks' peers instead.
+Needs `uv` on the path. The file has five sections; `make demo` installs the first, `make test` the first three, and
+the fourth (a server on a TPM; it is built from source) where libtss2 is installed; `make bench-quick` and
+`make bench-report` the first and the last. With `--peers` it writes the requirements of the benchmarks' peers instead.
 """
 
 import subprocess
@@ -42,7 +42,9 @@ def peers() -> None:
         alone = [line.partition("#")[0].strip() for line in lines if "# alone" in line]
         rest = "\n".join(line for line in lines if "# alone" not in line)
         options = [o for o in COMPILE if o not in ("--universal", "--generate-hashes")]
-        done = subprocess.run([*options, "-"], check=True, capture_output=True, text=True, cwd=ROOT, input=rest)
+        done = subprocess.run(
+            [*options, "-"], check=True, capture_output=True, text=True, cwd=ROOT, input=rest
+        )
         source.with_suffix(".txt").write_text(HEAD + "".join(f"{line}\n" for line in alone) + done.stdout)
 
 

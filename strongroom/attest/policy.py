@@ -44,6 +44,7 @@ from strongroom.attest.keyset import ADMISSION, ISOLATION, LOGGING, VERIFY_ON_LO
 from strongroom.attest.lint import KIND_MEANS, MEMBER_MEANS
 from strongroom.attest.lint import Finding as Finding
 from strongroom.attest.lint import lint as lint
+from strongroom.attest.releases import ReferenceValue
 from strongroom.attest.requirements import (
     HARDWARE_FORMATS,
     Code,
@@ -417,6 +418,37 @@ def render_policy(policy: Policy, *, heading: str) -> str:
     lines += ["", "# accepted values of each field of the server's security configuration", "[security]"]
     for name in _SECURITY_MEMBERS:
         lines += [f"# {MEMBER_MEANS[name]}", f"{name} = {_toml(getattr(policy.security, name))}"]
+    return "\n".join(lines) + "\n"
+
+
+def render_entry(value: ReferenceValue, *, svn: int) -> str:
+    """Returns the TOML text of an entry that accepts the code of `value`, with at least this security version.
+
+    What a release cannot know (how well patched a platform must be, who made it) is stated strictly where that is
+    possible; where it is not, the member stands behind a comment sign, and a file that leaves it so does not parse.
+    """
+    known: dict[str, Any] = {
+        "signers": (), "products": (), "min_svn": svn, "max_evidence_age_s": INITIAL_EVIDENCE_AGE,
+        "tcb_statuses": ("UpToDate",), "accepted_advisories": (),
+    }  # fmt: skip
+    # What a quote of PCRs measures is the PCRs, so their names say more.
+    if value.format != "tpm":
+        known["measurements"] = (value.measurement,)
+    if value.registers:
+        known["registers"] = {name: (held,) for name, held in value.registers}
+    lines = [f"[[{value.format}]]"]
+    for group in groups_of(value.format, None):
+        for member in group.members if group.required or group.members[0].name in known else ():
+            if member.name not in known and not group.required:
+                continue
+            lines.append(f"# {member.means}")
+            held = known.get(member.name)
+            if held is None:
+                lines.append(f"# {member.name} = ...  # yours to say: without it this file does not parse")
+            elif isinstance(held, Mapping):
+                lines += [f"{member.name}.{inner} = {_toml(held[inner])}" for inner in held]
+            else:
+                lines.append(f"{member.name} = {_toml(held)}")
     return "\n".join(lines) + "\n"
 
 
