@@ -22,6 +22,7 @@ from strongroom.cli_admit import admit
 from strongroom.cli_appraise import appraise
 from strongroom.cli_endorsements import endorsement_options, fetcher_of
 from strongroom.cli_policy import policy
+from strongroom.cli_quantize import quantize
 from strongroom.cli_release import release
 from strongroom.cli_tpm import tpm
 from strongroom.errors import AttestationRefused, Error, InvalidConfig, InvalidRequest
@@ -125,6 +126,7 @@ main.add_command(appraise)
 main.add_command(release)
 main.add_command(tpm)
 main.add_command(admit)
+main.add_command(quantize)
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 _timeout_option = click.option(
