@@ -21,6 +21,8 @@ from strongroom.attester import load_or_create_root, root_digest
 from strongroom.errors import InvalidConfig
 from strongroom.tokens import new_key_pem
 
+IN_PROCESS = '[security]\nisolation = "in_process"'
+"""What such a system leaves; that the server does not choose it by itself, test_isolation_server.py shows."""
 WRAPPER = (sys.executable, library_os.__file__)
 here = pytest.mark.skipif(bool(library_os.missing()), reason=library_os.missing() or "it can be done")
 
@@ -58,13 +60,13 @@ def test_the_whole_job_works_with_less(tmp_path: Path) -> None:
     policy, key, rows = tmp_path / "policy.toml", tmp_path / "owner.pem", np.ones((2, 4), np.float32)
     key.write_bytes(new_key_pem())
     key.chmod(0o600)
-    server = start(tmp_path / "server", wrapper=WRAPPER, cwd=code)
+    server = start(tmp_path / "server", settings=IN_PROCESS, wrapper=WRAPPER, cwd=code)
     with strongroom.connect(server.url, policy=str(server.write_policy(policy)), key=str(key)) as client:
         model = client.upload_model(linear_onnx(), name="m")
         before = model.predict(rows)
     server.kill()
     with (
-        serving(tmp_path / "server", wrapper=WRAPPER, cwd=code) as again,
+        serving(tmp_path / "server", settings=IN_PROCESS, wrapper=WRAPPER, cwd=code) as again,
         strongroom.connect(again.url, policy=str(policy), key=str(key)) as client,
     ):
         assert np.array_equal(client.model("m").predict(rows), before)
