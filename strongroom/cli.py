@@ -473,32 +473,33 @@ def serve(config_path: Path | None) -> None:
 
 @main.command()
 @_config_option
+@click.option(
+    "--start", is_flag=True,
+    help="As a measured start of the server, which then ends: on a TPM the one of this boot.",
+)  # fmt: skip
 @_json_option
 @click.pass_context
-def check(ctx: click.Context, config_path: Path | None, as_json: bool) -> None:
-    """Open the store of a stopped server and check every file in it, its tags and its SHA-256."""
+def check(ctx: click.Context, config_path: Path | None, start: bool, as_json: bool) -> None:
+    """Open the store of a stopped server and check every file in it, its tags and its SHA-256.
+
+    A TPM gives the keys to a measured start alone: there, without --start, only the form of the files is looked at, and
+    the check does not pass.
+    """
     from strongroom.config import load_config
     from strongroom.platforms import SIMULATED, resolve
+    from strongroom.terminal import show_checks
+
+    if start:
+        from strongroom.launch import serve as launch
+
+        launch(config_path, errand={"check": "json" if as_json else "text"})
     from strongroom.server import check_store
 
     settings = load_config(config_path)
     simulated = resolve(settings.platform) == SIMULATED
     if simulated:
         mark_simulated()
-    results = check_store(settings)
-    failed = [result for result in results if not result.passed]
-    if as_json:
-        listed = [
-            {"subject": r.subject, "passed": r.passed, "code": r.code, "detail": r.detail} for r in results
-        ]
-        show_json({"passed": not failed, "results": listed, "simulated": simulated})
-    else:
-        for result in results:
-            word = "PASS" if result.passed else "FAIL"
-            click.echo(f"{word}  {result.subject}  {result.detail}".rstrip())
-        click.echo(f"{len(results)} checked, {len(failed)} failed")
-        note_simulated(simulated)
-    ctx.exit(EXIT_REFUSED if failed else EXIT_OK)
+    ctx.exit(show_checks(check_store(settings), as_json=as_json, simulated=simulated))
 
 
 if __name__ == "__main__":

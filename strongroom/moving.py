@@ -69,6 +69,12 @@ def load_policy(settings: Config, *, security: SecurityConfiguration, simulated:
     return policy
 
 
+def says(security: SecurityConfiguration) -> tuple[tuple[str, str], ...]:
+    """Who else can come to the stored models, as (what, value), for the operator."""
+    found = (("hand-over policy", security.handover), ("recovery key", security.recovery))
+    return tuple((what, value) for what, value in found if value != NONE)
+
+
 def source_of(
     settings: Config, store: Store, *, security: SecurityConfiguration, simulated: bool
 ) -> HandoverSource | None:

@@ -40,6 +40,7 @@ from strongroom.attest.keyset import SecurityConfiguration
 from strongroom.attesters import Machine, machine
 from strongroom.boot import Boot, planned_measurement
 from strongroom.cache import SessionCache
+from strongroom.checking import CheckResult, check_outside
 from strongroom.config import Config, Preload
 from strongroom.edge import EdgeLimits, GuardedProtocol
 from strongroom.epochs import Epochs, Origin
@@ -51,12 +52,13 @@ from strongroom.listener import EdgeServer, edge_config
 from strongroom.models.info import STANDARD_BUDGET, STANDARD_LIMITS, AdmissionLimits
 from strongroom.names import check_name
 from strongroom.oip import WireLimits
+from strongroom.platforms import TPM
 from strongroom.processes import WorkerLimits
 from strongroom.quotas import QuotaLimits
 from strongroom.rest import Rest
 from strongroom.runner import Preloaded, RunLimits, Runner
 from strongroom.service import Clocks, Epoch, Service, ServiceLimits
-from strongroom.store import CheckResult, ModelVersion, Store
+from strongroom.store import ModelVersion, Store
 from strongroom.tokens import NonceBook
 from strongroom.workers import Workers
 from strongroom.zygote import Nursery
@@ -70,6 +72,8 @@ def main(ready: Boot) -> int:
     """Runs the server until SIGTERM or SIGINT; returns the process's exit code."""
     _log_to_stderr()
     try:
+        if "check" in ready.errand:
+            return _check_started(ready)
         asyncio.run(_serve(ready))
     except Error as error:
         return boot.report(error)
@@ -79,7 +83,8 @@ def main(ready: Boot) -> int:
 
 
 def check_store(settings: Config) -> tuple[CheckResult, ...]:
-    """Opens the store of a stopped server and checks every file in it.
+    """Opens the store of a stopped server and checks every file in it. On a TPM, which gives the root to a measured
+    start alone, what shows from outside; that the rest was not looked at is one of the findings.
 
     Raises:
         SealRefused: the store does not open with this code and configuration.
@@ -88,12 +93,30 @@ def check_store(settings: Config) -> tuple[CheckResult, ...]:
     """
     if not _store_path(settings).is_dir():
         raise InvalidConfig(f"there is no store in {settings.state_dir}", code="config_unreadable")
+    security = boot.security_configuration(settings)
+    if settings.platform == TPM:
+        shown = check_outside(
+            _store_path(settings), sealing_class=security.sealing, security=security.digest().hex()
+        )
+        detail = "not read: the TPM gives their keys to a measured start alone; see check --start"
+        return (
+            *shown,
+            CheckResult(subject="models", passed=False, code="tpm_launch_unmeasured", detail=detail),
+        )
     here = _machine(settings, planned_measurement(settings).digest, launched="")
-    with (
-        contextlib.closing(here),
-        _open_store(settings, here, boot.security_configuration(settings)) as store,
-    ):
+    with contextlib.closing(here), _open_store(settings, here, security) as store:
         return store.check()
+
+
+def _check_started(ready: Boot) -> int:
+    """`strongroom check --start`: the same, in the place of serving; returns the process's exit code."""
+    from strongroom.terminal import show_checks
+
+    with ready.nursery:
+        here = _machine(ready.settings, ready.measurement.digest, launched=ready.launched)
+        with contextlib.closing(here), _open_store(ready.settings, here, ready.security) as store:
+            results = store.check()
+    return show_checks(results, as_json=ready.errand["check"] == "json", simulated=here.simulated)
 
 
 async def _serve(ready: Boot) -> None:
@@ -495,7 +518,7 @@ def _lines(ready: Boot, here: Machine) -> Callable[[str], tuple[str, ...]]:
     """What is said once the server listens; scripts wait for the last line."""
     return lambda url: (
         f"strongroom: measurement {ready.measurement.digest}",
-        *(f"strongroom: {what} {value}" for what, value in here.says),
+        *(f"strongroom: {what} {value}" for what, value in (*here.says, *moving.says(ready.security))),
         f"strongroom: serving on {url} ({here.platform.title})",
     )
 

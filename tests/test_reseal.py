@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from plane import linear_onnx
-from serving import Serving, clean_environment, policy_text, root_digest, snapshot, start
+from serving import REPOSITORY, Serving, clean_environment, policy_text, root_digest, snapshot, start
 
 import strongroom
 from strongroom.attest.policy import policy_for_measurement
@@ -36,13 +37,14 @@ class World:
     new_code: Path
     key: Path
     policy: Path
+    recipient: str
 
     def settings(self, *, more: str = "") -> str:
         """What both servers are told: the hand-over policy, and the manifest that their evidence carries."""
         return (
             f'endorsements = ["{self.folder}/release.json"]\n'
             f'[simulated]\nroot_key = "{self.folder}/root.pem"\n'
-            f'[security]\nhandover_policy = "{self.policy}"\n{more}'
+            f'[security]\nhandover_policy = "{self.policy}"\nrecovery_recipient = "{self.recipient}"\n{more}'
         )
 
     def command(self, *words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -69,6 +71,7 @@ class World:
         """A client's policy for one measurement, and one word on hand-over."""
         path = self.folder / f"client-{measurement[:8]}-{handover[:8]}.toml"
         text = policy_text(measurement=measurement, root=root_digest(self.folder / "root.pem"))
+        text = text.replace('recovery = ["none"]', f'recovery = ["{self.recipient}"]')
         path.write_text(text.replace('handover = ["none"]', f'handover = ["{handover}"]'))
         return path
 
@@ -107,7 +110,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         new_code=snapshot(folder / "new-code"),
         key=folder / "owner.pem",
         policy=folder / "handover.toml",
+        recipient="",
     )
+    made_key = made.command("recovery-key", "new", folder / "escrow.txt", "--json", cwd=REPOSITORY)
+    made.recipient = json.loads(made_key.stdout)["recipient"]
+    assert (folder / "escrow.txt").stat().st_mode & 0o777 == 0o600
     with (made.new_code / "strongroom" / "service.py").open("a") as file:
         file.write("# the next release\n")
     values = [
@@ -176,16 +183,23 @@ def test_reseal_across_a_changed_measurement_keeps_every_model(world: World, tmp
     finally:
         assert old.stop() == 0
 
-    # The host changes the policy of a stopped server: it is another configuration, which opens no store.
-    world.policy.write_text(genuine.replace("min_release_svn = 1", "min_release_svn = 0"))
-    with pytest.raises(RuntimeError, match=r"ended with 10(?s:.*)store_other_configuration"):
-        start(world.folder / "new", settings=world.settings(), cwd=world.new_code)
-    world.policy.write_text(genuine)
-    again = start(world.folder / "new", settings=world.settings(), cwd=world.new_code)
-    with strongroom.connect(again.url, policy=policy, key=world.key) as client:
-        assert client.model("m2").run(ROWS).tolist() == (6 * ROWS).tolist()
-        assert client.model("m2", 1).run(ROWS).tolist() == (2 * ROWS).tolist()
-    assert again.stop() == 0
+    # The machine dies. With the recovery key, whose holder verifies it first, another server gets everything.
+    rescue = start(world.folder / "rescue", settings=world.settings(), cwd=world.new_code)
+    try:
+        shutil.copytree(new.state_dir / "store" / "data", rescue.state_dir / "incoming")
+        words = ("--identity", world.folder / "escrow.txt", "--state", new.state_dir, "--json")
+        refusing = world.client_policy(old.measurement, handover=digest)
+        refused = world.command("recover", rescue.url, "--policy", refusing, *words, cwd=world.new_code)
+        assert refused.returncode == 10, refused.stdout
+        recovered = world.command("recover", rescue.url, "--policy", policy, *words, cwd=world.new_code)
+        assert recovered.returncode == 0, recovered.stdout + recovered.stderr
+        assert json.loads(recovered.stdout) == {"versions": 5, "store": store_id, "simulated": True}
+        with strongroom.connect(rescue.url, policy=policy, key=world.key) as client:
+            assert client.model("m2").run(ROWS).tolist() == (6 * ROWS).tolist()
+            assert client.model("m2", 1).run(ROWS).tolist() == (2 * ROWS).tolist()
+            assert client.store_id != store_id
+    finally:
+        assert rescue.stop() == 0
 
 
 def test_without_a_token_nothing_begins(world: World, tmp_path: Path) -> None:
