@@ -1,7 +1,8 @@
 """The first code of a server's process: hardens it, measures it, and lets only measured code in.
 
 Order (docs/spec/sealed.md and docs/spec/channel.md rely on it): import hook (the launcher's bootstrap) -> no
-core dumps and not dumpable -> settings -> measurement -> the hook admits what was measured and nothing else.
+core dumps and not dumpable -> settings -> measurement -> the hook admits what was measured and nothing else ->
+the zygote (`zygote`), which gets ready while this process goes on.
 Only then does `server` import what it needs and any secret come to exist.
 """
 
@@ -13,7 +14,7 @@ import os
 import resource
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,10 +23,11 @@ from strongroom.attest.keyset import SecurityConfiguration
 from strongroom.config import Config
 from strongroom.errors import Error, Failure, Refused, Unavailable, Unusable
 from strongroom.importing import MeasuredImports
-from strongroom.launch import dependency_folders
+from strongroom.launch import NO_BYTE_CODE, child_environment, dependency_folders
 from strongroom.measure import Measurement
 from strongroom.planned import preload_digests as preload_digests
 from strongroom.planned import security_configuration as security_configuration
+from strongroom.zygote import Launch, Nursery
 
 _PR_SET_DUMPABLE: Final = 4
 _PR_SET_NO_NEW_PRIVS: Final = 38
@@ -44,8 +46,12 @@ class Boot:
     """The folders of the dependencies, for processes that this one starts."""
     room: Path
     """The folder with this process's empty folders; removed at the end."""
+    nursery: Nursery
+    """Executed and not yet ready: what strangers' models come near to holds nothing of what follows."""
     launched: str = ""
     """What the launcher found in the TPM's PCR before it extended it (hex); "" on other platforms."""
+    errand: Mapping[str, str] = field(default_factory=dict)
+    """What the operator asks for besides serving: see `moving`. It decides nothing that is attested."""
 
 
 def prepare(room: Mapping[str, Any], imports: MeasuredImports) -> Boot:
@@ -61,17 +67,27 @@ def prepare(room: Mapping[str, Any], imports: MeasuredImports) -> Boot:
     path = Path(room["config"]) if room["config"] is not None else None
     settings = config.load(path, variables=config.environment(), base=Path(room["base"]))
     settings = replace(settings, platform=platforms.resolve(settings.platform))
-    preload = preload_digests(settings)
-    measurement = planned.measurement(settings, preload=preload, folders=folders)
+    preload, security = preload_digests(settings), security_configuration(settings)
+    measurement = planned.measurement(settings, security=security, preload=preload, folders=folders)
     imports.admit(dict(measurement.files))
+    launch = Launch(
+        paths=folders,
+        environment=child_environment(settings.platform),
+        folder=Path(room["room"]) / "cwd",
+        measured=dict(measurement.files),
+        flags=("-I", "-S", "-B", "-X", NO_BYTE_CODE, "-X", "utf8"),
+        workers=settings.security.isolation != "in_process",
+    )
     return Boot(
         settings=settings,
-        security=security_configuration(settings),
+        security=security,
         measurement=measurement,
         preload=preload,
         paths=tuple(folders),
         room=Path(room["room"]),
+        nursery=Nursery(launch),
         launched=str(room["launched"]),
+        errand={str(name): str(value) for name, value in room["errand"].items()},
     )
 
 
@@ -110,5 +126,7 @@ def planned_measurement(settings: Config) -> Measurement:
         InvalidConfig: a preloaded model cannot be read (code `preload_unreadable`).
         Failure: a dependency is missing, or a file cannot be measured.
     """
-    folders = dependency_folders(settings.platform)
-    return planned.measurement(settings, preload=preload_digests(settings), folders=folders)
+    folders, security = dependency_folders(settings.platform), security_configuration(settings)
+    return planned.measurement(
+        settings, security=security, preload=preload_digests(settings), folders=folders
+    )

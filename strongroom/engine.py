@@ -1,4 +1,4 @@
-"""onnxruntime: sessions made of admitted models, and the cache that holds them.
+"""onnxruntime: sessions made of admitted models.
 
 This is the only module that imports onnxruntime; others take it from here.
 
@@ -18,17 +18,18 @@ Rules
 from __future__ import annotations
 
 import contextlib
-import copy
 import os
 import sys
 import threading
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
 import numpy as np
 
-from strongroom.errors import AdmissionRefused, Error, Failure, InvalidRequest, LimitExceeded, Unavailable
+from strongroom import models
+from strongroom.errors import AdmissionRefused, Failure, InvalidRequest, LimitExceeded
+from strongroom.jobs import Job, Loaded, Source
 from strongroom.models.info import Admitted, ModelInfo
 from strongroom.oip import DATATYPES, Array, bytes_array
 
@@ -50,12 +51,48 @@ _FOREIGN: Final[tuple[type[Exception], ...]] = (
     ArithmeticError, LookupError, MemoryError, RuntimeError, TypeError, ValueError,
 )  # fmt: skip
 
+_NO_MEMORY: Final = ("std::bad_alloc", "Failed to allocate memory")
+"""What onnxruntime says where C++ or its own allocators get no memory; it has no class for it."""
+
 _DATATYPES: Final = {
     "tensor(bool)": "BOOL", "tensor(string)": "BYTES",
     "tensor(uint8)": "UINT8", "tensor(uint16)": "UINT16", "tensor(uint32)": "UINT32",
     "tensor(uint64)": "UINT64", "tensor(int8)": "INT8", "tensor(int16)": "INT16", "tensor(int32)": "INT32",
     "tensor(int64)": "INT64", "tensor(float16)": "FP16", "tensor(float)": "FP32", "tensor(double)": "FP64",
 }  # fmt: skip
+
+
+def warm() -> None:
+    """Makes onnxruntime set up what it sets up once, with a model of one node: for a process that will be forked."""
+    session = onnxruntime.InferenceSession(
+        _ONE_NODE, sess_options=_options(0), providers=["CPUExecutionProvider"]
+    )
+    session.run(None, {"x": np.zeros(1, np.float32)})
+
+
+_ONE_NODE: Final = bytes.fromhex(
+    "08083a390a100a017812017922084964656e746974791201675a100a0178120b0a09080112050a0312016e62100a0179120b0a090801"
+    "12050a0312016e42040a001011"
+)
+"""ONNX: y = Identity(x), a vector of floats."""
+
+
+class InProcess:
+    """Runs models in this process, all callers' in one: only what admission proved may be loaded here."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def load(self, source: Source) -> Loaded:
+        """See `jobs.Host`."""
+        return self._engine.load(
+            models.reopen(
+                source.read(),
+                info=source.info,
+                sha256=source.sha256,
+                canonical_sha256=source.canonical_sha256,
+            )
+        )
 
 
 class Engine:
@@ -191,17 +228,22 @@ class Session:
 
     def __init__(self, native: Any, *, info: ModelInfo, memory_bytes: int, gauge: _Gauge) -> None:
         self._native = native
+        self.info = info
         self._datatypes = {spec.name: spec.datatype for spec in info.outputs}
         self._gauge = gauge
         self.memory_bytes = memory_bytes
         """Estimate of the memory it occupies between runs, in bytes."""
 
-    def run(self, inputs: Mapping[str, Array], *, outputs: tuple[str, ...]) -> dict[str, Array]:
-        """Runs the model on arrays that `inputs.check_inputs` returned; () asks for all outputs.
+    def run(
+        self, inputs: Mapping[str, Array], *, outputs: tuple[str, ...], job: Job | None = None
+    ) -> dict[str, Array]:
+        """Runs the model on arrays that `inputs.check_inputs` returned; () asks for all outputs. `job` changes
+        nothing: a run in this process cannot be stopped, and all callers share it.
 
         Raises:
             InvalidRequest: no such output, text that is not UTF-8, or the model cannot be run on these inputs
                 (codes `output_unknown`, `input_not_text`, `run_failed`).
+            LimitExceeded: there is not the memory for it (code `run_memory`).
             Failure: the session is closed, or an output is not of the type the model declares.
         """
         names = outputs or tuple(self._datatypes)
@@ -216,8 +258,12 @@ class Session:
         self._gauge.begin()
         try:
             values = native.run(list(names), feeds)
-        except _FOREIGN:
+        except _FOREIGN as exc:
             # `from None`: the text may hold shapes, names and values of the request.
+            if isinstance(exc, MemoryError) or any(words in str(exc) for words in _NO_MEMORY):
+                raise LimitExceeded(
+                    "the run takes more memory than there is for it", code="run_memory"
+                ) from None
             raise InvalidRequest("the model cannot be run on these inputs", code="run_failed") from None
         finally:
             self._gauge.end()
@@ -248,160 +294,3 @@ def _to_runtime(name: str, array: Array) -> Array:
             f"input {name!r} holds bytes that are not UTF-8", code="input_not_text"
         ) from None
     return texts.reshape(array.shape)
-
-
-class _Entry:
-    """One model on its way into memory, in it, or on its way out."""
-
-    __slots__ = ("done", "error", "evicted", "leases", "session")
-
-    def __init__(self) -> None:
-        self.done = threading.Event()  # loading ended, with a session or an error
-        self.session: Session | None = None
-        self.error: Error | None = None
-        self.leases = 1  # callers that use it or wait for it
-        self.evicted = False
-
-
-class SessionCache:
-    """Sessions in memory, least recently used first to go. Thread-safe.
-
-    Rules
-      - A key is loaded once, however many ask for it; the others wait for that one load. Loaders run without
-        the lock, so no load delays another key's load or run.
-      - A leased session stays. What was evicted while leased is closed by its last lease.
-      - The sum of `memory_bytes` of all sessions, evicted ones still leased included, is within the budget.
-        What a loader takes before its session is counted comes on top: bound the number of loading threads.
-      - A failed load is not remembered: the next caller tries again.
-    """
-
-    def __init__(self, budget_bytes: int) -> None:
-        self._budget = budget_bytes
-        self._lock = threading.Lock()
-        self._entries: dict[Hashable, _Entry] = {}  # least recently used first
-        self._used = 0
-
-    @property
-    def used_bytes(self) -> int:
-        """Memory of all sessions by their own estimate."""
-        with self._lock:
-            return self._used
-
-    def loaded(self) -> tuple[Hashable, ...]:
-        """Keys of the sessions in memory, least recently used first."""
-        with self._lock:
-            return tuple(key for key, entry in self._entries.items() if entry.session is not None)
-
-    @contextlib.contextmanager
-    def get(self, key: Hashable, loader: Callable[[], Session]) -> Iterator[Session]:
-        """Leases the session of `key` for the length of a `with` block; `loader` makes it if it is not there.
-
-        Raises:
-            LimitExceeded: the session alone is larger than the budget (code `engine_model_too_large`).
-            Unavailable: there is no room now, since what is loaded is in use (code `engine_memory_busy`).
-            Error: whatever `loader` raises; those who waited for it get the same.
-        """
-        entry, mine = self._join(key)
-        try:
-            if mine:
-                self._load(key, entry, loader)
-            entry.done.wait()
-            if entry.session is None:
-                raise copy.copy(entry.error) if entry.error else Failure("loading the model failed")
-            yield entry.session
-        finally:
-            self._leave(entry)
-
-    def evict(self, key: Hashable) -> bool:
-        """Forgets a session, at once for new callers; whether there was one."""
-        with self._lock:
-            entry = self._entries.pop(key, None)
-            if entry is None:
-                return False
-            entry.evicted = True
-            closing = [entry] if not entry.leases else []
-            self._discount(closing)
-        _close(closing)
-        return True
-
-    def close(self) -> None:
-        """Forgets all sessions."""
-        with self._lock:
-            keys = tuple(self._entries)
-        for key in keys:
-            self.evict(key)
-
-    def _join(self, key: Hashable) -> tuple[_Entry, bool]:
-        """The entry with one lease more, as the latest used, and whether the caller is the one to load it."""
-        with self._lock:
-            entry = self._entries.pop(key, None)
-            mine = entry is None
-            if entry is None:
-                entry = _Entry()
-            else:
-                entry.leases += 1
-            self._entries[key] = entry
-            return entry, mine
-
-    def _leave(self, entry: _Entry) -> None:
-        with self._lock:
-            entry.leases -= 1
-            closing = [entry] if entry.evicted and not entry.leases and entry.session else []
-            self._discount(closing)
-        _close(closing)
-
-    def _load(self, key: Hashable, entry: _Entry, loader: Callable[[], Session]) -> None:
-        session, victims = None, []
-        try:
-            session = loader()
-            with self._lock:
-                victims = self._room_for(session.memory_bytes)
-                entry.session = session
-                self._used += session.memory_bytes
-        except BaseException as exc:
-            with self._lock:
-                # A copy: the original's traceback keeps the loader's frames, and the model in them, alive.
-                entry.error = copy.copy(exc) if isinstance(exc, Error) else None
-                if self._entries.get(key) is entry:
-                    del self._entries[key]
-            if session is not None:
-                session.close()
-            raise
-        finally:
-            _close(victims)
-            entry.done.set()
-
-    def _room_for(self, size: int) -> list[_Entry]:
-        """Takes out as many unused sessions as must go for one of `size`; the caller closes them."""
-        if size > self._budget:
-            raise LimitExceeded(
-                f"the model takes about {size} bytes of memory, all models together may take {self._budget}",
-                code="engine_model_too_large",
-            )
-        victims: list[Hashable] = []
-        room = self._budget - self._used
-        for key, entry in self._entries.items():
-            if room >= size:
-                break
-            if entry.session is not None and not entry.leases:
-                victims.append(key)
-                room += entry.session.memory_bytes
-        if room < size:
-            raise Unavailable(
-                "all loaded models are in use; no memory for another", code="engine_memory_busy"
-            )
-        closing = [self._entries.pop(key) for key in victims]
-        for entry in closing:
-            entry.evicted = True
-        self._discount(closing)
-        return closing
-
-    def _discount(self, entries: list[_Entry]) -> None:
-        self._used -= sum(entry.session.memory_bytes for entry in entries if entry.session is not None)
-
-
-def _close(entries: list[_Entry]) -> None:
-    """Outside the lock: giving back a large model's memory takes a while."""
-    for entry in entries:
-        if entry.session is not None:
-            entry.session.close()

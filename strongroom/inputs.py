@@ -1,4 +1,5 @@
-"""A request's tensors against the metadata of the model that runs on them: the last check before the engine.
+"""A request's tensors against the metadata of the model that runs on them: the last check before the engine; and
+the answer's, after it.
 
 Rules
   - What does not fit is refused here, where a message can be written that holds no content; the runtime's own
@@ -19,7 +20,7 @@ from typing import Final
 import numpy as np
 
 from strongroom.errors import InvalidRequest
-from strongroom.models.info import InputRules, ModelInfo, TensorSpec
+from strongroom.models.info import InputRules, ModelInfo, Room, TensorSpec
 from strongroom.oip import DATATYPES, Array, Tensor, WireLimits, check_size, check_totals, payload_bytes
 
 _ROUNDED: Final = frozenset(
@@ -55,21 +56,58 @@ def check_inputs(
     return arrays
 
 
+def check_outputs(info: ModelInfo, results: Mapping[str, Array]) -> None:
+    """The answer has the ranks, and the fixed sizes, that admission found: how long it is says no more than that.
+
+    Raises:
+        InvalidRequest: it has not (code `output_shape`).
+    """
+    for spec in info.outputs:
+        if spec.name not in results or spec.shape is None:
+            continue
+        shape = results[spec.name].shape
+        if len(shape) != len(spec.shape) or any(
+            isinstance(expected, int) and size != expected
+            for expected, size in zip(spec.shape, shape, strict=True)
+        ):
+            raise InvalidRequest(
+                f"output {spec.name!r} is not of the shape that admission found", code="output_shape"
+            )
+
+
+def room_for(info: ModelInfo, arrays: Mapping[str, Array]) -> Room | None:
+    """The cheapest of the rooms that admission bounded into which these inputs fit (`docs/spec/admission.md` §8.2);
+    None where it bounded none.
+    """
+    needs = _needs(info, arrays)
+    fitting = [
+        room for room in info.admission.rooms if all(room.fits(axis, size) for axis, size in needs.items())
+    ]
+    return min(fitting, key=lambda room: (room.operations, room.steps), default=None)
+
+
+def _needs(info: ModelInfo, arrays: Mapping[str, Array]) -> dict[int, int]:
+    """Position -> the largest size, where the model leaves it open."""
+    needs: dict[int, int] = {}
+    for spec in info.inputs:
+        for axis, (expected, size) in enumerate(zip(spec.shape or (), arrays[spec.name].shape, strict=False)):
+            if not isinstance(expected, int):
+                needs[axis] = max(needs.get(axis, 0), size)
+    return needs
+
+
 def _room(info: ModelInfo, arrays: Mapping[str, Array]) -> None:
     """The request is one of those whose cost admission bounded (`docs/spec/admission.md` §8.2)."""
     found = info.admission
-    needs: dict[int, int] = {}  # position -> the largest size where the model leaves it open
     for spec in info.inputs:
-        array = arrays[spec.name]
-        for axis, (expected, size) in enumerate(zip(spec.shape or (), array.shape, strict=False)):
-            if not isinstance(expected, int):
-                needs[axis] = max(needs.get(axis, 0), size)
-        if spec.datatype == "BYTES" and any(len(text) > found.text_bytes for text in array.flat):
+        if spec.datatype == "BYTES" and any(len(text) > found.text_bytes for text in arrays[spec.name].flat):
             raise InvalidRequest(
                 f"input {spec.name!r}: a string has more than {found.text_bytes} bytes",
                 code="input_too_large",
             )
-    if needs and not any(all(room.fits(axis, size) for axis, size in needs.items()) for room in found.rooms):
+    if "no_empty_inputs" in found.flags and not all(array.size for array in arrays.values()):
+        raise InvalidRequest("the model takes no input without elements", code="input_shape")
+    if _needs(info, arrays) and room_for(info, arrays) is None:
         rooms = ", ".join("x".join(map(str, room.sizes)) for room in found.rooms)
         raise InvalidRequest(
             f"the request is larger than the model was admitted for: open dimensions up to one of {rooms}",

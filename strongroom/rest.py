@@ -9,6 +9,7 @@ Rules
   - Every response carries `Strongroom-Nonce`, the nonce for the caller's next token, and says SIMULATED
     where the TEE is.
   - There are no redirects, no cookies, and no content codings in either direction.
+  - Whoever hangs up while a run of theirs waits leaves the line; one under way ends where the runner can end it.
 
 Routes (docs/http.md): the native ones under `/v1`, the Open Inference Protocol under `/v2`, and the four
 plain ones of ConfidentialML.
@@ -16,12 +17,13 @@ plain ones of ConfidentialML.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Final
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from typing import Any, Final, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -32,16 +34,22 @@ from strongroom import __version__, bodies
 from strongroom.attest.evidence import parse_nonce
 from strongroom.bodies import JSON, NPY, NPZ
 from strongroom.errors import Error, Failure, InvalidRequest, MalformedInput, NotFound
+from strongroom.handover_source import HandoverSource
 from strongroom.names import check_name
 from strongroom.oip import WireLimits
 from strongroom.problems import problem, status_of
+from strongroom.recovery import Recovery
 from strongroom.service import DEFAULT_SEED_NAME, ERASURE, Call, Epoch, Service, View
 from strongroom.store import ModelVersion
 
 log = logging.getLogger("strongroom.rest")
 
+_T = TypeVar("_T")
+BYTES: Final = "application/octet-stream"
 Handler = Callable[[Request], Awaitable[Response]]
 
+DATA_DEPENDENT: Final = "data_dependent_output"
+"""The flag of admission for models the shape of whose outputs depends on the content of their inputs (§8.3)."""
 _VERSION: Final = re.compile(r"[1-9][0-9]{0,8}")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _DIGEST: Final = re.compile(r"sha-256=:([A-Za-z0-9+/]{43}=):")
@@ -49,7 +57,7 @@ _BEARER: Final = re.compile(r"Bearer +([!-~]+)", re.IGNORECASE)
 
 
 class BodyLost(Exception):
-    """The connection ended before the body did: there is nobody to answer."""
+    """The connection ended before the body did, or before the answer was there: there is nobody to answer."""
 
 
 class Rest:
@@ -62,8 +70,12 @@ class Rest:
         wire: WireLimits,
         epoch_of: Callable[[Scope], Epoch],
         current_epoch: Callable[[], Epoch],
+        handover: HandoverSource | None = None,
+        recovery: Recovery | None = None,
     ) -> None:
         self._service = service
+        self._handover = handover
+        self._recovery = recovery
         self._wire = wire
         self._epoch_of = epoch_of
         self._current_epoch = current_epoch
@@ -75,6 +87,11 @@ class Rest:
             _route("/attestation/report", GET=self._report),
             _route("/v1/evidence", "nonce", GET=self._evidence),
             _route("/v1/tpm/activate", POST=self._activate),
+            _route("/v1/handover/challenge", POST=self._handover_challenge),
+            _route("/v1/handover/take", POST=self._handover_take),
+            _route("/v1/handover/done", POST=self._handover_done),
+            _route("/v1/recovery/challenge", POST=self._recovery_challenge),
+            _route("/v1/recovery/restore", POST=self._recovery_restore),
             _route("/v1/models", "after", GET=self._models),
             _route(model, GET=self._model, PUT=self._upload, DELETE=self._delete),
             _route("/v2", GET=self._server),
@@ -176,11 +193,14 @@ class Rest:
         name = _parameter(request, "name", default="") or None
         if name is not None:
             check_name(name, length=self._service.limits.name_length)
-        model, data = await self._service.predict(
-            self._call(request),
-            name=name,
-            body=_body(request),
-            parse=lambda data: bodies.parse_question(data, limits=self._wire),
+        model, data = await _while_connected(
+            request,
+            lambda body: self._service.predict(
+                self._call(request),
+                name=name,
+                body=body,
+                parse=lambda data: bodies.parse_question(data, limits=self._wire),
+            ),
         )
         return Response(data, 200, _served(model), JSON)
 
@@ -199,6 +219,36 @@ class Rest:
             self._call(request), body=_body(request), parse=bodies.parse_credential
         )
         return _json({"secret": base64.b64encode(secret).decode("ascii")})
+
+    # Hand-over and recovery of the whole store (docs/spec/reseal.md, docs/spec/recovery.md)
+
+    async def _handover_challenge(self, request: Request) -> Response:
+        data = await self._source().challenge(_operator(request))
+        return Response(data, 200, {}, JSON)
+
+    async def _handover_take(self, request: Request) -> Response:
+        keyset = self._epoch_of(request.scope).keyset_digest
+        data = await self._source().take(_operator(request), _body(request), keyset=keyset)
+        return Response(data, 200, {}, BYTES)
+
+    async def _handover_done(self, request: Request) -> Response:
+        return Response(await self._source().done(_operator(request), _body(request)), 200, {}, JSON)
+
+    def _source(self) -> HandoverSource:
+        if self._handover is None:
+            raise NotFound("this server has no hand-over policy", code="handover_unsupported")
+        return self._handover
+
+    async def _recovery_challenge(self, request: Request) -> Response:
+        return Response(await self._restoring().challenge(), 200, {}, BYTES)
+
+    async def _recovery_restore(self, request: Request) -> Response:
+        return Response(await self._restoring().restore(_body(request)), 200, {}, JSON)
+
+    def _restoring(self) -> Recovery:
+        if self._recovery is None:
+            raise NotFound("this server's configuration names no recovery key", code="recovery_unsupported")
+        return self._recovery
 
     async def _models(self, request: Request) -> Response:
         after = _parameter(request, "after", default="")
@@ -283,14 +333,17 @@ class Rest:
         form = _content_form(request)
         answer = _answer_form(request, default=form)
         outputs = tuple(_parameters(request, "output"))
-        model, data = await self._service.infer(
-            self._call(request),
-            name=name,
-            version=version,
-            expect_sha256=_expected(request),
-            body=_body(request),
-            decode=bodies.decoder(form, outputs=outputs, answer=answer, limits=self._wire),
-            encode=lambda response: bodies.encode(answer, response, simulated=self._service.simulated),
+        model, data = await _while_connected(
+            request,
+            lambda body: self._service.infer(
+                self._call(request),
+                name=name,
+                version=version,
+                expect_sha256=_expected(request),
+                body=body,
+                decode=bodies.decoder(form, outputs=outputs, answer=answer, limits=self._wire),
+                encode=lambda response: bodies.encode(answer, response, simulated=self._service.simulated),
+            ),
         )
         return Response(data, 200, _served(model), answer)
 
@@ -344,7 +397,10 @@ def _json(document: dict[str, Any], *, status: int = 200) -> Response:
 
 
 def _served(model: ModelVersion) -> dict[str, str]:
+    dependent = DATA_DEPENDENT in model.info.admission.flags
     return {
+        # Content of the request shows in the length of the answer.
+        **({"Strongroom-Output-Shape": "data-dependent"} if dependent else {}),
         "Strongroom-Model-Name": model.name,
         "Strongroom-Model-Version": str(model.version),
         "Strongroom-Model-SHA256": model.sha256,
@@ -365,6 +421,41 @@ async def _body(request: Request) -> AsyncIterator[bytes]:
             yield chunk
 
 
+async def _while_connected(
+    request: Request, work: Callable[[AsyncIterator[bytes]], Coroutine[Any, Any, _T]]
+) -> _T:
+    """What `work` makes of the body; cancels it where the caller hangs up after having sent that.
+
+    Raises:
+        BodyLost: the caller hung up. Whatever `work` raises.
+    """
+    arrived = asyncio.Event()
+
+    async def body() -> AsyncIterator[bytes]:
+        async for chunk in _body(request):
+            yield chunk
+        arrived.set()
+
+    async def watch() -> None:
+        await arrived.wait()  # until then it is the body's reader that notices
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    task, watcher = asyncio.ensure_future(work(body())), asyncio.ensure_future(watch())
+    try:
+        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise BodyLost
+    finally:
+        watcher.cancel()
+        task.cancel()
+        await asyncio.wait({task, watcher})
+        for one in (task, watcher):
+            if not one.cancelled():
+                one.exception()  # looked at here, for nobody else will
+
+
 def _token(request: Request) -> str | None:
     value = request.headers.get("authorization")
     if value is None:
@@ -374,6 +465,12 @@ def _token(request: Request) -> str | None:
         # Not taken for "no key": the caller meant to be somebody.
         raise InvalidRequest("Authorization: expected Bearer and a token", code="parameter_invalid")
     return match[1]
+
+
+def _operator(request: Request) -> str | None:
+    """The token of the server's operator."""
+    value: str | None = request.headers.get("strongroom-operator")
+    return value
 
 
 def _parameters(request: Request, name: str) -> list[str]:

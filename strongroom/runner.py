@@ -19,19 +19,27 @@ from typing import Final, Literal, TypeAlias
 
 import numpy as np
 
-from strongroom import models, oip
-from strongroom.engine import Engine, Session, SessionCache
+from strongroom import oip
+from strongroom.admission import Admit
+from strongroom.cache import SessionCache
 from strongroom.errors import Failure, InvalidRequest, LimitExceeded, SealRefused
-from strongroom.inputs import check_inputs
-from strongroom.models.info import AdmissionLimits, Admitted
+from strongroom.inputs import check_inputs, check_outputs, room_for
+from strongroom.jobs import Host, Job, Loaded, Source, Ticket
+from strongroom.models.info import AdmissionLimits, Room
 from strongroom.oip import InferRequest, InferResponse, Tensor, WireLimits
 from strongroom.store import ModelVersion, Store
 from strongroom.traffic import Lane
+from strongroom.turns import Turn
 
 LOADERS: Final = 2
 """Threads that load cold models; loading is bounded by memory and disk, not by cores."""
 LARGE: Final = 32 << 20
 """Bytes from which on a model is large: two small ones at once take no memory worth counting."""
+
+OPERATIONS_A_SECOND: Final = 2.5e9
+"""A tenth of what one core of this decade does in a convolution."""
+STEPS_A_SECOND: Final = 1e5
+"""Nodes; onnxruntime takes about a microsecond for one that does nothing."""
 
 Decode: TypeAlias = Callable[[ModelVersion], InferRequest]
 Encode: TypeAlias = Callable[[InferResponse], bytes]
@@ -52,9 +60,15 @@ class RunLimits:
 
     concurrent_runs: int
     waiting: int
+    waiting_per_caller: int
+    queue_s: float
+    """Seconds that a run may wait for its turn."""
     response_bytes: int
     wire: WireLimits
     admission: AdmissionLimits
+    shortest_s: int
+    longest_s: int
+    """Wall time of one run: by what admission bounded, within these."""
 
 
 class Runner:
@@ -64,19 +78,28 @@ class Runner:
         self,
         *,
         store: Store,
-        engine: Engine,
+        host: Host,
+        admit: Admit,
         cache: SessionCache,
         preloaded: tuple[Preloaded, ...],
         verify_on_load: Literal["tags", "sha256"],
         limits: RunLimits,
     ) -> None:
         self._store = store
-        self._engine = engine
+        self._host = host
+        self._admit = admit
         self._cache = cache
         self._preloaded = {entry.model.name: entry for entry in preloaded}
         self._verify_on_load = verify_on_load
         self._limits = limits
-        self._runs = Lane("run", workers=limits.concurrent_runs, waiting=limits.waiting, code="overloaded")
+        self._runs = Lane(
+            "run",
+            workers=limits.concurrent_runs,
+            waiting=limits.waiting,
+            per_caller=limits.waiting_per_caller,
+            wait_s=limits.queue_s,
+            code="overloaded",
+        )
         self._loads = Lane("load", workers=LOADERS, waiting=limits.waiting, code="overloaded")
         self._large = Lane("large", workers=1, waiting=limits.waiting, code="overloaded")
         self._loading: dict[tuple[str, int], asyncio.Task[None]] = {}
@@ -103,7 +126,9 @@ class Runner:
             return
         if key not in self._loading:
             lane = self._large if model.size >= LARGE else self._loads
-            task = asyncio.get_running_loop().create_task(lane.run(self._warm, model))
+            # Whoever asks: an owner's many cold models wait for one another, not others' for them.
+            turn = Turn(model.owner, f"{model.name}/{model.version}")
+            task = asyncio.get_running_loop().create_task(lane.run_for(turn, self._warm, model))
             task.add_done_callback(lambda _: self._loading.pop(key, None))
             self._loading[key] = task
         await asyncio.shield(self._loading[key])
@@ -112,53 +137,77 @@ class Runner:
         """Drops a model from memory; runs under way go on with it."""
         await self._loads.run(self._cache.evict, _key(model))
 
-    async def run(self, model: ModelVersion, *, decode: Decode, encode: Encode) -> bytes:
+    async def run(
+        self, model: ModelVersion, *, caller: str, principal: str | None, decode: Decode, encode: Encode
+    ) -> bytes:
         """Loads the model if need be and runs it on what `decode` gives; `encode` makes the result's bytes.
+        `principal`: the data owner's, None where nobody showed a key. Cancelling it stops the run.
+
+        Runs wait in turn, by `caller` and model.
 
         Raises:
-            As `load`; InvalidRequest, MalformedInput, LimitExceeded: the request does not fit the model or
-            the limits.
+            As `load` and `jobs.Loaded.run`; InvalidRequest, MalformedInput, LimitExceeded: the request does not
+            fit the model or the limits.
         """
         await self.load(model)
-        return await self._runs.run(self._run, model, decode, encode)
+        turn = Turn(caller, f"{model.name}/{model.version}")
+        ticket = Ticket()
+        work = asyncio.ensure_future(
+            self._runs.run_for(turn, self._run, model, principal, ticket, decode, encode)
+        )
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            ticket.cancel()
+            work.cancel()  # leaves the line, or waits for the thread
+            await asyncio.wait({work})
+            raise
 
     def _warm(self, model: ModelVersion) -> None:
         with self._cache.get(_key(model), self._loader(model)):
             pass
 
-    def _loader(self, model: ModelVersion) -> Callable[[], Session]:
-        def load() -> Session:
-            entry = self._preloaded.get(model.name)
-            return self._engine.load(self._admit_again(entry) if entry else self._reopen(model))
+    def _loader(self, model: ModelVersion) -> Callable[[], Loaded]:
+        entry = self._preloaded.get(model.name)
+        source = Source(
+            info=model.info,
+            sha256=model.sha256,
+            canonical_sha256=model.canonical_sha256,
+            read=lambda: self._admit_again(entry) if entry else self._read(model),
+        )
+
+        def load() -> Loaded:
+            try:
+                return self._host.load(source)
+            except SealRefused as refusal:
+                # The caller named the model; the log gets the code and the place, never the message.
+                message = f"model {model.name} version {model.version}: {refusal.message}"
+                raise SealRefused(message, code=refusal.code) from refusal
 
         return load
 
-    def _reopen(self, model: ModelVersion) -> Admitted:
-        try:
-            return models.reopen(
-                self._store.read(model, verify=self._verify_on_load),
-                info=model.info,
-                sha256=model.sha256,
-                canonical_sha256=model.canonical_sha256,
-            )
-        except SealRefused as refusal:
-            # The caller named the model; the log gets the code and the place, never the message.
-            message = f"model {model.name} version {model.version}: {refusal.message}"
-            raise SealRefused(message, code=refusal.code) from refusal
+    def _read(self, model: ModelVersion) -> bytes | bytearray:
+        return self._store.read(model, verify=self._verify_on_load)
 
-    def _admit_again(self, entry: Preloaded) -> Admitted:
-        admitted = models.admit(entry.read(), format=entry.model.format, limits=self._limits.admission)
+    def _admit_again(self, entry: Preloaded) -> bytes:
+        data = bytearray(entry.read())
+        admitted = self._admit(data, format=entry.model.format, limits=self._limits.admission)
         if not hmac.compare_digest(admitted.canonical_sha256, entry.model.canonical_sha256):
             raise Failure("the model no longer converts to the form that was admitted")
-        return admitted
+        return admitted.onnx
 
-    def _run(self, model: ModelVersion, decode: Decode, encode: Encode) -> bytes:
-        """Everything of a run that takes time, in a thread: decode, check, run, encode."""
+    def _run(
+        self, model: ModelVersion, caller: str | None, ticket: Ticket, decode: Decode, encode: Encode
+    ) -> bytes:
+        """Everything of a run that takes time, in a thread: decode, check, run, check, encode."""
         request = decode(model)
         wanted = _wanted(model, request)
         arrays = check_inputs(model.info, request.inputs, limits=self._limits.wire)
-        with self._cache.get(_key(model), self._loader(model)) as session:
-            results = session.run(arrays, outputs=wanted)
+        seconds = self._seconds(room_for(model.info, arrays))
+        job = Job(caller=caller, seconds=seconds, ticket=ticket)
+        with self._cache.get(_key(model), self._loader(model)) as loaded:
+            results = loaded.run(arrays, outputs=wanted, job=job)
+        check_outputs(model.info, results)
         self._check_size(sum(oip.payload_bytes(array) for array in results.values()))
         outputs = tuple(_tensor(name, results[name]) for name in wanted)
         response = InferResponse(
@@ -171,6 +220,14 @@ class Runner:
         answer = encode(response)
         self._check_size(len(answer))
         return answer
+
+    def _seconds(self, room: Room | None) -> float:
+        """Wall time for one run, at a rate that a busy machine still has."""
+        longest = float(self._limits.longest_s)
+        if room is None:  # no bound is known
+            return longest
+        needed = room.operations / OPERATIONS_A_SECOND + room.steps / STEPS_A_SECOND
+        return min(longest, self._limits.shortest_s + needed)
 
     def _check_size(self, size: int) -> None:
         if size > self._limits.response_bytes:

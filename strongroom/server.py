@@ -1,11 +1,11 @@
 """The composition root: from settings and measurement to a listening server, in an order that matters.
 
-    (boot: hardened -> measured -> only measured code)
-    -> sealing root -> store -> preloaded models -> keys of the first epoch -> its evidence, verified by the
-    server itself with the function that clients use -> listen
+    (boot: hardened -> measured -> only measured code -> zygote executed)
+    -> the sandbox measured in the zygote -> sealing root -> store -> preloaded models -> keys of the first epoch
+    -> its evidence, verified by the server itself with the function that clients use -> listen
 
-Nothing secret exists before the measurement, nothing listens before its own evidence verifies. The serving
-process does not fork.
+Nothing secret exists before the measurement and the zygote, nothing listens before its own evidence verifies. The
+serving process does not fork.
 
 Log lines name events, codes and places in the code: never a model, an input, a caller or an address.
 """
@@ -34,26 +34,32 @@ from typing import Literal, cast
 import uvicorn
 from starlette.types import Scope
 
-from strongroom import boot
-from strongroom.admission import Admit, ChildLimits, Examiner, Launch
+from strongroom import boot, moving
+from strongroom.admission import Admit, ChildLimits, Examiner
+from strongroom.attest.keyset import SecurityConfiguration
 from strongroom.attesters import Machine, machine
 from strongroom.boot import Boot, planned_measurement
+from strongroom.cache import SessionCache
 from strongroom.config import Config, Preload
 from strongroom.edge import EdgeLimits, GuardedProtocol
-from strongroom.engine import Engine, SessionCache
 from strongroom.epochs import Epochs, Origin
 from strongroom.errors import Error, InvalidConfig, SealRefused
 from strongroom.formats import HEAD_BYTES, detect
-from strongroom.launch import CHILD, ROOM
+from strongroom.jobs import Host
+from strongroom.launch import ROOM
 from strongroom.listener import EdgeServer, edge_config
 from strongroom.models.info import STANDARD_BUDGET, STANDARD_LIMITS, AdmissionLimits
 from strongroom.names import check_name
 from strongroom.oip import WireLimits
+from strongroom.processes import WorkerLimits
+from strongroom.quotas import QuotaLimits
 from strongroom.rest import Rest
 from strongroom.runner import Preloaded, RunLimits, Runner
 from strongroom.service import Clocks, Epoch, Service, ServiceLimits
 from strongroom.store import CheckResult, ModelVersion, Store
 from strongroom.tokens import NonceBook
+from strongroom.workers import Workers
+from strongroom.zygote import Nursery
 
 __all__ = ["check_store", "main", "planned_measurement"]
 
@@ -83,43 +89,53 @@ def check_store(settings: Config) -> tuple[CheckResult, ...]:
     if not _store_path(settings).is_dir():
         raise InvalidConfig(f"there is no store in {settings.state_dir}", code="config_unreadable")
     here = _machine(settings, planned_measurement(settings).digest, launched="")
-    with contextlib.closing(here), _open_store(settings, here) as store:
+    with (
+        contextlib.closing(here),
+        _open_store(settings, here, boot.security_configuration(settings)) as store,
+    ):
         return store.check()
 
 
 async def _serve(ready: Boot) -> None:
     settings = ready.settings
     with contextlib.ExitStack() as stack:
-        # Before anything secret exists: the process that looks at strangers' models inherits nothing.
-        examiner = stack.enter_context(Examiner(_examiner_launch(ready), limits=_child_limits(settings)))
+        nursery = stack.enter_context(ready.nursery)
+        _check_sandbox(ready, nursery)
+        examiner = Examiner(nursery, limits=_child_limits(settings))
         here = _machine(settings, ready.measurement.digest, launched=ready.launched)
         stack.callback(here.close)
-        store = stack.enter_context(_open_store(settings, here))
+        moving.run_errand(
+            ready.errand,
+            settings,
+            here,
+            security=ready.security,
+            store_path=_store_path(settings),
+            keyset_of=lambda store_id: Epochs(_origin(ready, here, store_id), now=_now).current.keyset_bytes,
+        )
+        store = stack.enter_context(_open_store(settings, here, ready.security))
         _sweep_rooms(settings.state_path, keep=ready.room)
         measured = dict(ready.preload)
         preloaded = tuple(
             preload(entry, settings, measured=measured[entry.name], admit=examiner.admit)
             for entry in settings.preload
         )
-        host, _ = settings.address
-        origin = Origin(
-            attester=here.attester,
-            roots=here.roots,
-            security=ready.security,
-            store_id=store.store_id,
-            hosts=tuple(dict.fromkeys((*settings.hosts, *(() if _is_wildcard(host) else (host,))))),
-            lifetime_s=settings.epoch_s,
-        )
-        epochs = Epochs(origin, now=_now)
-        service = _service(settings, store, here, preloaded, admit=examiner.admit)
+        epochs = Epochs(_origin(ready, here, store.store_id), now=_now)
+        handover = moving.source_of(settings, store, security=ready.security, simulated=here.simulated)
+        recovery = moving.recovery_of(settings, store, security=ready.security, folder=_store_path(settings))
+        for end in (handover, recovery):
+            if end is not None:
+                stack.callback(end.close)
+        models = _host_of(ready, nursery)
+        service = _service(settings, store, here, preloaded, admit=examiner.admit, host=models)
         stack.callback(_close_in_time, service, settings.shutdown_s)
         rest = Rest(
             service,
             wire=_wire_limits(settings),
             epoch_of=lambda scope: _epoch_of(scope, epochs),
             current_epoch=lambda: epochs.current,
+            handover=handover,
+            recovery=recovery,
         )
-        examiner.wait()
         await _listen(settings, rest, epochs, lines=_lines(ready, here))
 
 
@@ -203,13 +219,24 @@ async def _rotate(epochs: Epochs) -> None:
 # Parts
 
 
-def _open_store(settings: Config, here: Machine) -> Store:
-    digest = boot.security_configuration(settings).digest()
+def _origin(ready: Boot, here: Machine, store_id: str) -> Origin:
+    settings, (host, _) = ready.settings, ready.settings.address
+    return Origin(
+        attester=here.attester,
+        roots=here.roots,
+        security=ready.security,
+        store_id=store_id,
+        hosts=tuple(dict.fromkeys((*settings.hosts, *(() if _is_wildcard(host) else (host,))))),
+        lifetime_s=settings.epoch_s,
+    )
+
+
+def _open_store(settings: Config, here: Machine, security: SecurityConfiguration) -> Store:
     settings.state_path.mkdir(mode=0o700, parents=True, exist_ok=True)
     return Store.open(
         _store_path(settings),
         root=here.attester.sealing_root(),
-        security_digest=digest,
+        security_digest=security.digest(),
         anchor=here.anchor,
         now=lambda: int(time.time()),
     )
@@ -257,7 +284,7 @@ def preload(entry: Preload, settings: Config, *, measured: str, admit: Admit) ->
 
     data = read()
     admitted = admit(
-        bytearray(data), format=entry.format or detect(data[:HEAD_BYTES]), limits=_admission_limits(settings)
+        bytearray(data), format=entry.format or detect(data[:HEAD_BYTES]), limits=admission_limits(settings)
     )
     model = ModelVersion(
         name=entry.name,
@@ -274,22 +301,73 @@ def preload(entry: Preload, settings: Config, *, measured: str, admit: Admit) ->
     return Preloaded(model=model, read=read)
 
 
+def _check_sandbox(ready: Boot, nursery: Nursery) -> None:
+    """What the configuration promises takes hold here, measured; before a key exists that depends on it.
+
+    Raises:
+        InvalidConfig: it does not (code `sandbox_missing`).
+        Failure: the zygote does not start (code `start_refused`).
+    """
+    held = nursery.wait()
+    if missing := set(ready.security.sandbox) - set(held):
+        raise InvalidConfig(
+            f"security.sandbox: {', '.join(sorted(missing))} cannot be had here (what can: "
+            f"{', '.join(held) or 'nothing'}); to run models without confinement, which then rests on admission "
+            'alone, set security.isolation = "in_process"',
+            code="sandbox_missing",
+        )
+
+
+def _host_of(ready: Boot, nursery: Nursery) -> Host:
+    """Where models run."""
+    security, limits, workers = ready.security, ready.settings.limits, ready.settings.workers
+    if security.isolation == "in_process":
+        # Imported here alone: otherwise the process that holds the keys has no engine in it.
+        from strongroom.engine import Engine, InProcess
+
+        return InProcess(Engine())
+    return Workers(
+        nursery,
+        isolation=security.isolation,
+        layers=security.sandbox,
+        limits=WorkerLimits(
+            processes=workers.processes,
+            run_bytes=workers.run_bytes,
+            run_longest_s=workers.run_longest_s,
+            input_bytes=limits.tensors_bytes,
+            response_bytes=limits.response_bytes,
+            elements=limits.elements,
+        ),
+    )
+
+
 def _service(
-    settings: Config, store: Store, here: Machine, preloaded: tuple[Preloaded, ...], *, admit: Admit
+    settings: Config,
+    store: Store,
+    here: Machine,
+    preloaded: tuple[Preloaded, ...],
+    *,
+    admit: Admit,
+    host: Host,
 ) -> Service:
     limits = settings.limits
     runner = Runner(
         store=store,
-        engine=Engine(),
+        host=host,
+        admit=admit,
         cache=SessionCache(limits.loaded_bytes),
         preloaded=preloaded,
         verify_on_load=cast(Literal["tags", "sha256"], settings.security.verify_on_load),
         limits=RunLimits(
             concurrent_runs=limits.concurrent_runs,
             waiting=limits.concurrent_requests,
+            waiting_per_caller=limits.waiting_runs_per_caller,
+            queue_s=limits.queue_s,
             response_bytes=limits.response_bytes,
             wire=_wire_limits(settings),
-            admission=_admission_limits(settings),
+            admission=admission_limits(settings),
+            shortest_s=settings.workers.run_shortest_s,
+            longest_s=settings.workers.run_longest_s,
         ),
     )
     return Service(
@@ -307,40 +385,42 @@ def _service(
             body_bytes_in_flight=limits.body_bytes_in_flight,
             body_rate=limits.body_rate,
             name_length=limits.name_length,
-            models=limits.models,
-            models_per_owner=limits.models_per_owner,
-            store_bytes=limits.store_bytes,
+            quotas=QuotaLimits(
+                models=limits.models,
+                models_per_owner=limits.models_per_owner,
+                store_bytes=limits.store_bytes,
+                owner_bytes=limits.owner_bytes,
+                concurrent_uploads=limits.concurrent_uploads,
+                concurrent_uploads_per_caller=limits.concurrent_uploads_per_caller,
+                uploads_per_minute=limits.uploads_per_minute,
+                upload_bytes_per_minute=limits.upload_bytes_per_minute,
+            ),
+            disk_free_bytes=limits.disk_free_bytes,
             concurrent_requests=limits.concurrent_requests,
             concurrent_requests_per_caller=limits.concurrent_requests_per_caller,
-            concurrent_uploads=limits.concurrent_uploads,
+            queue_s=limits.queue_s,
             evidence_per_minute=limits.evidence_per_minute,
             evidence_waiting=limits.evidence_waiting,
             evidence_batch=limits.evidence_batch,
-            admission=_admission_limits(settings),
+            admission=admission_limits(settings),
         ),
         clocks=Clocks(now=_now, monotonic=time.monotonic),
         admit=admit,
     )
 
 
-def _admission_limits(settings: Config) -> AdmissionLimits:
+def admission_limits(settings: Config) -> AdmissionLimits:
+    """What a server with these settings asks of a model."""
     return replace(
         STANDARD_LIMITS,
         model_bytes=settings.limits.model_bytes,
         level=settings.security.admission,
-        budget=replace(STANDARD_BUDGET, elements=settings.limits.elements),
-    )
-
-
-def _examiner_launch(ready: Boot) -> Launch:
-    """As this process itself: only measured code, nothing of the environment, an empty folder."""
-    prefix = f"pycache_prefix={ready.room / 'pycache'}"
-    return Launch(
-        paths=ready.paths,
-        environment=CHILD,
-        folder=ready.room / "cwd",
-        measured=dict(ready.measurement.files),
-        flags=("-I", "-S", "-B", "-X", prefix, "-X", "utf8"),
+        budget=replace(
+            STANDARD_BUDGET,
+            elements=settings.limits.elements,
+            peak_bytes=settings.limits.run_bytes,
+            value_bytes=min(STANDARD_BUDGET.value_bytes, settings.limits.run_bytes),
+        ),
     )
 
 

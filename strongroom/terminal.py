@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Final
 
 import click
@@ -36,6 +37,20 @@ REFUSED_CODES: Final = frozenset({
 SIMULATED: Final = (
     "SIMULATED: this rests on simulated evidence, which protects nothing from the server's operator"
 )
+
+
+@dataclass(slots=True)
+class Noted:
+    """What a command found out before it failed."""
+
+    simulated: bool = False
+
+
+def mark_simulated() -> None:
+    """From here on whatever this command says rests on simulated evidence, also an error."""
+    noted = click.get_current_context().find_object(Noted)
+    if noted is not None:
+        noted.simulated = True
 
 
 def exit_code(error: Error) -> int:

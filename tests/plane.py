@@ -27,7 +27,9 @@ from strongroom.attester import SimulatedAttester, root_digest
 from strongroom.attesters import Machine, no_activation
 from strongroom.boot import security_configuration
 from strongroom.config import Config, Limits, Security
+from strongroom.engine import Engine, InProcess
 from strongroom.epochs import Epochs, Origin
+from strongroom.jobs import Host
 from strongroom.models import admit
 from strongroom.platforms import PLATFORMS
 from strongroom.rest import Rest
@@ -119,13 +121,16 @@ def plane(
     anonymous_upload: bool = False,
     verify_on_load: str = "tags",
     preloaded: tuple[Preloaded, ...] = (),
+    host: Host | None = None,
 ) -> Iterator[World]:
     """A world over the store in `folder`; the same folder again means the same store."""
     settings = Config(
         platform="simulated",
         state_dir=str(folder),
         limits=replace(Limits(), **(limits or {})),
-        security=Security(anonymous_upload=anonymous_upload, verify_on_load=verify_on_load),
+        security=Security(
+            anonymous_upload=anonymous_upload, verify_on_load=verify_on_load, isolation="in_process"
+        ),
     )
     attester = SimulatedAttester(ROOT_KEY, MEASUREMENT)
     security = security_configuration(settings)
@@ -154,7 +159,7 @@ def plane(
         activate=no_activation,
         close=lambda: None,
     )
-    service = _service(settings, store, here, preloaded, admit=admit)
+    service = _service(settings, store, here, preloaded, admit=admit, host=host or InProcess(Engine()))
     rest = Rest(
         service,
         wire=_wire_limits(settings),

@@ -24,33 +24,41 @@ import hostile
 import targets_data
 
 from strongroom import admission
-from strongroom.admission import STANDARD_CHILD, ChildLimits, Examiner, Launch, receive, send
+from strongroom.admission import STANDARD_CHILD, ChildLimits, Examiner
 from strongroom.errors import Error, Failure, LimitExceeded
+from strongroom.frames import receive, send
 from strongroom.launch import CHILD, dependency_folders
 from strongroom.measure import measure_at
 from strongroom.models import admit
 from strongroom.models.info import STANDARD_LIMITS
+from strongroom.zygote import Launch, Nursery
 
 CORPUS = SHARED / "hostile-models"
 FORMATS = {"onnx": "onnx", "xgb_json": "xgboost-json", "xgb_ubj": "xgboost-ubj"}
 
 
 def launch(**changes: Any) -> Launch:
-    """The template as the command starts it."""
+    """The zygote as the command starts it."""
     usual = {
         "paths": dependency_folders("simulated"),
         "environment": CHILD,
         "folder": Path("/"),
         "measured": None,
     }
-    return Launch(**{**usual, "flags": ("-I", "-S"), **changes})
+    return Launch(**{**usual, "flags": ("-I", "-S"), "workers": False, **changes})
 
 
 @pytest.fixture(scope="module")
-def examiner() -> Iterator[Examiner]:
-    """One template for all tests of this module."""
-    with Examiner(launch(), limits=STANDARD_CHILD) as made:
+def nursery() -> Iterator[Nursery]:
+    """One zygote for all tests of this module."""
+    with Nursery(launch()) as made:
         yield made
+
+
+@pytest.fixture(scope="module")
+def examiner(nursery: Nursery) -> Examiner:
+    """Examines in its children."""
+    return Examiner(nursery, limits=STANDARD_CHILD)
 
 
 def test_the_same_proof_comes_out(examiner: Examiner) -> None:
@@ -95,50 +103,54 @@ def test_limits_are_those_of_the_caller(examiner: Examiner) -> None:
     ],
     ids=["time", "memory"],
 )
-def test_a_child_that_reaches_a_limit_is_a_refusal(limits: ChildLimits) -> None:
-    """The kernel ends it; the template goes on."""
+def test_a_child_that_reaches_a_limit_is_a_refusal(nursery: Nursery, limits: ChildLimits) -> None:
+    """The kernel ends it; the zygote goes on."""
     if sys.platform != "linux" and limits.memory_bytes < 1 << 20:
         pytest.skip("not exercised here: address space is limited on Linux only")
     data = hostile.encoded(hostile.doubling(34))
-    with Examiner(launch(), limits=limits) as examiner:
-        for _ in range(2):
-            with pytest.raises(LimitExceeded) as caught:
-                examiner.admit(data, format="onnx", limits=STANDARD_LIMITS)
-            assert caught.value.code == "admission_limits"
-        assert examiner._process.poll() is None
+    nursery.wait()
+    before = nursery.pid
+    for _ in range(2):
+        with pytest.raises(LimitExceeded) as caught:
+            Examiner(nursery, limits=limits).admit(data, format="onnx", limits=STANDARD_LIMITS)
+        assert caught.value.code == "admission_limits"
+    assert nursery.pid == before and nursery._current.process.poll() is None
 
 
 @pytest.mark.slow
-def test_a_template_that_ends_is_started_again() -> None:
+def test_a_zygote_that_ends_is_started_again() -> None:
     """Once: a caller does not see it."""
-    with Examiner(launch(), limits=STANDARD_CHILD) as examiner:
-        examiner.wait()
-        os.kill(examiner._process.pid, signal.SIGKILL)
-        examiner._process.wait()
-        assert examiner.admit(targets_data.MODEL, format="onnx", limits=STANDARD_LIMITS).info.format == "onnx"
+    with Nursery(launch()) as nursery:
+        nursery.wait()
+        os.kill(nursery.pid, signal.SIGKILL)
+        nursery._current.process.wait()
+        admitted = Examiner(nursery, limits=STANDARD_CHILD).admit(
+            targets_data.MODEL, format="onnx", limits=STANDARD_LIMITS
+        )
+        assert admitted.info.format == "onnx"
 
 
-def test_a_template_that_cannot_start_is_a_failure() -> None:
+def test_a_zygote_that_cannot_start_is_a_failure() -> None:
     """Nothing is admitted without it."""
-    with Examiner(launch(paths=[]), limits=STANDARD_CHILD) as examiner, pytest.raises(Failure) as caught:
-        examiner.wait()
+    with Nursery(launch(paths=[])) as nursery, pytest.raises(Failure) as caught:
+        nursery.wait()
     assert caught.value.code == "start_refused"
 
 
-def test_children_inherit_nothing(examiner: Examiner) -> None:
+def test_children_inherit_nothing(nursery: Nursery) -> None:
     """Neither variables nor descriptors of this process: a secret that stands here is not in theirs."""
     if sys.platform != "linux":
         pytest.skip("not exercised here: looks into /proc")
-    examiner.wait()
-    environment = Path(f"/proc/{examiner._process.pid}/environ").read_bytes().split(b"\0")
+    nursery.wait()
+    environment = Path(f"/proc/{nursery.pid}/environ").read_bytes().split(b"\0")
     assert {entry.partition(b"=")[0].decode() for entry in environment if entry} <= {*CHILD, "LC_CTYPE"}
-    descriptors = list(Path(f"/proc/{examiner._process.pid}/fd").iterdir())
+    descriptors = list(Path(f"/proc/{nursery.pid}/fd").iterdir())
     assert len(descriptors) <= 5  # standard ones, the control socket, and one that was being looked at
 
 
 @pytest.mark.slow
 def test_only_measured_files_become_code() -> None:
-    """As in a server: with a measurement that lacks a file the template does not start."""
+    """As in a server: with a measurement that lacks a file the zygote does not start."""
     folders = dependency_folders("simulated")
     package = REPOSITORY / "strongroom"
     from strongroom import boot, config
@@ -148,14 +160,12 @@ def test_only_measured_files_become_code() -> None:
     )
     files = dict(measure_at(package, search_path=folders, security=security, preload=()).files)
     flags = ("-I", "-S", "-B", "-X", "pycache_prefix=/nonexistent")
-    with Examiner(launch(measured=files, flags=flags), limits=STANDARD_CHILD) as examiner:
+    with Nursery(launch(measured=files, flags=flags)) as nursery:
+        examiner = Examiner(nursery, limits=STANDARD_CHILD)
         assert examiner.admit(targets_data.MODEL, format="onnx", limits=STANDARD_LIMITS).info.format == "onnx"
     changed = {**files, "strongroom/models/look.py": "00" * 32}
-    with (
-        Examiner(launch(measured=changed, flags=flags), limits=STANDARD_CHILD) as examiner,
-        pytest.raises(Failure),
-    ):
-        examiner.wait()
+    with Nursery(launch(measured=changed, flags=flags)) as nursery, pytest.raises(Failure):
+        nursery.wait()
 
 
 # What a child says

@@ -19,7 +19,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from strongroom import engine as module
-from strongroom.engine import Engine, Session, SessionCache, onnxruntime
+from strongroom.cache import SessionCache
+from strongroom.engine import Engine, Session, onnxruntime
 from strongroom.errors import AdmissionRefused, Error, Failure, InvalidRequest, LimitExceeded, Unavailable
 from strongroom.models import admit
 from strongroom.models.info import _TOKEN, STANDARD_LIMITS, Admitted, TensorSpec

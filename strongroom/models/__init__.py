@@ -59,7 +59,9 @@ def admit(data: bytes | bytearray | memoryview, *, format: str, limits: Admissio
 
 
 def warm() -> None:
-    """Imports what admission needs, which is not imported with this package."""
+    """Imports what admission needs, which is not imported with this package: later there may be no files."""
+    import numpy.ma  # noqa: F401 - `numpy.unique` imports it when it first runs
+
     import strongroom.models.onnx
     import strongroom.models.trees
     import strongroom.models.xgboost  # noqa: F401 - for whoever admits later

@@ -17,7 +17,7 @@ import onnx
 
 from strongroom.errors import AdmissionRefused
 from strongroom.models.info import Dimension, NoteValue, TensorSpec
-from strongroom.models.sizes import Expr, Size, lower, upper
+from strongroom.models.sizes import Size, lower, upper
 from strongroom.models.values import Value
 from strongroom.models.wire import OPSETS, check_text, clear, domain_of
 
@@ -89,12 +89,14 @@ def describe(value: Any, what: str, found: Value | None = None) -> TensorSpec:
 
 
 def _computed(declared: tuple[Dimension, ...] | None, dims: tuple[Size, ...]) -> tuple[Dimension, ...]:
-    """The declared shape where it can be right, with numbers for what is known."""
+    """Numbers for what is known, the declared symbols for what is not: a number that is only declared may be wrong
+    (exporters write the batch that they tried), and answers are held to numbers.
+    """
     if declared is None or len(declared) != len(dims):
         declared = (None,) * len(dims)
     return tuple(
-        said if isinstance(size, Expr) and (not isinstance(said, int) or lower(size) <= said <= upper(size))
-        else None if isinstance(size, Expr) else int(size)
+        int(lower(size)) if lower(size) == upper(size)
+        else said if isinstance(said, str) else None
         for said, size in zip(declared, dims, strict=True)
     )  # fmt: skip
 

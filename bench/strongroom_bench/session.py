@@ -1,0 +1,89 @@
+"""What the measuring commands have in common: starting contenders, the result's head, ending everything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from strongroom_bench import machine
+from strongroom_bench.contender import Contender, Engine, Unable
+from strongroom_bench.ours import Ours
+from strongroom_bench.peer import open_peer
+from strongroom_bench.results import Result
+from strongroom_bench.schedule import FEWEST_ROUNDS, Plan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What the command line says about every measurement."""
+
+    plan: Plan
+    against: tuple[str, ...]
+    isolation: str | None
+    target: str | None
+    policy: Path | None
+    key: Path | None
+    cache: Path
+    limits: Mapping[str, int]
+    say: Callable[[str], None]
+
+
+def new_result(command: str, baseline: str, options: Options, cores: machine.Cores) -> Result:
+    """A result without rows."""
+    settings = {
+        "rounds": options.plan.rounds,
+        "warmups": options.plan.warmups,
+        "cores": cores.to_json(),
+        "threads": 1,
+        "batch": 1,
+        "target": options.target,
+        "isolation_asked_for": options.isolation,
+    }
+    return Result(
+        command=command,
+        baseline=baseline,
+        started=datetime.now(UTC).isoformat(timespec="seconds"),
+        machine=machine.facts(),
+        versions=machine.versions(),
+        settings=settings,
+        trial=options.plan.rounds < FEWEST_ROUNDS,
+    )
+
+
+def start_ours(options: Options, cores: machine.Cores) -> Ours:
+    """Our server, or the target."""
+    return Ours(
+        cores=cores, isolation=options.isolation, limits=options.limits, target_url=options.target,
+        policy=options.policy, key=options.key,
+    )  # fmt: skip
+
+
+@contextmanager
+def contenders(
+    result: Result, options: Options, cores: machine.Cores, *, bare: bool
+) -> Iterator[Sequence[Contender]]:
+    """Bare onnxruntime (where asked for), ours, then the peers; this process on the client's core meanwhile."""
+    machine.pin(cores.client)
+    started: list[Contender] = []
+    try:
+        if bare:
+            started.append(Engine("bare", "bare onnxruntime", cores=cores))
+        options.say("starting our server")
+        started.append(start_ours(options, cores))
+        for name in options.against:
+            options.say(f"preparing {name}")
+            try:
+                started.append(open_peer(name, cache=options.cache, cores=cores))
+            except Unable as reason:
+                result.miss(name, "", str(reason))
+        yield started
+        for one in started:
+            about = {"name": one.name, "title": one.title, "version": one.version, "facts": one.facts}
+            result.contenders.append(about)
+        result.machine["load_at_end"] = machine.load()
+    finally:
+        for one in reversed(started):
+            one.close()

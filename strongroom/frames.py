@@ -1,0 +1,78 @@
+"""Messages between the server and processes that it does not believe: a JSON object and bytes, lengths before both.
+
+    two lengths (8 bytes each, big endian), a JSON object, bytes
+
+Never objects of anybody's making; what is longer than it may be, or no JSON object, counts as the end.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final, Protocol
+
+HEADER_BYTES: Final = 1 << 20
+"""JSON of one message; metadata of a model has 128 KiB at most."""
+MAX_DATA: Final = 2 << 30
+"""Bytes that follow it: the largest ONNX file."""
+
+
+class Stream(Protocol):
+    """The part of a socket that messages need."""
+
+    def sendall(self, data: Any, /) -> None:
+        """Sends all of it."""
+
+    def recv_into(self, buffer: Any, /) -> int:
+        """Receives some of it; 0 at the end."""
+
+
+def send(end: Stream, header: Mapping[str, Any], data: bytes | bytearray | memoryview = b"") -> None:
+    """Sends a JSON object and bytes.
+
+    Raises:
+        OSError: the other side is gone, or does not read.
+    """
+    text = json.dumps(header, separators=(",", ":")).encode()
+    end.sendall(len(text).to_bytes(8, "big") + len(data).to_bytes(8, "big") + text)
+    if data:
+        with memoryview(data) as view:
+            end.sendall(view)
+
+
+def receive(end: Stream) -> tuple[dict[str, Any], bytearray]:
+    """Receives what `send` sent.
+
+    Raises:
+        EOFError: the other side ended before, or says what it cannot.
+        OSError: it does not write in time.
+    """
+    lengths = exactly(end, 16)
+    size, count = int.from_bytes(lengths[:8], "big"), int.from_bytes(lengths[8:], "big")
+    if size > HEADER_BYTES or count > MAX_DATA:
+        raise EOFError
+    try:
+        header = json.loads(bytes(exactly(end, size)))
+    except (ValueError, RecursionError):
+        raise EOFError from None
+    if not isinstance(header, dict):
+        raise EOFError
+    return header, exactly(end, count)
+
+
+def exactly(end: Stream, count: int) -> bytearray:
+    """So many bytes.
+
+    Raises:
+        EOFError: the other side ended before.
+        OSError: it does not write in time.
+    """
+    data = bytearray(count)
+    with memoryview(data) as view:
+        done = 0
+        while done < count:
+            got = end.recv_into(view[done:])
+            if not got:
+                raise EOFError
+            done += got
+    return data

@@ -1,0 +1,96 @@
+"""What running a model takes and gives, wherever it runs: in this process (`engine`) or in workers (`workers`)."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from strongroom.models.info import ModelInfo
+from strongroom.oip import Array
+
+
+class Ticket:
+    """Somebody waits for a run; once nobody does, it is not worth its end. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._stop: Callable[[], None] | None = None
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        """Nobody waits any more: stops what runs, and what would begin."""
+        with self._lock:
+            self.cancelled = True
+            stop = self._stop
+        if stop is not None:
+            stop()
+
+    def stop_with(self, stop: Callable[[], None] | None) -> None:
+        """What stops the run that begins now; None: it has ended. At once, where nobody waits any more."""
+        with self._lock:
+            self._stop = stop
+            cancelled = self.cancelled
+        if cancelled and stop is not None:
+            stop()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One run: for whom, and how long."""
+
+    caller: str | None
+    """The data owner's principal; None: nobody who could be told from others."""
+    seconds: float
+    """Wall time, after which it is stopped."""
+    ticket: Ticket = field(default_factory=Ticket)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A model that was admitted, and where its canonical bytes come from: again and again, for as long as it is loaded.
+
+    The digests (lower-case hex) and `info` come from an authenticated record, or from admission itself.
+    """
+
+    info: ModelInfo
+    sha256: str
+    canonical_sha256: str
+    read: Callable[[], bytes | bytearray]
+
+
+class Loaded(Protocol):
+    """A loaded model. `run` may be called from several threads at once."""
+
+    memory_bytes: int
+    """Estimate of the memory it occupies between runs, in bytes."""
+
+    def run(self, inputs: Mapping[str, Array], *, outputs: tuple[str, ...], job: Job) -> dict[str, Array]:
+        """Runs the model on arrays that `inputs.check_inputs` returned; () asks for all outputs.
+
+        Raises:
+            InvalidRequest: no such output, or the model cannot be run on these inputs (codes `output_unknown`,
+                `input_not_text`, `run_failed`, `worker_died`).
+            LimitExceeded: more time, memory or output than it may (codes `run_too_long`, `run_memory`,
+                `response_too_large`).
+            Unavailable: not now (codes `model_quarantined`, `overloaded`).
+            Failure: the model is closed, or an output is not of the type that it declares.
+        """
+
+    def close(self) -> None:
+        """Gives the memory back; later runs are refused."""
+
+
+class Host(Protocol):
+    """Where models run."""
+
+    def load(self, source: Source) -> Loaded:
+        """A model that is ready to run.
+
+        Raises:
+            AdmissionRefused: the engine cannot load it, or sees other inputs and outputs in it than admission did
+                (codes `engine_refused`, `engine_interface`).
+            LimitExceeded: loading takes more time or memory than it may, or ends the process (`load_limits`).
+            SealRefused: the bytes are not those that were admitted (code `seal_digest`).
+        """

@@ -1,0 +1,354 @@
+"""Templates and workers as the server holds them: one process each, never believed.
+
+Rules
+  - What a worker answers is copied before it is looked at: shapes, types and lengths are checked as a stranger's.
+    What does not fit ends the worker.
+  - Who a worker is, the kernel says: a child of the template, born after it was asked for. It gets its memory from
+    the server directly, and no caller's data before.
+  - Processes are killed by descriptors that refer to them and to nobody else, whatever became of their ids.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import math
+import mmap
+import os
+import select
+import signal
+import socket
+import struct
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from strongroom import frames, records
+from strongroom.errors import AdmissionRefused, Error, Failure, InvalidRequest, LimitExceeded, SealRefused
+from strongroom.jobs import Source
+from strongroom.models.info import ModelInfo, TensorSpec
+from strongroom.oip import DATATYPES, Array
+from strongroom.records import Place
+from strongroom.zygote import TEMPLATE, Child, Nursery
+
+BIRTH_S: Final = 10.0
+"""Seconds for a worker to be forked and to say so; a few thousandths usually."""
+SLACK: Final = 192 << 20
+"""Bytes of address space for whatever neither the model nor its values take: buffers of kernels, the heap's gaps."""
+MODEL_FACTOR: Final = 6
+"""Bytes for each byte of the model while it loads: the file, its parsed form, weights, packed weights."""
+PEAK_FACTOR: Final = 2
+"""Bytes for each byte that admission bounded: kernels lay their inputs out anew."""
+KEPT: Final = 1 << 20
+"""Bytes of shared memory that stay a worker's between runs, overwritten; what is beyond goes back to the system."""
+FIXED: Final = 4 << 20
+"""Bytes that the smallest model is taken to occupy."""
+_CREDENTIALS: Final = struct.Struct("3i")
+_PAGE: Final = mmap.PAGESIZE
+
+
+class Died(Exception):
+    """The worker ended, or said what it cannot."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerLimits:
+    """How much workers may take; units and meanings are those of the settings of the same names."""
+
+    processes: int
+    run_bytes: int
+    run_longest_s: int
+    input_bytes: int
+    """Of one request's tensors together; as `response_bytes` and `elements`, what the server takes anyway."""
+    response_bytes: int
+    elements: int
+
+    @property
+    def cpu_s(self) -> int:
+        """Seconds of processor time in a process's life; a worker that ran for half of it is replaced."""
+        return max(600, 4 * self.run_longest_s)
+
+    def room(self, info: ModelInfo) -> int:
+        """Bytes of shared memory: the largest request and the largest answer. Pages are taken when they are written."""
+        texts = 4 * self.elements + records.ALIGNMENT * (len(info.inputs) + len(info.outputs))
+        fixed = [size for spec in info.inputs if (size := _fixed_bytes(spec)) is not None]
+        inputs = sum(fixed) if len(fixed) == len(info.inputs) else self.input_bytes
+        return -(-(inputs + self.response_bytes + texts) // _PAGE) * _PAGE
+
+    def memory(self, info: ModelInfo, size: int) -> int:
+        """Bytes of address space for loading and running a model of `size` bytes, besides what its process has."""
+        found = info.admission
+        peak = max((room.peak_bytes for room in found.rooms), default=self.run_bytes)
+        run = min(PEAK_FACTOR * peak, self.run_bytes)
+        loading = MODEL_FACTOR * max(size, found.tensor_bytes) + 2 * found.resident_bytes
+        return SLACK + loading + run + self.room(info)
+
+
+def _fixed_bytes(spec: TensorSpec) -> int | None:
+    """Bytes of a tensor of which every size is known."""
+    if spec.shape is None or spec.datatype == "BYTES":
+        return None
+    sizes = [size for size in spec.shape if isinstance(size, int)]
+    return DATATYPES[spec.datatype].itemsize * math.prod(sizes) if len(sizes) == len(spec.shape) else None
+
+
+class Template:
+    """The process that has loaded one model. Callers see that it is used by one thread at a time."""
+
+    def __init__(
+        self, nursery: Nursery, source: Source, *, limits: WorkerLimits, layers: tuple[str, ...]
+    ) -> None:
+        """Forks it and has it load the model; `layers` of the sandbox have to hold in it and its workers.
+
+        Raises:
+            As `jobs.Host.load`; Unavailable: no process can be made (code `overloaded`).
+        """
+        data = source.read()
+        self._child: Child = nursery.fork(TEMPLATE)
+        try:
+            self.memory_bytes = self._loaded(source, data, limits, layers)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._child.pid
+
+    def _loaded(
+        self, source: Source, data: bytes | bytearray, limits: WorkerLimits, layers: tuple[str, ...]
+    ) -> int:
+        end = self._child.end
+        end.settimeout(limits.run_longest_s)
+        header = {
+            "info": source.info.to_json(),
+            "sha256": source.sha256,
+            "canonical_sha256": source.canonical_sha256,
+            "memory_bytes": limits.memory(source.info, len(data)),
+            "cpu_s": limits.cpu_s,
+            "layers": list(layers),
+        }
+        before, size = _resident(self.pid), len(data)
+        try:
+            frames.send(end, header, data)
+            del data
+            answer, _ = frames.receive(end)
+        except (OSError, EOFError):
+            raise LimitExceeded(
+                "loading the model took more time or memory than it may", code="load_limits"
+            ) from None
+        end.settimeout(BIRTH_S)
+        code = answer.get("refused")
+        if code in _REFUSALS:
+            kind, sentence = _REFUSALS[code]
+            raise kind(sentence, code=code)
+        if answer != {"loaded": True}:
+            raise Failure("the process that loads models answers what it cannot")
+        # What it took, and never less than twice the model: it may have filled memory that was free before.
+        return max(_resident(self.pid) - before, 2 * size + FIXED)
+
+    def alive(self) -> bool:
+        """Whether it has not ended; it says nothing more, so whatever could be read is its end."""
+        end = self._child.end
+        return end.fileno() >= 0 and not select.select([end], [], [], 0)[0]
+
+    def fork(self, end: socket.socket) -> None:
+        """Has it fork a worker that gets `end`. OSError where it has ended."""
+        socket.send_fds(self._child.end, [records.FORK], [end.fileno()])
+
+    def close(self) -> None:
+        """Hangs up, upon which it ends; the zygote ends what it forked."""
+        self._child.close()
+
+
+_REFUSALS: Final[Mapping[object, tuple[type[Error], str]]] = {
+    "engine_refused": (AdmissionRefused, "onnxruntime cannot load the model"),
+    "engine_interface": (AdmissionRefused, "onnxruntime sees other inputs or outputs than admission did"),
+    "load_limits": (LimitExceeded, "loading the model took more memory than it may"),
+    "seal_digest": (SealRefused, "the model's bytes do not have the digest in the record"),
+}
+"""What a template may answer instead of being ready."""
+
+
+class Worker:
+    """One process and the memory it shares with us. One thread runs it at a time; `kill` may come from any other."""
+
+    def __init__(self, template: Template, size: int) -> None:
+        """Has it forked; `size`: bytes of shared memory.
+
+        Raises:
+            OSError: the template has ended, or there are no descriptors.
+        """
+        self.template = template
+        self.pid = 0
+        """Its process id, once it is there; for logs and tests, never to kill it by."""
+        self.spent_s = 0.0
+        self._size = size
+        self._lock = threading.Lock()
+        self._process = -1
+        self._shared: mmap.mmap | None = None
+        self._area: Array | None = None
+        self._end, theirs = socket.socketpair()
+        with theirs:
+            self._end.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+            self._end.settimeout(BIRTH_S)
+            self._asked = int(time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK"))
+            try:
+                template.fork(theirs)
+            except BaseException:
+                self._end.close()
+                raise
+
+    def settle(self) -> None:
+        """Waits until it is there, sees that it is who it has to be, and gives it its memory.
+
+        In order: 1. the kernel says who speaks, 2. a descriptor of that process, 3. it is a child of the template,
+        4. that was born after it was asked for: no process that could know another caller's data, 5. it is still
+        that process.
+
+        Raises:
+            OSError, EOFError: it is not there, or another.
+        """
+        size = socket.CMSG_SPACE(_CREDENTIALS.size)
+        message, ancillary, _, _ = self._end.recvmsg(1, size)
+        if message != records.HELLO or len(ancillary) != 1 or ancillary[0][1] != socket.SCM_CREDENTIALS:
+            raise EOFError
+        pid, _, _ = _CREDENTIALS.unpack(ancillary[0][2])
+        self._process = os.pidfd_open(pid)
+        parent, born = _birth(pid)
+        if parent != self.template.pid or born < self._asked or not self.alive():
+            os.close(self._process)  # whoever it is: nobody that we may kill
+            self._process = -1
+            raise EOFError
+        self.pid = pid
+        self._end.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)
+        descriptor = _memory_file(self._size)
+        try:
+            self._shared = mmap.mmap(descriptor, self._size)
+            self._area = np.frombuffer(self._shared, np.uint8)
+            socket.send_fds(self._end, [records.MEMORY + self._size.to_bytes(8, "little")], [descriptor])
+        finally:
+            os.close(descriptor)
+
+    def alive(self) -> bool:
+        """Whether the process has not ended."""
+        return self._process >= 0 and not select.select([self._process], [], [], 0)[0]
+
+    def run(
+        self, inputs: Mapping[str, Array], wanted: list[int], info: ModelInfo, seconds: float
+    ) -> list[Array]:
+        """One run: each input is copied into the shared memory, each output out of it."""
+        area = self._area
+        if area is None:
+            raise Failure("the worker is not there")
+        started = time.monotonic()
+        used = 0
+        try:
+            places = []
+            for position, spec in enumerate(info.inputs):
+                array = inputs[spec.name]
+                if records.stored_bytes(array) > len(area) - used:
+                    raise LimitExceeded(
+                        "the request is larger than the model's memory", code="input_too_large"
+                    )
+                places.append(records.put(area, used, array, position=position))
+                used = records.aligned(places[-1].offset + places[-1].size)
+            outcome, found = self._ask(records.pack_run(places, wanted), len(wanted), seconds)
+            used = max((used, *(place.offset + place.size for place in found)))
+            _check_outcome(outcome)
+            return [
+                self._output(place, position, info) for place, position in zip(found, wanted, strict=True)
+            ]
+        finally:
+            self.spent_s += time.monotonic() - started
+            self._scrub(min(used, len(area)))
+
+    def _ask(self, run: bytes, outputs: int, seconds: float) -> tuple[bytes, list[Place]]:
+        self._end.settimeout(seconds)
+        try:
+            self._end.sendall(run)
+            return records.receive_answer(self._end, outputs=outputs)
+        except TimeoutError:
+            self.kill()
+            raise LimitExceeded(
+                f"the run took longer than the {seconds:.0f} s that it may", code="run_too_long"
+            ) from None
+        except (OSError, EOFError):
+            raise Died from None
+
+    def _output(self, place: Place, position: int, info: ModelInfo) -> Array:
+        if place.position != position or self._area is None:
+            raise Died
+        try:
+            return records.take(self._area, place, datatype=info.outputs[position].datatype)
+        except EOFError:
+            raise Died from None
+
+    def _scrub(self, used: int) -> None:
+        """Nothing of a request stays in shared memory; what it grew to goes back to the system."""
+        if self._area is None or self._shared is None:
+            return
+        self._area[: min(used, KEPT)] = 0
+        if len(self._area) > KEPT:
+            # All of it: a worker may have written where nothing belongs, to have us keep it.
+            self._shared.madvise(mmap.MADV_REMOVE, KEPT, len(self._area) - KEPT)
+
+    def kill(self) -> None:
+        """Ends the process now. Thread-safe."""
+        with self._lock:
+            if self._process >= 0:
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(self._process, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Ends the process and gives its memory back."""
+        self.kill()
+        with self._lock:
+            if self._process >= 0:
+                os.close(self._process)
+                self._process = -1
+        self._end.close()
+        # Given back with the last reference: an exception that is on its way may still hold one.
+        self._area = self._shared = None
+
+
+def _check_outcome(outcome: bytes) -> None:
+    if outcome == records.FAILED:
+        raise InvalidRequest("the model cannot be run on these inputs", code="run_failed")
+    if outcome == records.NO_TEXT:
+        raise InvalidRequest("an input holds bytes that are not UTF-8", code="input_not_text")
+    if outcome == records.NO_MEMORY:
+        raise LimitExceeded("the run takes more memory than there is for it", code="run_memory")
+    if outcome == records.TOO_LARGE:
+        raise LimitExceeded("the result is longer than results may be", code="response_too_large")
+
+
+def _birth(pid: int) -> tuple[int, int]:
+    """The parent of a process, and when it was born (clock ticks since the machine started): proc_pid_stat(5)."""
+    fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    return int(fields[1]), int(fields[19])
+
+
+def _resident(pid: int) -> int:
+    """Bytes of memory of a process, those that it shares with others among them: proc_pid_statm(5)."""
+    return int(Path(f"/proc/{pid}/statm").read_bytes().split()[1]) * _PAGE
+
+
+def _memory_file(size: int) -> int:
+    """A descriptor of fresh memory, whose size nobody can change: shrinking it would end us by SIGBUS."""
+    descriptor = os.memfd_create("run", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(descriptor, size)
+        fcntl.fcntl(
+            descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+        )
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor

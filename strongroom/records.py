@@ -1,0 +1,218 @@
+"""What the server and its workers say to each other: a closed set of records, and tensors in shared memory.
+
+    run       b"R", numbers of inputs and of outputs asked for, a place for each input, a number for each output
+    answer    a letter, the number of outputs, a place for each
+
+Rules
+  - Nothing is an object of anybody's making: numbers of fixed width, names of tensors by their position in the
+    model's metadata, lengths before everything.
+  - The other side may have been taken over. What comes from it is copied first and looked at afterwards, since
+    shared memory can change between two looks; what does not fit is `EOFError`: it counts as gone.
+  - Tensors lie at multiples of `ALIGNMENT` bytes, in C order and native byte order; a BYTES tensor is each
+    element's length (4 bytes, little endian) and then the element.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from strongroom.frames import Stream, exactly
+from strongroom.oip import DATATYPES, MAX_RANK, Array, bytes_array
+
+ALIGNMENT: Final = 64
+"""Bytes: a cache line, and enough for every kernel."""
+MAX_TENSORS: Final = 1 << 16
+
+FORK: Final = b"F"
+"""The server's one word to a template, with the socket of the worker to be."""
+HELLO: Final = b"H"
+"""A worker's first word, by which the kernel tells the server its process id."""
+MEMORY: Final = b"M"
+"""The server's first word to a worker, with its memory; its size follows (8 bytes, little endian)."""
+RUN: Final = b"R"
+DONE: Final = b"+"
+FAILED: Final = b"f"
+NO_TEXT: Final = b"t"
+NO_MEMORY: Final = b"m"
+TOO_LARGE: Final = b"s"
+OUTCOMES: Final = (DONE, FAILED, NO_TEXT, NO_MEMORY, TOO_LARGE)
+"""How a run ends: with outputs; it cannot be run; a string is no UTF-8; no memory; outputs larger than the room."""
+
+_RUN: Final = struct.Struct("<cHHI")  # kind, inputs, outputs asked for, bytes that follow
+_ANSWER: Final = struct.Struct("<cHI")  # outcome, outputs, bytes that follow
+_PLACE: Final = struct.Struct("<HBQQ")  # position in the metadata, rank, offset, bytes; then the dimensions
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A tensor in shared memory: its position in the model's metadata; `offset` and `size` in bytes."""
+
+    position: int
+    shape: tuple[int, ...]
+    offset: int
+    size: int
+
+
+# Runs
+
+
+def pack_run(inputs: Sequence[Place], wanted: Sequence[int]) -> bytes:
+    """The record that asks for a run; `wanted`: positions of the outputs."""
+    tail = b"".join(map(_pack_place, inputs)) + struct.pack(f"<{len(wanted)}H", *wanted)
+    return _RUN.pack(RUN, len(inputs), len(wanted), len(tail)) + tail
+
+
+def receive_run(end: Stream) -> tuple[list[Place], list[int]]:
+    """Receives what `pack_run` made: in the worker, from the server.
+
+    Raises:
+        EOFError: the server ended, or this is no such record.
+    """
+    kind, inputs, outputs, length = _RUN.unpack(exactly(end, _RUN.size))
+    if kind != RUN or length > MAX_TENSORS * (_PLACE.size + 8 * MAX_RANK):
+        raise EOFError
+    tail = bytes(exactly(end, length))
+    places, at = _unpack_places(tail, inputs)
+    if len(tail) - at != 2 * outputs:
+        raise EOFError
+    return places, list(struct.unpack_from(f"<{outputs}H", tail, at))
+
+
+def pack_answer(outcome: bytes, outputs: Sequence[Place] = ()) -> bytes:
+    """The record that ends a run."""
+    tail = b"".join(map(_pack_place, outputs))
+    return _ANSWER.pack(outcome, len(outputs), len(tail)) + tail
+
+
+def receive_answer(end: Stream, *, outputs: int) -> tuple[bytes, list[Place]]:
+    """Receives what `pack_answer` made, from a worker that may say anything: an outcome, and as many places as
+    outputs were asked for, or none.
+
+    Raises:
+        EOFError: the worker ended, or says what it cannot.
+        OSError: it does not answer in time.
+    """
+    outcome, count, length = _ANSWER.unpack(exactly(end, _ANSWER.size))
+    expected = outputs if outcome == DONE else 0
+    if outcome not in OUTCOMES or count != expected or length > count * (_PLACE.size + 8 * MAX_RANK):
+        raise EOFError
+    places, at = _unpack_places(bytes(exactly(end, length)), count)
+    if at != length:
+        raise EOFError
+    return outcome, places
+
+
+def _pack_place(place: Place) -> bytes:
+    shape = place.shape
+    return _PLACE.pack(place.position, len(shape), place.offset, place.size) + struct.pack(
+        f"<{len(shape)}Q", *shape
+    )
+
+
+def _unpack_places(data: bytes, count: int) -> tuple[list[Place], int]:
+    places, at = [], 0
+    try:
+        for _ in range(count):
+            position, rank, offset, size = _PLACE.unpack_from(data, at)
+            if rank > MAX_RANK:
+                raise EOFError
+            shape = struct.unpack_from(f"<{rank}Q", data, at + _PLACE.size)
+            at += _PLACE.size + 8 * rank
+            places.append(Place(position, shape, offset, size))
+    except struct.error:
+        raise EOFError from None
+    return places, at
+
+
+# Tensors
+
+
+def stored_bytes(array: Array) -> int:
+    """Bytes that `put` takes for a tensor, up to the next multiple of `ALIGNMENT`."""
+    size = array.nbytes
+    if array.dtype.kind == "O":
+        size = 4 * array.size + sum(map(len, array.reshape(-1).tolist()))
+    return aligned(size)
+
+
+def aligned(size: int) -> int:
+    """The next multiple of `ALIGNMENT`."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def put(area: Array, offset: int, array: Array, *, position: int) -> Place:
+    """Copies a tensor into `area` (uint8 [n], shared) at `offset`; it must fit."""
+    if array.dtype.kind == "O":
+        data = b"".join(len(element).to_bytes(4, "little") + element for element in array.reshape(-1))
+        area[offset : offset + len(data)] = np.frombuffer(data, np.uint8)
+        return Place(position, array.shape, offset, len(data))
+    if array.nbytes:
+        there = area[offset : offset + array.nbytes].view(array.dtype).reshape(array.shape)
+        np.copyto(there, array)
+    return Place(position, array.shape, offset, array.nbytes)
+
+
+def view(area: Array, place: Place, *, datatype: str) -> Array:
+    """The tensor at `place`, in the worker: no copy but for BYTES. The server wrote it, and does not while it is read.
+
+    Raises:
+        EOFError: there is no such tensor.
+    """
+    _check(place, len(area), datatype)
+    if datatype == "BYTES":
+        return _elements(area[place.offset : place.offset + place.size].tobytes(), place.shape)
+    if not place.size:
+        return np.empty(place.shape, DATATYPES[datatype])
+    there = area[place.offset : place.offset + place.size]
+    return there.view(DATATYPES[datatype]).reshape(place.shape)
+
+
+def take(area: Array, place: Place, *, datatype: str) -> Array:
+    """A private copy of the tensor at `place`, in the server: copied first, then looked at, for a worker that was
+    taken over may write there meanwhile.
+
+    Raises:
+        EOFError: there is no such tensor: it is not as long as its shape says, or is not of its type.
+    """
+    _check(place, len(area), datatype)
+    copied = area[place.offset : place.offset + place.size].copy()
+    if datatype == "BYTES":
+        return _elements(copied.tobytes(), place.shape)
+    if datatype == "BOOL" and place.size and int(copied.max()) > 1:
+        raise EOFError  # another byte in a bool is undefined behaviour in numpy's and everybody's loops
+    if not place.size:
+        return np.empty(place.shape, DATATYPES[datatype])
+    return copied.view(DATATYPES[datatype]).reshape(place.shape)
+
+
+def _check(place: Place, area: int, datatype: str) -> None:
+    """The place lies in the area, and is as long as its shape says; a BYTES tensor at least as long."""
+    if place.offset % ALIGNMENT or place.offset > area or place.size > area - place.offset:
+        raise EOFError
+    count = math.prod(place.shape)  # Python's integers: no overflow
+    if datatype == "BYTES":
+        if 4 * count > place.size:
+            raise EOFError
+    elif count * DATATYPES[datatype].itemsize != place.size:
+        raise EOFError
+    if not count and math.prod(size for size in place.shape if size) > 1 << 48:
+        raise EOFError  # numpy has no array of that shape, empty as it would be
+
+
+def _elements(data: bytes, shape: tuple[int, ...]) -> Array:
+    elements, at = [], 0
+    for _ in range(math.prod(shape)):
+        length = int.from_bytes(data[at : at + 4], "little")
+        at += 4 + length
+        if at > len(data):
+            raise EOFError
+        elements.append(data[at - length : at])
+    if at != len(data):
+        raise EOFError
+    return bytes_array(elements, shape=shape)

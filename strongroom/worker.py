@@ -1,0 +1,182 @@
+"""Where models run: the template of one model, and the workers that it forks, one for each data owner.
+
+    zygote --forks--> template: one model, loaded under lock-down --forks--> workers: one caller's inputs each
+
+Rules
+  - The template gives up everything before it looks at a byte of the model, and never sees an input: what it is
+    at the time of a fork is all that workers of different callers have in common.
+  - A worker gives up the rest before its first input. It has one socket, and one piece of memory that it shares
+    with the server and nobody else.
+  - Neither tells anybody what went wrong but by a word of a closed set: onnxruntime's texts stay here, and end here.
+  - If the template is taken over while it loads, it must not become a way from one worker to another: it cannot
+    keep what it passes on (one free descriptor, and a worker's memory is sent only to the worker), and learns
+    nothing from a worker's end.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import resource
+import signal
+import socket
+from typing import Any, Final
+
+import numpy as np
+
+from strongroom import frames, models, records, sandbox
+from strongroom.engine import Engine, Session
+from strongroom.errors import Error, InvalidRequest, LimitExceeded
+from strongroom.models.info import ModelInfo
+from strongroom.oip import Array
+from strongroom.records import Place
+
+_CONTROL: Final = 3
+"""Descriptor of the template's socket to the server."""
+_WORKER: Final = 4
+"""Descriptor of a worker's; the only other one that there can be at a time."""
+
+
+def template(descriptor: int) -> int:
+    """Loads the model that comes through `descriptor` and forks workers until the server hangs up; the exit code."""
+    if descriptor != _CONTROL:
+        os.dup2(descriptor, _CONTROL)
+        os.close(descriptor)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for workers: their ends tell nothing
+    with socket.socket(fileno=_CONTROL) as server:
+        header, data = frames.receive(server)
+        if not _give_up(header, fork=True):
+            return 1
+        try:
+            session = _load(header, data)
+        except Error as refusal:
+            frames.send(server, {"refused": refusal.code})
+            return 0
+        except MemoryError:
+            frames.send(server, {"refused": "load_limits"})
+            return 0
+        data.clear()
+        gc.collect()
+        gc.freeze()
+        frames.send(server, {"loaded": True})
+        return _fork_workers(server, session, header)
+
+
+def _load(header: dict[str, Any], data: bytearray) -> Session:
+    info = ModelInfo.from_json(header["info"])
+    admitted = models.reopen(
+        data, info=info, sha256=header["sha256"], canonical_sha256=header["canonical_sha256"]
+    )
+    return Engine().load(admitted)
+
+
+def _give_up(header: dict[str, Any], *, fork: bool) -> bool:
+    """Whether all layers that the server promised hold from here on."""
+    own = (_CONTROL,) if fork else (_WORKER,)
+    memory = _occupied() + header["memory_bytes"] if fork else resource.getrlimit(resource.RLIMIT_AS)[1]
+    profile = sandbox.Profile(
+        memory_bytes=memory,
+        cpu_s=header["cpu_s"],
+        read_fds=own,
+        write_fds=own,
+        fork=fork,
+        receive_fds=fork,
+        tend=False,
+    )
+    held = sandbox.lock_down(profile)
+    if fork:
+        # One free number: whoever wants a second descriptor has to close the first.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (_WORKER + 1, _WORKER + 1))
+    return set(header["layers"]) <= set(held)
+
+
+def _occupied() -> int:
+    """Bytes of address space now, the model among them."""
+    with open("/proc/self/statm", "rb") as file:  # noqa: PTH123 - no more than is needed
+        return int(file.read().split()[0]) * resource.getpagesize()
+
+
+def _fork_workers(server: socket.socket, session: Session, header: dict[str, Any]) -> int:
+    while True:
+        message, descriptors, _, _ = socket.recv_fds(server, 1, 1)
+        if message != records.FORK or descriptors != [_WORKER]:
+            return 0
+        own = os.getpid()
+        if os.fork() == 0:
+            code = 1
+            try:
+                server.close()
+                code = _work(session, header, parent=own)
+            finally:
+                os._exit(code)
+        os.close(_WORKER)
+
+
+# A worker
+
+
+def _work(session: Session, header: dict[str, Any], *, parent: int) -> int:
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:
+        return 1
+    with socket.socket(fileno=_WORKER) as server:
+        server.sendall(records.HELLO)
+        message, descriptors, _, _ = socket.recv_fds(server, 9, 1)
+        if message[:1] != records.MEMORY or len(descriptors) != 1:
+            return 1
+        area = _map(descriptors[0], int.from_bytes(message[1:], "little"))
+        os.close(descriptors[0])
+        if not _give_up(header, fork=False):
+            return 1
+        while True:
+            try:
+                places, wanted = records.receive_run(server)
+            except EOFError:
+                return 0
+            server.sendall(_run(session, area, places, wanted))
+
+
+def _map(descriptor: int, size: int) -> Array:
+    """The memory that is shared with the server, uint8 [size]. Not by `mmap`, which keeps another descriptor of it."""
+    call = ctypes.CDLL(None, use_errno=True).mmap
+    call.restype = ctypes.c_void_p
+    call.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    address = call(None, size, 3, 1, descriptor, 0)  # PROT_READ | PROT_WRITE, MAP_SHARED
+    if address in (None, ctypes.c_void_p(-1).value):
+        raise OSError(ctypes.get_errno(), "the shared memory cannot be mapped")
+    return np.frombuffer(memoryview((ctypes.c_uint8 * size).from_address(address)), np.uint8)
+
+
+def _run(session: Session, area: Array, places: list[Place], wanted: list[int]) -> bytes:
+    """One run, and the record that answers it."""
+    info = session.info
+    try:
+        inputs = {
+            info.inputs[place.position].name: records.view(
+                area, place, datatype=info.inputs[place.position].datatype
+            )
+            for place in places
+        }
+        names = tuple(info.outputs[position].name for position in wanted)
+        results = session.run(inputs, outputs=names)
+        return _put(area, places, [(position, results[n]) for position, n in zip(wanted, names, strict=True)])
+    except EOFError:  # the server's arrays are not of the model's types
+        return records.pack_answer(records.FAILED)
+    except InvalidRequest as refusal:
+        return records.pack_answer(records.NO_TEXT if refusal.code == "input_not_text" else records.FAILED)
+    except (LimitExceeded, MemoryError):
+        return records.pack_answer(records.NO_MEMORY)
+
+
+def _put(area: Array, inputs: list[Place], results: list[tuple[int, Array]]) -> bytes:
+    """Outputs go behind the inputs: onnxruntime's own memory is copied once, into memory that the server sees."""
+    offset = max((records.aligned(place.offset + place.size) for place in inputs), default=0)
+    places = []
+    for position, array in results:
+        size = records.stored_bytes(array)
+        if size > len(area) - offset:
+            return records.pack_answer(records.TOO_LARGE)
+        places.append(records.put(area, offset, array, position=position))
+        offset += size
+    return records.pack_answer(records.DONE, places)

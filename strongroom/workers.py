@@ -1,0 +1,319 @@
+"""Models in workers: the server's side of `worker`.
+
+    Workers         all of them: how many there may be, who goes first
+      Model         one loaded model: its template, deaths, and the way back from them
+        Template    the process that loaded it and sees no input
+        Worker      a process that runs it, for one caller
+
+Rules
+  - A worker runs one caller's requests, as `isolation` says: `owner`, every data owner has workers of its own, and
+    callers without a key get a fresh one each time, for nobody can tell them apart; `request`, so does everybody;
+    `model`, all callers of a model share them.
+  - A worker that has seen nobody's data is kept in readiness for each model: who comes next does not wait for it.
+  - No data goes to one worker while another one is being born, nor is one born of a template that sees data.
+  - A death is one caller's error. What it means for the next ones, `quarantine` decides.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Hashable, Mapping
+from typing import Final, NoReturn
+
+from strongroom.errors import Error, Failure, InvalidRequest, LimitExceeded, Unavailable
+from strongroom.jobs import Job, Source
+from strongroom.oip import Array
+from strongroom.processes import Died, Template, Worker, WorkerLimits
+from strongroom.quarantine import Deaths
+from strongroom.zygote import Nursery
+
+log = logging.getLogger("strongroom.workers")
+
+BIRTHS: Final = 3
+"""Workers that are asked for one after the other before the template is taken to be at fault."""
+_SPARE: Final = object()
+"""Whose worker it is that has seen nobody's data."""
+
+
+class Workers:
+    """All workers of a server. Thread-safe."""
+
+    def __init__(
+        self, nursery: Nursery, *, isolation: str, layers: tuple[str, ...], limits: WorkerLimits
+    ) -> None:
+        """`isolation`: `owner`, `request` or `model`. `layers` of the sandbox have to hold in every process."""
+        self.nursery = nursery
+        self.isolation = isolation
+        self.layers = layers
+        self.limits = limits
+        self._lock = threading.Lock()
+        self._count = 0
+        self._idle: OrderedDict[Worker, tuple[Model, Hashable]] = OrderedDict()  # least recently used first
+
+    def load(self, source: Source) -> Model:
+        """See `jobs.Host`. The template is ready when this returns; a worker is being made.
+
+        Raises:
+            Unavailable: no process can be made now (code `overloaded`).
+        """
+        return Model(self, source)
+
+    def place(self, *, needed: bool) -> None:
+        """Takes a place for one more worker. Where there is none, and it is needed, it is that of the idle one that
+        was not used for longest, which ends.
+
+        Raises:
+            Unavailable: all of them are running, or it was not needed (code `overloaded`).
+        """
+        with self._lock:
+            if self._count < self.limits.processes:
+                self._count += 1
+                return
+            if not self._idle or not needed:
+                raise Unavailable("as many workers are running as there may be", code="overloaded")
+            oldest, _ = self._idle.popitem(last=False)  # its place is the new one's
+        oldest.close()
+
+    def leave(self) -> None:
+        """Gives a place back."""
+        with self._lock:
+            self._count -= 1
+
+    def keep(self, one: Worker, model: Model, caller: Hashable) -> None:
+        """Keeps a worker for the next request of its caller."""
+        with self._lock:
+            self._idle[one] = (model, caller)
+
+    def find(self, model: Model, caller: Hashable) -> Worker | None:
+        """An idle worker of this model and caller, the last used first; it is the callee's from here on."""
+        with self._lock:
+            for one, owner in reversed(self._idle.items()):
+                if owner == (model, caller):
+                    del self._idle[one]
+                    return one
+        return None
+
+    def has_spare(self, model: Model) -> bool:
+        """Whether a worker of this model has not seen anybody's data yet."""
+        with self._lock:
+            return (model, _SPARE) in self._idle.values()
+
+    def drop(self, model: Model) -> None:
+        """Ends all idle workers of a model."""
+        with self._lock:
+            gone = [one for one, owner in self._idle.items() if owner[0] is model]
+            for one in gone:
+                del self._idle[one]
+            self._count -= len(gone)
+        for one in gone:
+            one.close()
+
+
+class Model:
+    """A model in workers. See `jobs.Loaded`."""
+
+    def __init__(self, workers: Workers, source: Source) -> None:
+        self._workers = workers
+        self._source = source
+        self.info = source.info
+        self._positions = {spec.name: number for number, spec in enumerate(source.info.outputs)}
+        self._room = workers.limits.room(source.info)
+        self._lock = threading.Lock()
+        self._deaths = Deaths()
+        self._newborn: Worker | None = None
+        self._back: float = 0.0  # monotonic seconds at which it may be there again
+        self._closed = False
+        self._template: Template | None = self._make()
+        self.memory_bytes = self._template.memory_bytes
+        with self._lock:
+            self._bear_spare()
+
+    def run(self, inputs: Mapping[str, Array], *, outputs: tuple[str, ...], job: Job) -> dict[str, Array]:
+        """See `jobs.Loaded`."""
+        names = outputs or tuple(self._positions)
+        if not set(names) <= self._positions.keys():
+            raise InvalidRequest(
+                f"expected outputs among {', '.join(map(repr, self._positions))}", code="output_unknown"
+            )
+        caller = self._caller(job)
+        one = self._take(job, caller)
+        again = False
+        try:
+            job.ticket.stop_with(one.kill)
+            results = one.run(inputs, [self._positions[name] for name in names], self.info, job.seconds)
+            again = True
+        except Died:
+            if not job.ticket.cancelled:  # else we have killed it
+                self._died(job)
+            _refuse_died()
+        except InvalidRequest:
+            again = True
+            raise
+        except LimitExceeded as error:
+            again = error.code != "run_too_long"
+            raise
+        finally:
+            job.ticket.stop_with(None)
+            self._give_back(one, caller if again else None)
+        return dict(zip(names, results, strict=True))
+
+    def close(self) -> None:
+        """Ends the template and its workers."""
+        with self._lock:
+            self._closed = True
+            self._end()
+
+    # Which worker
+
+    def _caller(self, job: Job) -> Hashable:
+        """Whose worker it is to be; None: nobody's after this run."""
+        if self._workers.isolation == "model":
+            return ""
+        return job.caller if self._workers.isolation == "owner" else None
+
+    def _take(self, job: Job, caller: Hashable) -> Worker:
+        with self._lock:
+            template = self._there(job)
+            self._settle()
+            if caller is not None and (found := self._idle(caller)) is not None:
+                return found
+            for _ in range(BIRTHS):
+                if (found := self._idle(_SPARE)) is not None:
+                    return found
+                self._bear(needed=True)
+                self._settle()
+                if not template.alive():
+                    break
+            self._lost(template)
+            self._there(job)  # says how long it takes
+            raise Unavailable("no process can be made to run the model", code="overloaded")
+
+    def _idle(self, caller: Hashable) -> Worker | None:
+        """An idle worker of this caller that is still there. Callers hold the lock."""
+        while (found := self._workers.find(self, caller)) is not None and not found.alive():
+            self._workers.leave()
+            found.close()
+        return found
+
+    def _give_back(self, one: Worker, caller: Hashable) -> None:
+        """Keeps it for its caller, or ends it; and has another one made meanwhile, where none is spare."""
+        keep = caller is not None and one.spent_s < self._workers.limits.cpu_s / 2 and one.alive()
+        with self._lock:
+            if keep and not self._closed and one.template is self._template:
+                self._workers.keep(one, self, caller)
+            else:
+                self._workers.leave()
+                one.close()
+            self._bear_spare()
+
+    def _bear_spare(self) -> None:
+        """So that who comes next need not wait; what hinders it hinders nobody else. Callers hold the lock."""
+        if not self._workers.has_spare(self):
+            with contextlib.suppress(Error):
+                self._bear(needed=False)
+
+    def _bear(self, *, needed: bool) -> None:
+        """Asks for a worker, which gets ready on its own. Callers hold the lock."""
+        if self._template is None or self._newborn is not None:
+            return
+        self._workers.place(needed=needed)
+        try:
+            self._newborn = Worker(self._template, self._room)
+        except OSError:  # the template has ended, or there are no descriptors
+            self._workers.leave()
+
+    def _settle(self) -> None:
+        """The worker that was asked for, if any, becomes the spare one, or is none. Callers hold the lock."""
+        one, self._newborn = self._newborn, None
+        if one is None:
+            return
+        try:
+            one.settle()
+        except (OSError, EOFError):
+            self._workers.leave()
+            one.close()
+        else:
+            self._workers.keep(one, self, _SPARE)
+
+    # Deaths
+
+    def _there(self, job: Job | None) -> Template:
+        """The template, alive; or who has to wait how long. Callers hold the lock."""
+        if self._closed:
+            raise Failure("the model is closed")
+        now = time.monotonic()
+        if job is not None and (wait := self._deaths.wait_s(job.caller or "", now=now)):
+            _refuse_now("runs of this caller ended the model's process several times", wait)
+        if self._template is not None and not self._template.alive():
+            self._lost(self._template)
+        if self._template is None:
+            _refuse_now("the model's process ended several times and is made anew", self._back - now)
+        return self._template
+
+    def _died(self, job: Job) -> None:
+        with self._lock:
+            renew = self._deaths.died(job.caller or "", now=time.monotonic())
+            if self._template is not None and (renew or not self._template.alive()):
+                self._lost(self._template, renew=renew)
+
+    def _lost(self, template: Template, *, renew: bool = False) -> None:
+        """Ends what there is, and begins to make it anew. Callers hold the lock."""
+        if self._template is not template or self._closed:
+            return
+        self._end()
+        # A template that died has a layout that somebody may know, too.
+        delay = self._deaths.renewed()
+        self._back = time.monotonic() + delay + 3
+        log.warning("a model's template is made anew%s", " by another zygote" if renew else "")
+        threading.Thread(target=self._make_anew, args=(delay,), name="workers-again", daemon=True).start()
+
+    def _make_anew(self, delay: float) -> None:
+        while True:
+            time.sleep(delay)
+            try:
+                if not self._closed:
+                    self._workers.nursery.renew()
+                    made = self._make()
+                break
+            except Error as error:
+                log.error("a model's template: %s", error.code)
+            with self._lock:
+                delay = self._deaths.renewed()
+                self._back = time.monotonic() + delay + 3
+                if self._closed:
+                    return
+        with self._lock:
+            if self._closed:
+                made.close()
+                return
+            self._template = made
+            self._bear_spare()
+
+    def _make(self) -> Template:
+        workers = self._workers
+        return Template(workers.nursery, self._source, limits=workers.limits, layers=workers.layers)
+
+    def _end(self) -> None:
+        if self._template is not None:
+            self._template.close()
+            self._template = None
+        if self._newborn is not None:
+            self._workers.leave()
+            self._newborn.close()
+            self._newborn = None
+        self._workers.drop(self)
+
+
+def _refuse_died() -> NoReturn:
+    raise InvalidRequest(
+        "the process that ran the model ended before it answered", code="worker_died"
+    ) from None
+
+
+def _refuse_now(why: str, wait: float) -> NoReturn:
+    raise Unavailable(why, code="model_quarantined", retry_after_s=max(1, math.ceil(wait)))

@@ -1,0 +1,307 @@
+"""The process that all confined processes come from: the server's side.
+
+    server --executes--> zygote --forks--> examiner of one model (`admission`)
+                                --forks--> template of one model (`workers`) --forks--> workers
+
+Rules
+  - It is executed, not forked, and before any secret exists: no key is in its memory, nor in that of what comes
+    from it. It imports once what they need, and looks at no model and no request.
+  - It has a control socket and nothing else of this process; when that ends it ends all that it forked.
+  - What it forks shares the layout of its memory, canaries included. `Nursery.renew` executes another; the former
+    one ends with the last of its children.
+  - Where no descriptor can be sent over a socket (a library OS) it cannot hand a child its socket. Then it does not
+    fork: it becomes the examiner itself, at the other end of its control socket, and the next one is executed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self
+
+from strongroom import frames
+from strongroom.errors import Failure, Unavailable
+
+EXAMINER: Final = b"e"
+TEMPLATE: Final = b"t"
+"""What may be asked of it: one byte, with the socket of the process to be."""
+SPARE_S: Final = 5
+"""Seconds that it may take to fork, and to end."""
+START_S: Final = 120
+"""Seconds to import what it needs; two on a machine of its own."""
+
+# As `launch`: the import hook comes before anything but the standard library, where a measurement is given.
+_BOOTSTRAP: Final = """\
+import importlib.util, json, sys
+from pathlib import Path
+room, standard = json.loads(sys.argv[1]), list(sys.path)
+found = importlib.util.spec_from_file_location(
+    "strongroom", room["package"] + "/__init__.py", submodule_search_locations=[room["package"]]
+)
+sys.modules["strongroom"] = importlib.util.module_from_spec(found)
+found.loader.exec_module(sys.modules["strongroom"])
+if room["measured"] >= 0:
+    from strongroom.importing import MeasuredImports
+    imports = MeasuredImports(standard=standard, dependencies=room["paths"], package=Path(room["package"]))
+    imports.install()
+    with open(room["measured"], "rb") as listing:
+        imports.admit(json.load(listing))
+sys.path += room["paths"]
+from strongroom import zygote_child
+sys.exit(zygote_child.main(room["control"], workers=room["workers"], alone=room["alone"]))
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """How the zygote is executed: folders of the dependencies, where to be, which files may become code."""
+
+    paths: Sequence[str]
+    environment: Mapping[str, str]
+    folder: Path
+    measured: Mapping[str, str] | None
+    """Path -> SHA-256 (hex) of every file that may be imported; None outside a server."""
+    flags: Sequence[str]
+    """Of the interpreter."""
+    workers: bool
+    """Whether models will run in what it forks: then it imports the engine, and measures the sandbox."""
+
+
+class _Zygote:
+    """One process. Whoever calls holds the nursery's lock."""
+
+    def __init__(self, launch: Launch, *, alone: bool) -> None:
+        ours, theirs = socket.socketpair()
+        # The listing is too long for a command line, and a file could be changed: it goes through a pipe.
+        listing_end, pipe = os.pipe() if launch.measured is not None else (-1, -1)
+        room = {
+            "package": str(Path(__file__).resolve().parent),
+            "paths": list(launch.paths),
+            "control": theirs.fileno(),
+            "measured": listing_end,  # by its number: not every system has /dev/fd
+            "workers": launch.workers,
+            "alone": alone,
+        }
+        try:
+            with theirs:
+                self.process = subprocess.Popen(
+                    [sys.executable, *launch.flags, "-c", _BOOTSTRAP, json.dumps(room)],
+                    env=dict(launch.environment),
+                    cwd=launch.folder,
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=[fd for fd in (theirs.fileno(), listing_end) if fd >= 0],
+                )
+            if listing_end >= 0:
+                os.close(listing_end)
+                with open(pipe, "wb") as listing:  # noqa: PTH123 - a descriptor
+                    listing.write(json.dumps(launch.measured).encode())
+        except OSError as exc:
+            ours.close()
+            raise Failure(
+                "the process that models come into cannot be started", code="start_refused"
+            ) from exc
+        self._control = ours
+        self.layers: tuple[str, ...] | None = None
+        self.children = 0
+        self.retired = False
+
+    def wait(self) -> tuple[str, ...]:
+        """The sandbox layers that take hold in what it forks, once it is ready."""
+        if self.layers is None:
+            self._control.settimeout(START_S)
+            try:
+                said, _ = frames.receive(self._control)
+                layers = said["layers"]
+                self.layers = tuple(str(layer) for layer in layers)
+            except (OSError, EOFError, KeyError, TypeError):
+                self.process.kill()
+                raise Failure(
+                    "the process that models come into does not start", code="start_refused"
+                ) from None
+            self._control.settimeout(SPARE_S)
+        return self.layers
+
+    def fork(self, kind: bytes, end: socket.socket) -> int:
+        """The new process's id; 0 where none can be made. OSError where the zygote has ended."""
+        socket.send_fds(self._control, [kind], [end.fileno()])
+        return self._answer()
+
+    def become(self, kind: bytes) -> tuple[int, socket.socket]:
+        """Its id, and its control socket, at whose other end it is what was asked for. As `fork`."""
+        self._control.sendall(kind)
+        return self._answer(), self._control
+
+    def _answer(self) -> int:
+        try:
+            return int.from_bytes(frames.exactly(self._control, 4), "big")
+        except EOFError:
+            raise ConnectionResetError from None
+
+    def stop(self) -> None:
+        """Ends it, and with it all that it forked."""
+        self._control.close()
+        try:
+            self.process.wait(SPARE_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+class Child:
+    """A process of the zygote's, by its socket and its id. A context manager: the socket is closed at the end."""
+
+    def __init__(self, nursery: Nursery, zygote: _Zygote, end: socket.socket, pid: int) -> None:
+        self._nursery, self._zygote = nursery, zygote
+        self.end, self.pid = end, pid
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Hangs up, upon which it ends."""
+        if self.end.fileno() >= 0:
+            self.end.close()
+            self._nursery._left(self._zygote)
+
+
+def descriptors_travel() -> bool:
+    """Whether a socket carries descriptors to whoever is at its other end (SCM_RIGHTS), tried with one of its own."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        try:
+            socket.send_fds(ours, [b"?"], [ours.fileno()])
+            _, descriptors, _, _ = socket.recv_fds(theirs, 1, 1)
+        except OSError:
+            return False
+        for descriptor in descriptors:
+            os.close(descriptor)
+        return len(descriptors) == 1
+
+
+class Nursery:
+    """Has processes forked, by one zygote at a time. Thread-safe; a context manager."""
+
+    def __init__(self, launch: Launch) -> None:
+        """Executes the zygote, which gets ready on its own.
+
+        Raises:
+            Failure: it cannot be executed (code `start_refused`).
+        """
+        self._launch = launch
+        self._lock = threading.Lock()
+        self._alone = not descriptors_travel()
+        self._current = self._fresh()
+        self._closed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def pid(self) -> int:
+        """The process id of the zygote in charge."""
+        return self._current.process.pid
+
+    def wait(self) -> tuple[str, ...]:
+        """Returns when the zygote is ready: the sandbox layers that take hold here, as it measured them.
+
+        Raises:
+            Failure: it does not start (code `start_refused`).
+        """
+        with self._lock:
+            return self._current.wait()
+
+    def fork(self, kind: bytes) -> Child:
+        """A new process: `EXAMINER` or `TEMPLATE`. A zygote that has ended is executed again, once.
+
+        Raises:
+            Failure: the zygote does not start (code `start_refused`).
+            Unavailable: no process can be made now (code `overloaded`).
+        """
+        if self._alone:
+            return self._become(kind)
+        ours, theirs = socket.socketpair()
+        with theirs, self._lock:
+            for attempt in range(2):
+                if self._closed:
+                    break
+                self._current.wait()
+                try:
+                    if pid := self._current.fork(kind, theirs):
+                        self._current.children += 1
+                        return Child(self, self._current, ours, pid)
+                    break
+                except OSError:
+                    if attempt == 0:
+                        self._current.stop()
+                        self._current = self._fresh()
+        ours.close()
+        raise Unavailable("no process can be made for the model", code="overloaded")
+
+    def _become(self, kind: bytes) -> Child:
+        """As `fork`, where no socket can be handed over: the zygote itself, and the next one gets ready meanwhile."""
+        with self._lock:
+            for _ in range(2):
+                if self._closed:
+                    break
+                zygote = self._current
+                zygote.wait()
+                try:
+                    pid, end = zygote.become(kind)
+                except OSError:
+                    pid, end = 0, None
+                self._current = self._fresh()
+                if pid and end is not None:
+                    zygote.children, zygote.retired = 1, True
+                    return Child(self, zygote, end, pid)
+                zygote.stop()
+        raise Unavailable("no process can be made for the model", code="overloaded")
+
+    def _fresh(self) -> _Zygote:
+        return _Zygote(self._launch, alone=self._alone)
+
+    def renew(self) -> None:
+        """Executes another zygote for all that is forked from now on; returns when it is ready.
+
+        Raises:
+            Failure: it does not start (code `start_refused`); then the former one stays in charge.
+        """
+        fresh = self._fresh()
+        try:
+            fresh.wait()
+        except Failure:
+            fresh.stop()
+            raise
+        with self._lock:
+            former, self._current = self._current, fresh
+            former.retired = True
+            stopping = former if self._closed or not former.children else None
+            if self._closed:
+                fresh.stop()
+        if stopping is not None:
+            stopping.stop()
+
+    def close(self) -> None:
+        """Ends the zygote, and with it all that it forked."""
+        with self._lock:
+            self._closed = True
+            self._current.stop()
+
+    def _left(self, zygote: _Zygote) -> None:
+        with self._lock:
+            zygote.children -= 1
+            last = zygote.retired and not zygote.children
+        if last:
+            zygote.stop()
