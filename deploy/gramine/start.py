@@ -9,6 +9,6 @@ import sys
 here = __file__.rpartition("/")[0]
 sys.path += [f"{here}/site", f"{here}/code"]
 
-from strongroom.launch import main
+from strongroom.launch import main  # noqa: E402 - the path comes first
 
 sys.exit(main(["--config", f"{here}/config/strongroom.toml"]))
