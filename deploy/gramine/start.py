@@ -9,6 +9,6 @@ import sys
 here = __file__.rpartition("/")[0]
 sys.path += [f"{here}/site", f"{here}/code"]
 
-from strongroom.launch import main  # noqa: E402 - the path comes first
+from strongroom.launch import main  # noqa: E402 - after the path is set
 
 sys.exit(main(["--config", f"{here}/config/strongroom.toml"]))
