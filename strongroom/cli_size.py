@@ -144,6 +144,11 @@ def _show(models: list[Model], found: Sizing, settings: Config, *, budget: int |
         beyond = part_of_epc["pages_beyond"]
         word = f"{beyond} pages of the warm part do not fit" if beyond else "the warm part fits"
         click.echo(f"{part_of_epc['part']}: {megabytes(part_of_epc['bytes'])} for enclaves, {word}")
+    if settings.security.isolation != "in_process":
+        click.echo(
+            f"settings say isolation = {settings.security.isolation!r}: what workers take is not counted; this is for "
+            "in_process, which an enclave demands"
+        )
     click.echo("SGX on Ice Lake servers and later has 8 to 512 GB a socket: nothing of this is paged there")
 
 

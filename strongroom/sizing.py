@@ -33,6 +33,10 @@ LOADED: Final = 2.0
 """Bytes of a loaded model for each byte that runs: initializers, and copies that kernels pack."""
 FOREST: Final = 20.0
 """The same for an ensemble of trees, whose nodes are numbers of a few bytes in the file and records in memory."""
+GIVEN_BACK: Final = 32 * MIB
+"""Blocks from which on the allocator gives memory back at once (glibc's M_MMAP_THRESHOLD_MAX): what smaller tensors
+took while they were loaded stays with the process, and requests come on top.
+"""
 OUTPUTS: Final = 2
 """Copies of a result while it is answered: the arrays, and the body."""
 EXAMINING: Final = {"onnx": 2.7, "xgboost-json": 12.0, "xgboost-ubj": 12.0}
@@ -89,6 +93,12 @@ class Model:
         """Resident at the peak of loading, in which `loaded_bytes` is counted."""
         factor = max(self._factor, WHILE_LOADING)
         return math.ceil(factor * self.runs_bytes) + self.info.admission.resident_bytes
+
+    @property
+    def gives_back(self) -> bool:
+        """Whether what loading took beyond `loaded_bytes` is free again for requests."""
+        admission = self.info.admission
+        return admission.tensor_bytes >= GIVEN_BACK * max(1, admission.tensors)
 
     def run_bytes(self, demand: Demand) -> int:
         """One request, at its worst: every value alive at one time, what came, and the answer."""
@@ -199,7 +209,7 @@ def size(models: Sequence[Model], demand: Demand) -> Sizing:
     runs = demand.concurrent_runs * max(model.run_bytes(demand) for model in models)
     # Where one model is all there is, nothing runs while it is loaded; with others, they do.
     parts = [Part(what="server", size=SERVER + ENGINE), Part(what="loaded models", size=loaded)]
-    if len(models) == 1:
+    if len(models) == 1 and largest.gives_back:
         parts.append(Part(what="loading it, or requests", size=max(loading, runs)))
     else:
         parts.append(Part(what="loading the largest", size=loading))

@@ -69,6 +69,18 @@ def test_one_model_is_a_sum() -> None:
     assert sum(part.size for part in found.parts) == found.resident_bytes
 
 
+def test_small_tensors_are_not_given_back() -> None:
+    """The allocator keeps blocks below 32 MiB: requests come on top of what loading took."""
+    runs = 2 * (8 * 16 * 3 + (1 << 20))
+    kept = model()
+    kept = dataclasses.replace(
+        kept,
+        info=dataclasses.replace(kept.info, admission=dataclasses.replace(kept.info.admission, tensors=10)),
+    )
+    assert model().gives_back and not kept.gives_back
+    assert size([kept], DEMAND).resident_bytes == size([model()], DEMAND).resident_bytes + runs
+
+
 def test_dear_requests_count_as_often_as_they_run_at_once() -> None:
     """Two runs of 1 GiB each are 2 GiB; one is one."""
     rooms = (Room(sizes=(8,), peak_bytes=1 << 30, operations=1, steps=1),)
