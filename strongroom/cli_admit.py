@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 _EXITS: Final = {"admitted": EXIT_OK, "refused": EXIT_REFUSED, "unreadable": EXIT_UNUSABLE}
 
+_OTHERWISE: Final = frozenset({"level", "budget", "confined"})
+"""Fields of the limits that are no numbers."""
+
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
@@ -70,12 +73,12 @@ def _limits(changes: tuple[str, ...], *, strict: bool) -> AdmissionLimits:
             raise click.UsageError(f"--limits: expected NAME=NUMBER, got {change!r}")
         if name in {field.name for field in dataclasses.fields(budget)}:
             budget = dataclasses.replace(budget, **{name: int(number)})
-        elif name in {field.name for field in dataclasses.fields(limits)} - {"level", "budget"}:
+        elif name in {field.name for field in dataclasses.fields(limits)} - _OTHERWISE:
             given: dict[str, Any] = {name: int(number)}
             limits = dataclasses.replace(limits, **given)
         else:
             known = [f.name for kind in (budget, limits) for f in dataclasses.fields(kind)]
-            names = ", ".join(sorted(set(known) - {"level", "budget"}))
+            names = ", ".join(sorted(set(known) - _OTHERWISE))
             raise click.UsageError(f"--limits: no limit is called {name!r}; there are {names}")
     return dataclasses.replace(limits, budget=budget)
 

@@ -436,6 +436,7 @@ CODES: dict[str, str] = {
     "onnx_training_info": "The model has a training graph beside the one that runs.",
     "onnx_tree": "An ensemble of trees in the model is no ensemble of trees.",
     "onnx_type": "A node's value is of a type that its operator does not take, or an output is not as declared.",
+    "onnx_traps": "The model divides whole numbers by what may be -1: some data would end a process that others share.",
     "onnx_unbounded": "Memory, work or iterations of the model have no bound that holds for every request.",
     # reduced precision
     "precision_examples": "Examples to calibrate or evaluate with are empty, too many, not finite, or not labelled.",

@@ -438,6 +438,7 @@ def admission_limits(settings: Config) -> AdmissionLimits:
         STANDARD_LIMITS,
         model_bytes=settings.limits.model_bytes,
         level=settings.security.admission,
+        confined=settings.security.isolation != "in_process",
         budget=replace(
             STANDARD_BUDGET,
             elements=settings.limits.elements,

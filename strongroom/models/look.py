@@ -147,7 +147,7 @@ class Look:
             self._check_output(value, declared)
             if value.dims is not None and secret_dims(value):
                 self.found.flags.add("data_dependent_output")
-        self.found.flags |= {"no_empty_inputs"} if self._sizes.no_empty else set()
+        self.found.flags |= self._sizes.flags
         self.found.outputs = tuple(results)
         return self.found
 
