@@ -14,7 +14,7 @@ import os
 import resource
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -50,6 +50,8 @@ class Boot:
     """Executed and not yet ready: what strangers' models come near to holds nothing of what follows."""
     launched: str = ""
     """What the launcher found in the TPM's PCR before it extended it (hex); "" on other platforms."""
+    errand: Mapping[str, str] = field(default_factory=dict)
+    """What the operator asks for besides serving: see `moving`. It decides nothing that is attested."""
 
 
 def prepare(room: Mapping[str, Any], imports: MeasuredImports) -> Boot:
@@ -65,8 +67,8 @@ def prepare(room: Mapping[str, Any], imports: MeasuredImports) -> Boot:
     path = Path(room["config"]) if room["config"] is not None else None
     settings = config.load(path, variables=config.environment(), base=Path(room["base"]))
     settings = replace(settings, platform=platforms.resolve(settings.platform))
-    preload = preload_digests(settings)
-    measurement = planned.measurement(settings, preload=preload, folders=folders)
+    preload, security = preload_digests(settings), security_configuration(settings)
+    measurement = planned.measurement(settings, security=security, preload=preload, folders=folders)
     imports.admit(dict(measurement.files))
     launch = Launch(
         paths=folders,
@@ -78,13 +80,14 @@ def prepare(room: Mapping[str, Any], imports: MeasuredImports) -> Boot:
     )
     return Boot(
         settings=settings,
-        security=security_configuration(settings),
+        security=security,
         measurement=measurement,
         preload=preload,
         paths=tuple(folders),
         room=Path(room["room"]),
         nursery=Nursery(launch),
         launched=str(room["launched"]),
+        errand={str(name): str(value) for name, value in room["errand"].items()},
     )
 
 
@@ -123,5 +126,7 @@ def planned_measurement(settings: Config) -> Measurement:
         InvalidConfig: a preloaded model cannot be read (code `preload_unreadable`).
         Failure: a dependency is missing, or a file cannot be measured.
     """
-    folders = dependency_folders(settings.platform)
-    return planned.measurement(settings, preload=preload_digests(settings), folders=folders)
+    folders, security = dependency_folders(settings.platform), security_configuration(settings)
+    return planned.measurement(
+        settings, security=security, preload=preload_digests(settings), folders=folders
+    )

@@ -23,7 +23,9 @@ from strongroom.cli_bench import bench
 from strongroom.cli_doctor import doctor
 from strongroom.cli_endorsements import endorsement_options, fetcher_of
 from strongroom.cli_measure import measure
+from strongroom.cli_moving import recover, recovery_key, reseal
 from strongroom.cli_policy import policy
+from strongroom.cli_quantize import quantize
 from strongroom.cli_release import release
 from strongroom.cli_size import size_command
 from strongroom.cli_tpm import tpm
@@ -116,10 +118,14 @@ main.add_command(appraise)
 main.add_command(release)
 main.add_command(tpm)
 main.add_command(admit)
+main.add_command(reseal)
+main.add_command(recover)
+main.add_command(recovery_key)
 main.add_command(measure)
 main.add_command(doctor)
 main.add_command(size_command)
 main.add_command(bench)
+main.add_command(quantize)
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 _timeout_option = click.option(
@@ -467,32 +473,33 @@ def serve(config_path: Path | None) -> None:
 
 @main.command()
 @_config_option
+@click.option(
+    "--start", is_flag=True,
+    help="As a measured start of the server, which then ends: on a TPM the one of this boot.",
+)  # fmt: skip
 @_json_option
 @click.pass_context
-def check(ctx: click.Context, config_path: Path | None, as_json: bool) -> None:
-    """Open the store of a stopped server and check every file in it, its tags and its SHA-256."""
+def check(ctx: click.Context, config_path: Path | None, start: bool, as_json: bool) -> None:
+    """Open the store of a stopped server and check every file in it, its tags and its SHA-256.
+
+    A TPM gives the keys to a measured start alone: there, without --start, only the form of the files is looked at, and
+    the check does not pass.
+    """
     from strongroom.config import load_config
     from strongroom.platforms import SIMULATED, resolve
+    from strongroom.terminal import show_checks
+
+    if start:
+        from strongroom.launch import serve as launch
+
+        launch(config_path, errand={"check": "json" if as_json else "text"})
     from strongroom.server import check_store
 
     settings = load_config(config_path)
     simulated = resolve(settings.platform) == SIMULATED
     if simulated:
         mark_simulated()
-    results = check_store(settings)
-    failed = [result for result in results if not result.passed]
-    if as_json:
-        listed = [
-            {"subject": r.subject, "passed": r.passed, "code": r.code, "detail": r.detail} for r in results
-        ]
-        show_json({"passed": not failed, "results": listed, "simulated": simulated})
-    else:
-        for result in results:
-            word = "PASS" if result.passed else "FAIL"
-            click.echo(f"{word}  {result.subject}  {result.detail}".rstrip())
-        click.echo(f"{len(results)} checked, {len(failed)} failed")
-        note_simulated(simulated)
-    ctx.exit(EXIT_REFUSED if failed else EXIT_OK)
+    ctx.exit(show_checks(check_store(settings), as_json=as_json, simulated=simulated))
 
 
 if __name__ == "__main__":

@@ -71,6 +71,17 @@ class Security:
         "SHA-256 of the whole. The digest is compared once more, in either case, before the engine gets the model.",
         choices=("tags", "sha256"),
     )
+    handover_policy: str = _setting(
+        "",
+        "Policy file by which this server gives its store to a newer one, and takes it over from an older one "
+        "(docs/spec/reseal.md). Its digest is attested. Empty: no hand-over, ever.",
+        unit="path",
+    )
+    recovery_recipient: str = _setting(
+        "",
+        "Public key, age1..., whose holder can open this server's store on the day the machine dies "
+        "(docs/spec/recovery.md). Attested. Empty: nobody can.",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

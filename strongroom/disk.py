@@ -167,6 +167,36 @@ def replace(source: Path, target: Path) -> None:
     source.replace(target)
 
 
+def bring(source: Path, temporary: Path, target: Path) -> None:
+    """Gives a file that is never changed a second name, or a copy where that cannot be: another disk, a library OS.
+
+    `target` appears whole or not at all; where it is already, nothing is done.
+    """
+    if target.exists():
+        return
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except (OSError, NotImplementedError) as exc:
+        if isinstance(exc, FileNotFoundError | FileExistsError):
+            raise
+    else:
+        return
+    reading = open_to_read(source)
+    try:
+        writing = create(temporary)
+        try:
+            offset, buffer = 0, memoryview(bytearray(1 << 20))
+            while got := read_at(reading, offset, buffer):
+                write(writing, bytes(buffer[:got]))
+                offset += got
+            sync(writing)
+        finally:
+            close(writing)
+    finally:
+        close(reading)
+    replace(temporary, target)
+
+
 def discard(path: Path) -> None:
     """Removes a file if that can be done; what remains is swept when the store is next opened."""
     with contextlib.suppress(OSError):

@@ -29,6 +29,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, NoReturn
 
 from strongroom import config
@@ -106,8 +107,15 @@ class Command:
     folder: Path
 
 
-def command(config_path: Path | None, *, variables: Mapping[str, str], base: Path) -> Command:
-    """Prepares the clean interpreter; makes the state folder and the empty one in it.
+def command(
+    config_path: Path | None,
+    *,
+    variables: Mapping[str, str],
+    base: Path,
+    errand: Mapping[str, str] = MappingProxyType({}),
+) -> Command:
+    """Prepares the clean interpreter; makes the state folder and the empty one in it. `errand`: what the server is
+    asked for besides serving (`moving`).
 
     On the platform `tpm` this extends the PCR of the code: from here on the machine is the server's until its reset.
 
@@ -125,6 +133,7 @@ def command(config_path: Path | None, *, variables: Mapping[str, str], base: Pat
         "package": str(Path(__file__).resolve().parent),
         "paths": folders,
         "launched": _measured_start(settings, folders) if settings.platform == TPM else "",
+        "errand": dict(errand),
     }
     environment = {**{k: v for k, v in variables.items() if _passed_on(k, settings.platform)}, **FIXED}
     flags = ("-I", "-S", "-B", "-X", NO_BYTE_CODE, "-X", "utf8")
@@ -135,14 +144,20 @@ def command(config_path: Path | None, *, variables: Mapping[str, str], base: Pat
     )
 
 
-def serve(config_path: str | Path | None = None) -> NoReturn:
-    """Runs the server in place of this process, with the settings of `config_path` (none: defaults).
+def serve(
+    config_path: str | Path | None = None, *, errand: Mapping[str, str] = MappingProxyType({})
+) -> NoReturn:
+    """Runs the server in place of this process, with the settings of `config_path` (none: defaults). `errand`: as
+    `command`.
 
     Raises:
         InvalidConfig, Failure: as `command`.
     """
     prepared = command(
-        None if config_path is None else Path(config_path), variables=config.environment(), base=Path.cwd()
+        None if config_path is None else Path(config_path),
+        variables=config.environment(),
+        base=Path.cwd(),
+        errand=errand,
     )
     sys.stdout.flush()
     sys.stderr.flush()
@@ -179,8 +194,12 @@ def _measured_start(settings: config.Config, folders: list[str]) -> str:
     from strongroom.tee.tpm_device import Device
 
     os.environ["TSS2_LOG"] = FIXED["TSS2_LOG"]
-    preload = planned.preload_digests(settings)
-    measured = planned.measurement(settings, preload=preload, folders=folders)
+    measured = planned.measurement(
+        settings,
+        security=planned.security_configuration(settings),
+        preload=planned.preload_digests(settings),
+        folders=folders,
+    )
     device = Device(settings.tpm.tcti)
     try:
         return measure_into(device, settings.tpm.code_pcr, measured.digest)

@@ -34,15 +34,18 @@ from strongroom import __version__, bodies
 from strongroom.attest.evidence import parse_nonce
 from strongroom.bodies import JSON, NPY, NPZ
 from strongroom.errors import Error, Failure, InvalidRequest, MalformedInput, NotFound
+from strongroom.handover_source import HandoverSource
 from strongroom.names import check_name
 from strongroom.oip import WireLimits
 from strongroom.problems import problem, status_of
+from strongroom.recovery import Recovery
 from strongroom.service import DEFAULT_SEED_NAME, ERASURE, Call, Epoch, Service, View
 from strongroom.store import ModelVersion
 
 log = logging.getLogger("strongroom.rest")
 
 _T = TypeVar("_T")
+BYTES: Final = "application/octet-stream"
 Handler = Callable[[Request], Awaitable[Response]]
 
 DATA_DEPENDENT: Final = "data_dependent_output"
@@ -67,8 +70,12 @@ class Rest:
         wire: WireLimits,
         epoch_of: Callable[[Scope], Epoch],
         current_epoch: Callable[[], Epoch],
+        handover: HandoverSource | None = None,
+        recovery: Recovery | None = None,
     ) -> None:
         self._service = service
+        self._handover = handover
+        self._recovery = recovery
         self._wire = wire
         self._epoch_of = epoch_of
         self._current_epoch = current_epoch
@@ -80,6 +87,11 @@ class Rest:
             _route("/attestation/report", GET=self._report),
             _route("/v1/evidence", "nonce", GET=self._evidence),
             _route("/v1/tpm/activate", POST=self._activate),
+            _route("/v1/handover/challenge", POST=self._handover_challenge),
+            _route("/v1/handover/take", POST=self._handover_take),
+            _route("/v1/handover/done", POST=self._handover_done),
+            _route("/v1/recovery/challenge", POST=self._recovery_challenge),
+            _route("/v1/recovery/restore", POST=self._recovery_restore),
             _route("/v1/models", "after", GET=self._models),
             _route(model, GET=self._model, PUT=self._upload, DELETE=self._delete),
             _route("/v2", GET=self._server),
@@ -207,6 +219,36 @@ class Rest:
             self._call(request), body=_body(request), parse=bodies.parse_credential
         )
         return _json({"secret": base64.b64encode(secret).decode("ascii")})
+
+    # Hand-over and recovery of the whole store (docs/spec/reseal.md, docs/spec/recovery.md)
+
+    async def _handover_challenge(self, request: Request) -> Response:
+        data = await self._source().challenge(_operator(request))
+        return Response(data, 200, {}, JSON)
+
+    async def _handover_take(self, request: Request) -> Response:
+        keyset = self._epoch_of(request.scope).keyset_digest
+        data = await self._source().take(_operator(request), _body(request), keyset=keyset)
+        return Response(data, 200, {}, BYTES)
+
+    async def _handover_done(self, request: Request) -> Response:
+        return Response(await self._source().done(_operator(request), _body(request)), 200, {}, JSON)
+
+    def _source(self) -> HandoverSource:
+        if self._handover is None:
+            raise NotFound("this server has no hand-over policy", code="handover_unsupported")
+        return self._handover
+
+    async def _recovery_challenge(self, request: Request) -> Response:
+        return Response(await self._restoring().challenge(), 200, {}, BYTES)
+
+    async def _recovery_restore(self, request: Request) -> Response:
+        return Response(await self._restoring().restore(_body(request)), 200, {}, JSON)
+
+    def _restoring(self) -> Recovery:
+        if self._recovery is None:
+            raise NotFound("this server's configuration names no recovery key", code="recovery_unsupported")
+        return self._recovery
 
     async def _models(self, request: Request) -> Response:
         after = _parameter(request, "after", default="")
@@ -423,6 +465,12 @@ def _token(request: Request) -> str | None:
         # Not taken for "no key": the caller meant to be somebody.
         raise InvalidRequest("Authorization: expected Bearer and a token", code="parameter_invalid")
     return match[1]
+
+
+def _operator(request: Request) -> str | None:
+    """The token of the server's operator."""
+    value: str | None = request.headers.get("strongroom-operator")
+    return value
 
 
 def _parameters(request: Request, name: str) -> list[str]:

@@ -13,13 +13,16 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from strongroom.calls import ModelMetadata, Progress, printable
 from strongroom.doctor import Report
 from strongroom.errors import Error, Refused, Unavailable, Unusable
+
+if TYPE_CHECKING:
+    from strongroom.checking import CheckResult
 
 EXIT_OK: Final = 0
 EXIT_BUG: Final = 1
@@ -106,6 +109,23 @@ def note_simulated(simulated: bool) -> None:
     """Says SIMULATED beside a result."""
     if simulated:
         click.secho(SIMULATED, fg="yellow", err=True)
+
+
+def show_checks(results: Sequence[CheckResult], *, as_json: bool, simulated: bool) -> int:
+    """The findings of a check of the store; returns the exit code."""
+    failed = [result for result in results if not result.passed]
+    if as_json:
+        listed = [
+            {"subject": r.subject, "passed": r.passed, "code": r.code, "detail": r.detail} for r in results
+        ]
+        show_json({"passed": not failed, "results": listed, "simulated": simulated})
+    else:
+        for result in results:
+            word = "PASS" if result.passed else "FAIL"
+            click.echo(f"{word}  {result.subject}  {result.detail}".rstrip())
+        click.echo(f"{len(results)} checked, {len(failed)} failed")
+        note_simulated(simulated)
+    return EXIT_REFUSED if failed else EXIT_OK
 
 
 def show_models(models: Sequence[ModelMetadata]) -> None:

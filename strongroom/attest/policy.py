@@ -3,8 +3,9 @@
 
 Rules of this file:
 
-1. The file says everything: members are required, unknown ones refused. Only `max_verdict_age_s` has a
-   default, of an hour.
+1. The file says everything: members are required, unknown ones refused. Only three have a default:
+   `max_verdict_age_s`, of an hour, and `security.handover` and `security.recovery`, which accept nobody where they
+   are not there.
 2. There is no word for what a kind cannot accept: a production file that names debug mode is refused as it is
    read.
 3. What `render_policy` writes, `parse_policy` reads back as the same policy.
@@ -40,7 +41,15 @@ from strongroom.attest.entries import (
 )
 from strongroom.attest.evidence import Claims
 from strongroom.attest.facts import NotMigratable
-from strongroom.attest.keyset import ADMISSION, ISOLATION, LOGGING, VERIFY_ON_LOAD, SecurityConfiguration
+from strongroom.attest.keyset import (
+    ADMISSION,
+    FORMS,
+    ISOLATION,
+    LOGGING,
+    NONE,
+    VERIFY_ON_LOAD,
+    SecurityConfiguration,
+)
 from strongroom.attest.lint import KIND_MEANS, MEMBER_MEANS
 from strongroom.attest.lint import Finding as Finding
 from strongroom.attest.lint import lint as lint
@@ -109,7 +118,8 @@ def parse_policy(text: str) -> Policy:
 
 
 def _parse_security(table: dict[str, Any]) -> SecurityRequirement:
-    read = _Table(table, _SECURITY_MEMBERS, (), where="security.")
+    required = tuple(name for name in _SECURITY_MEMBERS if name not in FORMS)
+    read = _Table(table, required, tuple(FORMS), where="security.")
     return SecurityRequirement(
         sealing=read.strings("sealing"),
         host_excluded=read.booleans("host_excluded"),
@@ -119,6 +129,8 @@ def _parse_security(table: dict[str, Any]) -> SecurityRequirement:
         anonymous_upload=read.booleans("anonymous_upload"),
         verify_on_load=read.strings("verify_on_load"),
         logging=read.strings("logging"),
+        handover=read.strings("handover") if "handover" in table else (NONE,),
+        recovery=read.strings("recovery") if "recovery" in table else (NONE,),
     )
 
 
@@ -259,6 +271,8 @@ admission = [{admission}]
 anonymous_upload = [{anonymous_upload}]
 verify_on_load = ["tags", "sha256"]
 logging = ["no_content"]
+handover = ["none"]
+recovery = ["none"]
 """
 """What all profiles have in common. None has an entry, so none accepts any code."""
 
@@ -391,6 +405,8 @@ def _exactly(security: SecurityConfiguration) -> SecurityRequirement:
         anonymous_upload=(security.anonymous_upload,),
         verify_on_load=(security.verify_on_load,),
         logging=(security.logging,),
+        handover=(security.handover,),
+        recovery=(security.recovery,),
     )
 
 
