@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -76,6 +78,8 @@ def contenders(
 ) -> Iterator[Sequence[Contender]]:
     """Bare onnxruntime (where asked for), ours, then the peers; this process on the client's core meanwhile."""
     machine.pin(cores.client)
+    # As Ctrl-C: what was started is ended on the way out, instead of serving on without anybody.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     started: list[Contender] = []
     try:
         if bare:
