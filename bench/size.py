@@ -156,7 +156,9 @@ def measure(case: Case, folder: Path) -> dict[str, Any]:
     file.write_bytes(case.make())
     key.write_bytes(new_key_pem())
     key.chmod(0o600)
-    settings = f"[limits]\nconcurrent_runs = 1\nrun_bytes = {case.run_bytes}\n"
+    settings = (
+        f'[security]\nisolation = "in_process"\n[limits]\nconcurrent_runs = 1\nrun_bytes = {case.run_bytes}\n'
+    )
     config.write_text('platform = "simulated"\n' + settings)
     words = [sys.executable, "-m", "strongroom", "size", str(file), "--config", str(config), "--json"]
     said = json.loads(subprocess.run(words, check=True, capture_output=True, text=True, cwd=ROOT).stdout)

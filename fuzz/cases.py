@@ -363,7 +363,171 @@ def _axes(rng: random.Random, shape: list[int]) -> list[int]:
     return sorted(rng.sample(range(len(shape)), rng.randint(1, len(shape))))
 
 
+def _cast(rng: random.Random) -> Any:
+    kind = rng.choice(
+        [FLOAT, INT64, INT32, BOOL, UINT8, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.STRING]
+    )
+    return [Slot(kind, (_size(rng), _size(rng)))], {"to": rng.choice(sorted(CARRIED)), "saturate": None}
+
+
+def _along(rng: random.Random) -> Any:
+    shape = [_size(rng) for _ in range(rng.randint(1, 3))]
+    return [Slot(FLOAT, tuple(shape)), Slot(INT64, (), rng.randint(-len(shape), len(shape) - 1))], {}
+
+
+def _window(rng: random.Random) -> Any:
+    return [Slot(INT64, (), rng.randint(0, 9))], {"output_datatype": None}
+
+
+def _range(rng: random.Random) -> Any:
+    kind = rng.choice([INT64, INT32, FLOAT])
+    return [Slot(kind, (), rng.choice(numbers)) for numbers in ([0, 1, -3], [5, 9, 0], [1, 2, -1])], {}
+
+
+def _response(rng: random.Random) -> Any:
+    return _floats([_size(rng), _size(rng), 3, 3]), {"size": rng.choice([1, 3, 5])}
+
+
+def _suppression(rng: random.Random) -> Any:
+    batch, boxes, classes = _size(rng), _size(rng), _size(rng)
+    slots = _floats([batch, boxes, 4], [batch, classes, boxes])
+    slots += [Slot(INT64, (), [rng.randint(0, 4)]), Slot(FLOAT, (), [rng.choice([0.0, 0.5, 1.0])])]
+    return [*slots, Slot(FLOAT, (), [rng.choice([0.0, -1.0])])], {}
+
+
+def _zero_point(kind: int, count: int | None = None) -> list[Slot | None]:
+    scale, zero = (0.05, 1) if count is None else ([0.05] * count, [1] * count)
+    return [Slot(FLOAT, (), scale), Slot(kind, (), zero)]
+
+
+def _quantized_product(rng: random.Random) -> Any:
+    rows, inner, columns = _size(rng), _size(rng), _size(rng)
+    one, two, out = (rng.choice([UINT8, INT8]) for _ in range(3))
+    slots = [Slot(one, (rows, inner)), *_zero_point(one), Slot(two, (inner, columns)), *_zero_point(two)]
+    return [*slots, *_zero_point(out)], {}
+
+
+def _quantized_convolution(rng: random.Random) -> Any:
+    (data, kernel), attributes = _convolution(rng, kind=UINT8)
+    filters = kernel.dims[0] if rng.random() < 0.5 else None
+    weights = Slot(INT8, (), np.ones(kernel.dims, int)) if rng.random() < 0.7 else Slot(INT8, kernel.dims)
+    slots = [data, *_zero_point(UINT8), weights, *_zero_point(INT8, filters), *_zero_point(UINT8)]
+    return slots, attributes
+
+
+def _sequences(rng: random.Random) -> Any:
+    steps, batch = rng.randint(1, 5), _size(rng)
+    axes = rng.choice([{"batch_axis": 1, "time_axis": 0}, {"batch_axis": 0, "time_axis": 1}])
+    shape = [steps, batch] if axes["time_axis"] == 0 else [batch, steps]
+    return [
+        *_floats([*shape, _size(rng)]),
+        Slot(INT64, (), [rng.randint(1, steps) for _ in range(batch)]),
+    ], axes
+
+
+def _rotary(rng: random.Random) -> Any:
+    batch, heads, steps, half = _size(rng), _size(rng), _size(rng), rng.randint(1, 3)
+    slots = _floats([batch, heads, steps, 2 * half], [batch, steps, half], [batch, steps, half])
+    return slots, {"rotary_embedding_dim": None, "num_heads": None, "interleaved": rng.choice([0, 1])}
+
+
+def _spectrum(rng: random.Random) -> Any:
+    length = rng.choice([2, 4, 8])
+    slots = [*_floats([_size(rng), 16, 1]), Slot(INT64, (), rng.randint(1, 4)), None, Slot(INT64, (), length)]
+    return slots, {"onesided": rng.choice([0, 1])}
+
+
+def _groups(rng: random.Random) -> Any:
+    groups, each = _size(rng), _size(rng)
+    channels = groups * each
+    return _floats([_size(rng), channels, 2, 2], [channels], [channels]), {"num_groups": groups}
+
+
+def _upsample(rng: random.Random) -> Any:
+    scales = [1.0, 1.0, *(rng.choice([1.0, 1.5, 2.0]) for _ in range(2))]
+    return [*_floats([_size(rng), _size(rng), 3, 3]), Slot(FLOAT, (), scales)], {"mode": "nearest"}
+
+
+def _scaler(rng: random.Random) -> Any:
+    width = _size(rng)
+    count = rng.choice([1, width])
+    return _floats(["n", width]), {"offset": [0.5] * count, "scale": [2.0] * count}
+
+
+def _imputer(rng: random.Random) -> Any:
+    width = _size(rng)
+    attributes = {"imputed_value_floats": [1.0] * rng.choice([1, width]), "replaced_value_float": 0.0}
+    return _floats(["n", width]), {**attributes, "imputed_value_int64s": None, "replaced_value_int64": None}
+
+
+def _regression(rng: random.Random) -> Any:
+    width, targets = _size(rng), _size(rng)
+    attributes = {
+        "coefficients": [0.5] * (width * targets),
+        "intercepts": [1.0] * targets,
+        "targets": targets,
+    }
+    return _floats(["n", width]), {**attributes, "post_transform": "NONE"}
+
+
+def _classification(rng: random.Random) -> Any:
+    width, classes = _size(rng), _size(rng) + 1
+    attributes = {"coefficients": [0.5] * (width * classes), "intercepts": [1.0] * classes}
+    labels = {"classlabels_ints": list(range(classes)), "classlabels_strings": None}
+    return _floats(["n", width]), {**attributes, **labels, "multi_class": 0, "post_transform": "SOFTMAX"}
+
+
+def _labels(rng: random.Random) -> Any:
+    attributes: dict[str, Any] = {"keys_int64s": [0, 1, 2], "values_int64s": [5, 6, 7], "default_int64": -1}
+    others = (
+        "keys_strings",
+        "keys_floats",
+        "keys_tensor",
+        "values_strings",
+        "values_floats",
+        "values_tensor",
+    )
+    attributes |= dict.fromkeys(
+        (*others, "classes_strings", "default_string", "default_float", "default_tensor")
+    )
+    return [Slot(INT64, ("n",))], attributes
+
+
+def _categories(rng: random.Random) -> Any:
+    attributes = {"cats_int64s": [0, 1, 2], "cats_strings": ["a", "b", "other"], "default_int64": -1}
+    return [Slot(rng.choice([INT64, TensorProto.STRING]), ("n",))], attributes
+
+
+def _vectorizer(rng: random.Random) -> Any:
+    widths = [_size(rng) for _ in range(rng.randint(1, 3))]
+    return _floats(*[["n", width] for width in widths]), {"inputdimensions": widths}
+
+
 RECIPES: dict[str, Recipe] = {
+    "BlackmanWindow": _window,
+    "Cast": _cast,
+    "CategoryMapper": _categories,
+    "CumProd": _along,
+    "CumSum": _along,
+    "EyeLike": lambda rng: (_floats([_size(rng), _size(rng)]), {"k": rng.randint(-2, 2), "dtype": None}),
+    "FeatureVectorizer": _vectorizer,
+    "GroupNormalization": _groups,
+    "HammingWindow": _window,
+    "HannWindow": _window,
+    "Imputer": _imputer,
+    "LRN": _response,
+    "LabelEncoder": _labels,
+    "LinearClassifier": _classification,
+    "LinearRegressor": _regression,
+    "NonMaxSuppression": _suppression,
+    "QLinearConv": _quantized_convolution,
+    "QLinearMatMul": _quantized_product,
+    "Range": _range,
+    "ReverseSequence": _sequences,
+    "RotaryEmbedding": _rotary,
+    "STFT": _spectrum,
+    "Scaler": _scaler,
+    "Upsample": _upsample,
     "Attention": _attention,
     "AveragePool": _pool,
     "BatchNormalization": _per_channel(4),

@@ -180,8 +180,8 @@ def _runs(session: Any, info: Any, operators: list[str], rng: random.Random) -> 
     """Runs on B, on A (canaries), on B again: the two answers are the same, and hold nothing of A's."""
     from strongroom.errors import Error
 
-    before = _request(info, operators, rng, canary=False)
-    other = _request(info, operators, rng, canary=True, like=before)
+    before = request_for(info, operators, rng, canary=False)
+    other = request_for(info, operators, rng, canary=True, like=before)
     if before is None or other is None:
         return {"end": "no request"}
     answers = []
@@ -190,7 +190,11 @@ def _runs(session: Any, info: Any, operators: list[str], rng: random.Random) -> 
             answers.append(session.run(request, outputs=()))
         except Error as error:
             answers.append(error.code)
-    first, _, second = answers
+    return compared(answers[0], answers[2])
+
+
+def compared(first: Any, second: Any) -> dict[str, Any]:
+    """Two answers to one request (arrays by name, or a code): the same, and nothing of another's in them?"""
     if isinstance(first, str) or isinstance(second, str):
         same = first == second
         return {
@@ -209,7 +213,9 @@ def _runs(session: Any, info: Any, operators: list[str], rng: random.Random) -> 
     return {"end": "ran"}
 
 
-def _request(info: Any, operators: list[str], rng: random.Random, *, canary: bool, like: Any = None) -> Any:
+def request_for(
+    info: Any, operators: list[str], rng: random.Random, *, canary: bool, like: Any = None
+) -> Any:
     """Arrays that the server would take, or None: of the shapes of `like`, filled with canaries where asked for."""
     from strongroom.errors import Error
     from strongroom.inputs import check_inputs

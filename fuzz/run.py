@@ -84,7 +84,7 @@ def main() -> int:
     if (runs := sys.modules.get("targets_runs")) is not None:
         for (case, end, code), times in sorted(runs.SEEN.items(), key=lambda item: -item[1]):
             print(f"{times:8} {case}: {end} {code}")
-        print(f"operators that ran: {len(runs.RAN)}")
+        print(f"operators that ran: {len(runs.RAN)}; that never did: {' '.join(sorted(runs.never()))}")
     return 1 if broken else 0
 
 

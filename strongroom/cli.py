@@ -25,6 +25,7 @@ from strongroom.cli_endorsements import endorsement_options, fetcher_of
 from strongroom.cli_measure import measure
 from strongroom.cli_moving import recover, recovery_key, reseal
 from strongroom.cli_policy import policy
+from strongroom.cli_quantize import quantize
 from strongroom.cli_release import release
 from strongroom.cli_size import size_command
 from strongroom.cli_tpm import tpm
@@ -124,6 +125,7 @@ main.add_command(measure)
 main.add_command(doctor)
 main.add_command(size_command)
 main.add_command(bench)
+main.add_command(quantize)
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 _timeout_option = click.option(

@@ -437,6 +437,12 @@ CODES: dict[str, str] = {
     "onnx_tree": "An ensemble of trees in the model is no ensemble of trees.",
     "onnx_type": "A node's value is of a type that its operator does not take, or an output is not as declared.",
     "onnx_unbounded": "Memory, work or iterations of the model have no bound that holds for every request.",
+    # reduced precision
+    "precision_examples": "Examples to calibrate or evaluate with are empty, too many, not finite, or not labelled.",
+    "precision_nothing": "The model has nothing that the precision asked for could be made of.",
+    "precision_opset": "The model is of an operator set that lacks what the precision needs.",
+    "precision_options": "A precision or method that there is not, or a node to exclude that the model does not have.",
+    "precision_twice": "The model computes with eight bits already.",
     "onnx_unknown_field": "The file has fields that its format does not have.",
     "onnx_version": "The model's IR or operator set version is not one that is run here.",
     # inputs and engine

@@ -186,6 +186,8 @@ class Worker:
             OSError: the template has ended, or there are no descriptors.
         """
         self.template = template
+        self.pid = 0
+        """Its process id, once it is there; for logs and tests, never to kill it by."""
         self.spent_s = 0.0
         self._size = size
         self._lock = threading.Lock()
@@ -224,6 +226,7 @@ class Worker:
             os.close(self._process)  # whoever it is: nobody that we may kill
             self._process = -1
             raise EOFError
+        self.pid = pid
         self._end.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)
         descriptor = _memory_file(self._size)
         try:

@@ -29,6 +29,7 @@ from strongroom.boot import security_configuration
 from strongroom.config import Config, Limits, Security
 from strongroom.engine import Engine, InProcess
 from strongroom.epochs import Epochs, Origin
+from strongroom.jobs import Host
 from strongroom.models import admit
 from strongroom.platforms import PLATFORMS
 from strongroom.rest import Rest
@@ -120,6 +121,7 @@ def plane(
     anonymous_upload: bool = False,
     verify_on_load: str = "tags",
     preloaded: tuple[Preloaded, ...] = (),
+    host: Host | None = None,
 ) -> Iterator[World]:
     """A world over the store in `folder`; the same folder again means the same store."""
     settings = Config(
@@ -157,7 +159,7 @@ def plane(
         activate=no_activation,
         close=lambda: None,
     )
-    service = _service(settings, store, here, preloaded, admit=admit, host=InProcess(Engine()))
+    service = _service(settings, store, here, preloaded, admit=admit, host=host or InProcess(Engine()))
     rest = Rest(
         service,
         wire=_wire_limits(settings),

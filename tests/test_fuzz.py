@@ -26,7 +26,12 @@ def _runner() -> tuple[
 TARGETS, MUTATE = _runner()
 
 
-@pytest.mark.parametrize("name", sorted(TARGETS))
+def _marked(name: str) -> object:
+    """Those that run models take a process for each."""
+    return pytest.param(name, marks=pytest.mark.slow) if name.startswith("fuzz_run_") else name
+
+
+@pytest.mark.parametrize("name", [_marked(name) for name in sorted(TARGETS)])
 def test_a_value_or_our_error_and_nothing_else(name: str) -> None:
     """300 mutations of the target's seeds, or as many as it says: it raises only where its oracle is broken."""
     function, seeds = TARGETS[name]
@@ -54,6 +59,7 @@ def test_every_parser_has_a_target() -> None:
         "onnx",
         "run_node",
         "run_parts",
+        "run_worker",
         "sim",
     ):
         assert area in text, (area, text)

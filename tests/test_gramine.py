@@ -220,6 +220,12 @@ FOLDERS: list[tuple[int, str, Callable[[Path], None]]] = [
     (26, "a model beside the code", with_file("code/strongroom/model.onnx")),
     (27, "the standard library's tests", with_file("python/lib/python3.11/test/x.py")),
     (30, "simulation", setting('platform = "sgx"', 'platform = "simulated"')),
+    (30, "processes that would be enclaves", setting('"in_process"', '"owner"')),
+    (
+        30,
+        "models without bounds in one process",
+        setting('"in_process"', '"in_process"\nadmission = "permissive"'),
+    ),
     (30, "a name to bind to", setting("0.0.0.0:8443", "localhost:8443")),
     (30, "state elsewhere", setting('"/state"', '"/tmp"')),
     (30, "an unknown setting", setting('"/state"', '"/state"\nisolated = true')),
@@ -326,7 +332,7 @@ for name in ("proc", "dev/null", "dev/urandom", "dev/random"):
     library_os.bind(f"/{name}", f"{root}/{name}")
 os.chroot(root)
 os.chdir("/")
-library_os.refuse_calls()
+library_os.refuse_calls(ancillary=False)
 words = [interpreter, "-I", "-S", "-B", "-X", "utf8", "-X", "pycache_prefix=/dev/null/none", "/start.py"]
 os.execve(interpreter, words, {"LANG": "C.UTF-8", "ORT_DISABLE_TELEMETRY": "1", "OPENSSL_CONF": "/dev/null"})
 """
@@ -340,7 +346,6 @@ def enclosed(bundle: Path, tmp_path: Path) -> Iterator[tuple[str, Path]]:
         (root / name).mkdir(parents=True)
     for name in ("null", "urandom", "random"):
         (root / "dev" / name).touch()
-    (root / "dev" / "fd").symlink_to("/proc/self/fd")
     # In the enclave these are Gramine's.
     for library in ("libc.so.6", "libm.so.6", "libdl.so.2", "libpthread.so.0", "librt.so.1", "libutil.so.1"):
         shutil.copyfile(f"/lib/x86_64-linux-gnu/{library}", root / "lib" / library)

@@ -18,10 +18,12 @@ from serving import serving, snapshot, start
 
 import strongroom
 from strongroom.attester import load_or_create_root, root_digest
-from strongroom.errors import InvalidConfig
+from strongroom.errors import Error, InvalidConfig
 from strongroom.tokens import new_key_pem
 
 WRAPPER = (sys.executable, library_os.__file__)
+IN_PROCESS = '[security]\nisolation = "in_process"'
+STRICTER = (*WRAPPER, "--no-ancillary")
 here = pytest.mark.skipif(bool(library_os.missing()), reason=library_os.missing() or "it can be done")
 
 PROBE = """
@@ -54,43 +56,37 @@ def test_the_calls_do_fail() -> None:
     done = subprocess.run([*WRAPPER, sys.executable, "-c", PROBE, *numbers], check=False)
     assert done.returncode == 0
     both = [str(number) for number in library_os.ANCILLARY.values()]
-    stricter = (*WRAPPER, "--no-ancillary")
-    assert subprocess.run([*stricter, sys.executable, "-c", PROBE, *both], check=False).returncode == 0
+    assert subprocess.run([*STRICTER, sys.executable, "-c", PROBE, *both], check=False).returncode == 0
     assert subprocess.run([*WRAPPER, sys.executable, "-c", PROBE, *both], check=False).returncode == 1
 
 
 @here
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="sockets are handed to the examining process by SCM_RIGHTS")
-def test_models_are_examined_without_handing_descriptors_over(tmp_path: Path) -> None:
-    """Gramine answers ENOSYS to ancillary data, so this has to work before a server in an enclave takes a model."""
-    (tmp_path / "m.onnx").write_bytes(linear_onnx())
-    words = [sys.executable, "-m", "strongroom", "admit", str(tmp_path / "m.onnx")]
-    assert (
-        subprocess.run([*WRAPPER, "--no-ancillary", *words], check=False, capture_output=True).returncode == 0
-    )
-
-
-@here
-@pytest.mark.slow
 def test_the_whole_job_works_with_less(tmp_path: Path) -> None:
-    """Upload, run, kill, start again, run again: locks, keys, certificate and store manage without these calls."""
+    """Upload, run, kill, start again, run again: locks, keys, certificate and store manage without these calls; and
+    models are examined one after the other where no descriptor can be handed over, each in a process of its own.
+    """
     code = snapshot(tmp_path / "code")
     for path in code.rglob("*"):
         os.utime(path, (0, 0))
     policy, key, rows = tmp_path / "policy.toml", tmp_path / "owner.pem", np.ones((2, 4), np.float32)
     key.write_bytes(new_key_pem())
     key.chmod(0o600)
-    server = start(tmp_path / "server", wrapper=WRAPPER, cwd=code)
+    server = start(tmp_path / "server", wrapper=WRAPPER, cwd=code, settings=IN_PROCESS)
     with strongroom.connect(server.url, policy=str(server.write_policy(policy)), key=str(key)) as client:
         model = client.upload_model(linear_onnx(), name="m")
         before = model.predict(rows)
     server.kill()
     with (
-        serving(tmp_path / "server", wrapper=WRAPPER, cwd=code) as again,
+        serving(tmp_path / "server", wrapper=STRICTER, cwd=code, settings=IN_PROCESS) as again,
         strongroom.connect(again.url, policy=str(policy), key=str(key)) as client,
     ):
         assert np.array_equal(client.model("m").predict(rows), before)
+        assert np.array_equal(client.upload_model(linear_onnx(factor=3.0), name="n").predict(rows), 3 * rows)
+        with pytest.raises(Error) as caught:
+            client.upload_model(linear_onnx()[:-7], name="torn")
+        assert caught.value.code == "onnx_malformed"
+        assert np.array_equal(client.upload_model(linear_onnx(), name="o").predict(rows), 2 * rows)
         assert again.stop() == 0
 
 

@@ -309,6 +309,8 @@ def _settings(m: Manifest) -> Found:
         return
     if settings.platform != "sgx":
         yield f"config/strongroom.toml: platform: expected sgx, got {settings.platform}"
+    if settings.security.isolation != "in_process" or settings.security.admission != "strict":
+        yield "config/strongroom.toml: security: expected isolation in_process with strict admission"
     if settings.state_dir != "/state":
         yield f"config/strongroom.toml: state_dir: expected /state, got {settings.state_dir}"
     host, _ = settings.address

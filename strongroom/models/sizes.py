@@ -113,6 +113,17 @@ class Sizes:
         self._counts: dict[tuple[Size, ...], Number] = {}
         self.caps: dict[tuple[Size, ...], Number] = {}
         """Elements that a tensor of this shape has at most, where that is less than the product says."""
+        self.open: set[Size] = set()
+        """Sizes of inputs that callers choose."""
+        self.no_empty = False
+        """Some operator cannot be given an empty tensor, and gets its size from callers."""
+
+    def filled(self, size: Size) -> bool:
+        """Whether a size is at least 1: by itself, or since requests with a 0 there are refused from now on."""
+        if lower(size) >= 1:
+            return True
+        self.no_empty |= size in self.open
+        return size in self.open
 
     def fresh(self, lo: Number, hi: Number, *, secret: bool = False) -> Size:
         """A size of which only bounds are known."""

@@ -57,6 +57,14 @@ def test_permission_goes_no_further(name: str) -> None:
     assert caught.value.code == hostile.VECTORS[name].code
 
 
+def test_what_cannot_take_empty_tensors_is_flagged() -> None:
+    """Where the size is the request's own; a model without such an operator takes an empty batch."""
+    needy = hostile.encoded(hostile.VECTORS["rows that may be none"].good())
+    assert admit(needy, format="onnx", limits=STANDARD_LIMITS).info.admission.flags == ("no_empty_inputs",)
+    plain = hostile.encoded(hostile.model())
+    assert admit(plain, format="onnx", limits=STANDARD_LIMITS).info.admission.flags == ()
+
+
 def test_every_clause_has_a_vector() -> None:
     """Those about ONNX; the first two, metadata and XGBoost's documents are tested where they are enforced."""
     elsewhere = {"1.1", "1.2", "7.2", "9.3", "9.4", "11.1"}
