@@ -71,7 +71,7 @@ def quantize(
     from strongroom.engine import Engine
     from strongroom.models.calibration import requests_of
     from strongroom.models.info import STANDARD_LIMITS
-    from strongroom.models.precision import Options, reduce_precision
+    from strongroom.models.precision import Options, measure, reduce_precision
     from strongroom.observer import Observer
 
     if out.exists():
@@ -87,13 +87,12 @@ def quantize(
     labels = None if LABELS in {spec.name for spec in admitted.info.inputs} else found.pop(LABELS, None)
     judging = requests_of(admitted.info, found, what="--evaluate") if evaluate is not None else ()
     options = Options(precision=precision, method=method, per_channel=not per_tensor, exclude=exclude)
-    reduced = reduce_precision(
-        admitted, options=options, examples=examples, run=observer, limits=STANDARD_LIMITS
-    )
+    ranges = measure(admitted, options=options, examples=examples, run=observer) if examples else None
+    reduced = reduce_precision(admitted, options=options, ranges=ranges, limits=STANDARD_LIMITS)
     judged = _judge(admitted, reduced.admitted, judging, labels, observer) if judging else None
     _write(out, reduced.admitted.onnx)
     if as_json:
-        show_json(_document(admitted, reduced, judged))
+        show_json({**_document(admitted, reduced, judged), "ranges": ranges})
     else:
         _show(admitted, reduced, judged, out)
 

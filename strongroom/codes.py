@@ -442,6 +442,7 @@ CODES: dict[str, str] = {
     "precision_nothing": "The model has nothing that the precision asked for could be made of.",
     "precision_opset": "The model is of an operator set that lacks what the precision needs.",
     "precision_options": "A precision or method that there is not, or a node to exclude that the model does not have.",
+    "precision_ranges": "Ranges are not those of the values that become eight bits in this model.",
     "precision_twice": "The model computes with eight bits already.",
     "onnx_unknown_field": "The file has fields that its format does not have.",
     "onnx_version": "The model's IR or operator set version is not one that is run here.",

@@ -23,6 +23,9 @@ class Stream(Protocol):
     def sendall(self, data: Any, /) -> None:
         """Sends all of it."""
 
+    def recv(self, size: int, /) -> bytes:
+        """Receives at most so many bytes; none at the end."""
+
     def recv_into(self, buffer: Any, /) -> int:
         """Receives some of it; 0 at the end."""
 

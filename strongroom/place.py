@@ -14,7 +14,7 @@ from strongroom.keys import SealingRoot
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """One store's place. `security_digest`: SHA-256 of the security configuration. `now`: Unix seconds.
+    """One store's place. `security_digest`: SHA-256 of the security configuration. `now`: gives Unix seconds.
     `chunk_size`: bytes, for new files.
     """
 

@@ -46,6 +46,8 @@ PEAK_FACTOR: Final = 2
 """Bytes for each byte that admission bounded: kernels lay their inputs out anew."""
 KEPT: Final = 1 << 20
 """Bytes of shared memory that stay a worker's between runs, overwritten; what is beyond goes back to the system."""
+SWEEP: Final = 64
+"""Runs after which all memory but that goes back, whether it was used or not."""
 FIXED: Final = 4 << 20
 """Bytes that the smallest model is taken to occupy."""
 _CREDENTIALS: Final = struct.Struct("3i")
@@ -189,6 +191,7 @@ class Worker:
         self.pid = 0
         """Its process id, once it is there; for logs and tests, never to kill it by."""
         self.spent_s = 0.0
+        self._runs = 0
         self._size = size
         self._lock = threading.Lock()
         self._process = -1
@@ -295,8 +298,9 @@ class Worker:
         if self._area is None or self._shared is None:
             return
         self._area[: min(used, KEPT)] = 0
-        if len(self._area) > KEPT:
-            # All of it: a worker may have written where nothing belongs, to have us keep it.
+        self._runs += 1
+        # Now and then in any case: a worker may write where nothing belongs, to have us keep it.
+        if len(self._area) > KEPT and (used > KEPT or not self._runs % SWEEP):
             self._shared.madvise(mmap.MADV_REMOVE, KEPT, len(self._area) - KEPT)
 
     def kill(self) -> None:

@@ -17,8 +17,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -47,10 +46,11 @@ OUTCOMES: Final = (DONE, FAILED, NO_TEXT, NO_MEMORY, TOO_LARGE)
 _RUN: Final = struct.Struct("<cHHI")  # kind, inputs, outputs asked for, bytes that follow
 _ANSWER: Final = struct.Struct("<cHI")  # outcome, outputs, bytes that follow
 _PLACE: Final = struct.Struct("<HBQQ")  # position in the metadata, rank, offset, bytes; then the dimensions
+_PLACE_BYTES: Final = _PLACE.size + 8 * MAX_RANK
+_FIRST: Final = 4096
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """A tensor in shared memory: its position in the model's metadata; `offset` and `size` in bytes."""
 
     position: int
@@ -74,10 +74,9 @@ def receive_run(end: Stream) -> tuple[list[Place], list[int]]:
     Raises:
         EOFError: the server ended, or this is no such record.
     """
-    kind, inputs, outputs, length = _RUN.unpack(exactly(end, _RUN.size))
-    if kind != RUN or length > MAX_TENSORS * (_PLACE.size + 8 * MAX_RANK):
+    (kind, inputs, outputs), tail = _receive(end, _RUN, most=MAX_TENSORS * _PLACE_BYTES)
+    if kind != RUN:
         raise EOFError
-    tail = bytes(exactly(end, length))
     places, at = _unpack_places(tail, inputs)
     if len(tail) - at != 2 * outputs:
         raise EOFError
@@ -98,14 +97,31 @@ def receive_answer(end: Stream, *, outputs: int) -> tuple[bytes, list[Place]]:
         EOFError: the worker ended, or says what it cannot.
         OSError: it does not answer in time.
     """
-    outcome, count, length = _ANSWER.unpack(exactly(end, _ANSWER.size))
-    expected = outputs if outcome == DONE else 0
-    if outcome not in OUTCOMES or count != expected or length > count * (_PLACE.size + 8 * MAX_RANK):
+    (outcome, count), tail = _receive(end, _ANSWER, most=outputs * _PLACE_BYTES)
+    if outcome not in OUTCOMES or count != (outputs if outcome == DONE else 0):
         raise EOFError
-    places, at = _unpack_places(bytes(exactly(end, length)), count)
-    if at != length:
+    places, at = _unpack_places(tail, count)
+    if at != len(tail):
         raise EOFError
     return outcome, places
+
+
+def _receive(end: Stream, head: struct.Struct, *, most: int) -> tuple[list[Any], bytes]:
+    """The fields of a record, and what follows them. One call where it arrives in one piece: nothing comes behind it
+    that was not asked for.
+    """
+    data = end.recv(_FIRST)
+    if len(data) < head.size:
+        if not data:
+            raise EOFError
+        data += exactly(end, head.size - len(data))
+    *fields, length = head.unpack_from(data)
+    missing = head.size + length - len(data)
+    if length > most or missing < 0:
+        raise EOFError
+    if missing:
+        data += exactly(end, missing)
+    return fields, data[head.size :]
 
 
 def _pack_place(place: Place) -> bytes:
@@ -153,8 +169,7 @@ def put(area: Array, offset: int, array: Array, *, position: int) -> Place:
         area[offset : offset + len(data)] = np.frombuffer(data, np.uint8)
         return Place(position, array.shape, offset, len(data))
     if array.nbytes:
-        there = area[offset : offset + array.nbytes].view(array.dtype).reshape(array.shape)
-        np.copyto(there, array)
+        np.ndarray(array.shape, array.dtype, area, offset)[...] = array
     return Place(position, array.shape, offset, array.nbytes)
 
 
@@ -169,8 +184,7 @@ def view(area: Array, place: Place, *, datatype: str) -> Array:
         return _elements(area[place.offset : place.offset + place.size].tobytes(), place.shape)
     if not place.size:
         return np.empty(place.shape, DATATYPES[datatype])
-    there = area[place.offset : place.offset + place.size]
-    return there.view(DATATYPES[datatype]).reshape(place.shape)
+    return np.ndarray(place.shape, DATATYPES[datatype], area, place.offset)
 
 
 def take(area: Array, place: Place, *, datatype: str) -> Array:

@@ -105,10 +105,11 @@ class Runner:
         self._loading: dict[tuple[str, int], asyncio.Task[None]] = {}
 
     def close(self) -> None:
-        """Ends the threads, after the work that is under way."""
+        """Ends the threads, after the work that is under way, and all loaded models."""
         self._runs.close()
         self._loads.close()
         self._large.close()
+        self._cache.close()
 
     def is_loaded(self, model: ModelVersion) -> bool:
         """Whether a run would start warm."""

@@ -202,7 +202,7 @@ class Model:
 
     def _give_back(self, one: Worker, caller: Hashable) -> None:
         """Keeps it for its caller, or ends it; and has another one made meanwhile, where none is spare."""
-        keep = caller is not None and one.spent_s < self._workers.limits.cpu_s / 2 and one.alive()
+        keep = caller is not None and one.spent_s < self._workers.limits.cpu_s / 2
         with self._lock:
             if keep and not self._closed and one.template is self._template:
                 self._workers.keep(one, self, caller)

@@ -20,11 +20,12 @@ import strongroom_bench
 from click.testing import CliRunner
 from conftest import REPOSITORY
 from onnx import TensorProto, helper
-from strongroom_bench import codec, footprint, latency, peer, throughput
+from strongroom_bench import attested, catalogue, codec, footprint, latency, memory, peer, throughput
 from strongroom_bench.catalogue import Workload
 from strongroom_bench.contender import Contender, Engine, Unable, same_outputs
 from strongroom_bench.load import run_slice
 from strongroom_bench.machine import Cores
+from strongroom_bench.ours import Ours
 from strongroom_bench.peer import NAMES, Peer, Server, Setting
 from strongroom_bench.results import Result
 from strongroom_bench.schedule import Plan
@@ -191,6 +192,66 @@ def test_throughput_takes_servers_only(doubling: Workload, good: Server) -> None
     assert all(r.detail["statuses"].keys() == {"200"} and r.detail["refused"] == 0 for r in result.rows)
     assert result.absent[0]["reason"] == "no server"
     bare.close()
+
+
+def test_overload_has_three_phases(doubling: Workload) -> None:
+    """Before, meanwhile, after; with what was refused and lost, and how long health took."""
+    result, server = new_result("good"), fake("good")
+    plan = Plan(rounds=2, warmups=0)
+    throughput.overload(result, [doubling], [server], plan, connections=20, seconds=0.05)
+    assert [(r.metric, r.connections) for r in result.rows] == [
+        ("before", 16),
+        ("overload", 20),
+        ("after", 16),
+    ]
+    assert {"refused", "lost", "p99_s", "health_p50_s", "generator_busy"} <= result.rows[1].detail.keys()
+
+
+def test_memory_is_that_of_a_process_and_all_below_it() -> None:
+    """A child that takes 50 MB is counted while it lives."""
+    if not Path("/proc/self/smaps_rollup").exists():
+        pytest.skip("no /proc here")
+    before = memory.tree_bytes(os.getpid())
+    code = "data = bytearray(b'x') * 50_000_000; print(flush=True); input()"
+    with memory.watching(os.getpid()) as peak:
+        child = subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )  # fmt: skip
+        assert child.stdout is not None
+        child.stdout.readline()
+        assert memory.tree_bytes(os.getpid()) > before + 45_000_000
+        child.communicate("\n")
+    assert peak.bytes > before + 45_000_000 > memory.tree_bytes(os.getpid())
+    assert memory.tree_bytes(2**22 + 1) == 0
+
+
+@pytest.mark.slow
+def test_attesting_and_loading_our_own_server(tmp_path: Path) -> None:
+    """`attest` has its rows and the plain connection as baseline; the load generator is let in with its token."""
+    ours = Ours(cores=CORES, limits=attested.LIMITS)
+    try:
+        result, plan = new_result(attested.PLAIN), Plan(rounds=2, warmups=0)
+        attested.measure(result, ours, plan)
+        subjects = [(r.subject, r.contender) for r in result.rows]
+        ours_in = [(name, "strongroom") for name in ("connect", "verify", "import")]
+        assert subjects == [("connect", "tls"), *ours_in]
+        ours.load(catalogue.make(catalogue.BY_NAME["tiny_trees"], tmp_path))
+        loaded = run_slice(ours.target(), connections=2, seconds=0.3)
+        assert set(loaded.statuses) == {200} and loaded.probes
+        assert ours.cold() > 0
+        (output,) = ours.outputs()
+        assert output.size == 1
+        ours.unload()
+        with pytest.raises(Unable, match="no model"):
+            ours.once()
+    finally:
+        ours.close()
+
+
+def test_a_target_needs_a_policy() -> None:
+    """Which server is accepted is for whoever measures to say."""
+    with pytest.raises(click.ClickException, match="needs --policy"):
+        Ours(cores=CORES, target_url="https://127.0.0.1:1")
 
 
 def test_an_engine_that_is_not_there_is_absent(doubling: Workload) -> None:

@@ -85,6 +85,16 @@ def test_the_headline_is_the_geometric_mean_of_our_ratios() -> None:
     assert alone.to_json()["geomean_ratio"] is None
 
 
+def test_a_small_model_does_not_blur_the_headline() -> None:
+    """Where networks of the paper's range are there only they count; what a small one pays is shown as a time."""
+    mixed = result()
+    for row in mixed.rows:
+        row.detail["group"] = "paper" if row.subject == "resnet50" else "tabular"
+    mixed.add("iris", "latency", "s", {"bare": [1e-5] * 20, "strongroom": [1e-3] * 20})
+    assert mixed.to_json()["geomeans"]["strongroom"] == {"ratio": pytest.approx(1.1), "subjects": 1}
+    assert "990 µs" in next(line for line in render(mixed).splitlines() if line.startswith("iris"))
+
+
 def _without(member: str) -> Callable[[dict[str, Any]], None]:
     return lambda document: document.pop(member)
 

@@ -21,8 +21,9 @@ from strongroom.attester import load_or_create_root, root_digest
 from strongroom.errors import Error, InvalidConfig
 from strongroom.tokens import new_key_pem
 
-WRAPPER = (sys.executable, library_os.__file__)
 IN_PROCESS = '[security]\nisolation = "in_process"'
+"""What such a system leaves; that the server does not choose it by itself, test_isolation_server.py shows."""
+WRAPPER = (sys.executable, library_os.__file__)
 STRICTER = (*WRAPPER, "--no-ancillary")
 here = pytest.mark.skipif(bool(library_os.missing()), reason=library_os.missing() or "it can be done")
 

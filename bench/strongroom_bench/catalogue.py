@@ -60,6 +60,8 @@ class Workload:
     path: Path
     engine_path: Path
     inputs: Arrays
+    group: str = "other"
+    """Of `GROUPS`, or `trained`."""
 
     @property
     def size(self) -> int:
@@ -176,7 +178,7 @@ def make(entry: Entry, folder: Path) -> Workload:
         _write(engine_path, entry.trees.to_onnx)
     elif not path.exists():
         network(entry).write(path)
-    return Workload(entry.name, entry.title, path, engine_path, inputs_of(entry))
+    return Workload(entry.name, entry.title, path, engine_path, inputs_of(entry), entry.group)
 
 
 def _write(path: Path, content: Callable[[], bytes]) -> None:
@@ -237,7 +239,7 @@ def trained() -> list[Workload]:
             continue
         path = Path(next(iter(spec.submodule_search_locations))) / one.file
         if path.is_file():
-            found.append(Workload(one.name, one.title, path, path, one.inputs()))
+            found.append(Workload(one.name, one.title, path, path, one.inputs(), "trained"))
     return found
 
 

@@ -16,7 +16,7 @@ from strongroom_bench.merge import merge
 from strongroom_bench.peer import NAMES
 from strongroom_bench.results import COMMANDS, Result, read, write
 from strongroom_bench.schedule import PAPER_PLAN, Plan
-from strongroom_bench.session import Options, contenders, new_result, start_ours
+from strongroom_bench.session import Options, contenders, levels, new_result, start_ours
 from strongroom_bench.tables import render
 
 CACHE: Final = Path.home() / ".cache" / "strongroom-bench"
@@ -61,8 +61,8 @@ _warmups = click.option(
     help="Rounds before them.",
 )  # fmt: skip
 _isolation = click.option(
-    "--isolation", metavar="LEVEL",
-    help="Of our server: in_process, model, owner or request; else its default.",
+    "--isolation", default="", callback=_names, metavar="LEVEL,...",
+    help="Of our server: owner, request, model, in_process; several take part side by side. Else its default.",
 )  # fmt: skip
 _target = click.option(
     "--target", metavar="URL", help="Measure this server instead of starting one; needs --policy."
@@ -91,8 +91,8 @@ def _measuring(command: _F) -> _F:
 
 
 def _options(
-    *, rounds: int, warmups: int, isolation: str | None, target: str | None, policy: Path | None, key: Path | None,
-    cache: Path, against: tuple[str, ...] = (), limits: dict[str, int] | None = None,
+    *, rounds: int, warmups: int, isolation: tuple[str, ...] = (), target: str | None, policy: Path | None,
+    key: Path | None, cache: Path, against: tuple[str, ...] = (), limits: dict[str, int] | None = None,
 ) -> Options:  # fmt: skip
     return Options(
         plan=Plan(rounds=rounds, warmups=warmups), against=against, isolation=isolation, target=target, policy=policy,
@@ -271,7 +271,7 @@ def footprint_command(
             raise click.ClickException(f"{tree} is there already and is left as it is")
         _say(f"wrote {footprint.write_tree(tree) / 1e6:.1f} MB to {tree}")
     options = _options(
-        rounds=1, warmups=0, isolation=None, target=None, policy=None, key=None, cache=cache, against=against
+        rounds=1, warmups=0, target=None, policy=None, key=None, cache=cache, against=against
     )  # fmt: skip
     _show(_footprint(options), as_json=as_json, out=out)
 
@@ -281,7 +281,8 @@ def _memory(models: tuple[str, ...], options: Options) -> Result:
     result = new_result("memory", "strongroom", options, cores)
     chosen = catalogue.select(models, options.cache / "models")
     result.trial = False  # a peak is not a time: it does not scatter with the machine's load
-    memory.measure(result, chosen, lambda: start_ours(options, cores), say=_say)
+    level = levels(options)[0][1]
+    memory.measure(result, chosen, lambda: start_ours(options, cores, isolation=level), say=_say)
     return result
 
 
@@ -292,7 +293,7 @@ def _memory(models: tuple[str, ...], options: Options) -> Result:
 @_json
 @_out
 def memory_command(
-    models: tuple[str, ...], isolation: str | None, cache: Path, as_json: bool, out: Path | None
+    models: tuple[str, ...], isolation: tuple[str, ...], cache: Path, as_json: bool, out: Path | None
 ) -> None:
     """Peak resident memory of our server while one model is uploaded, and while it is served."""
     options = _options(
@@ -308,7 +309,7 @@ def memory_command(
 def quick(as_json: bool, out: Path | None, cache: Path) -> None:
     """Ours, bare onnxruntime and the paper's Flask stack on three models, in less than two minutes."""
     options = _options(
-        rounds=20, warmups=5, isolation=None, target=None, policy=None, key=None, cache=cache, against=("flask",)
+        rounds=20, warmups=5, target=None, policy=None, key=None, cache=cache, against=("flask",)
     )  # fmt: skip
     _show(_latency("warm", QUICK, options), as_json=as_json, out=out)
 

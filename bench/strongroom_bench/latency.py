@@ -29,7 +29,8 @@ def compare(
             ready = ready_for(result, workload, contenders)
             measures = {c.name: _measure(c, cold=cold, dropping=dropping) for c in ready}
             values = _values(result, workload, _able(result, workload, measures), plan)
-            details = {name: {"bytes": workload.size, "title": workload.title} for name in values}
+            about = {"bytes": workload.size, "title": workload.title, "group": workload.group}
+            details = dict.fromkeys(values, about)
             result.add(workload.name, "latency", "s", values, details=details)
         finally:
             for contender in contenders:

@@ -29,7 +29,10 @@ from strongroom_bench.contender import Outputs, Unable, end
 from strongroom_bench.load import Target
 from strongroom_bench.machine import Cores, pinned
 
+OURS: Final = "strongroom"
+"""Name of our server, or the first of several, in results."""
 READY: Final = "strongroom: serving on "
+START_S: Final = 120.0
 TIMEOUT_S: Final = 300.0
 """Seconds without a byte after which a request is given up: a large upload is examined for longer than a minute."""
 
@@ -42,14 +45,14 @@ class Ours:
     """
 
     def __init__(
-        self, *, cores: Cores, isolation: str | None = None, limits: Mapping[str, int] | None = None,
+        self, *, cores: Cores, name: str = OURS, isolation: str | None = None, limits: Mapping[str, int] | None = None,
         target_url: str | None = None, policy: Path | None = None, key: Path | None = None,
     ) -> None:  # fmt: skip
-        self.name, self.title = "strongroom", "Strongroom"
+        self.name, self.title = name, f"Strongroom, {isolation}" if isolation else "Strongroom"
         self.version = f"strongroom {strongroom.__version__}"
         self._folder = tempfile.TemporaryDirectory(prefix="strongroom-bench-")
         self._core = cores.server
-        self._server: subprocess.Popen[str] | None = None
+        self._server: subprocess.Popen[bytes] | None = None
         self._model: strongroom.Model | None = None
         self._inputs: Any = None
         self._token: tuple[float, str] | None = None
@@ -95,16 +98,23 @@ class Ours:
         lines += ["[limits]", *(f"{name} = {value}" for name, value in limits.items())]
         config = folder / "strongroom.toml"
         config.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        self._server = subprocess.Popen(
-            [sys.executable, "-m", "strongroom", "serve", "--config", str(config)],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=pinned(self._core),
-        )  # fmt: skip
-        last = ""
-        for line in self._server.stdout or ():
-            last = line.strip() or last
-            if line.startswith(READY):
-                return line.removeprefix(READY).split()[0]
-        raise ClickException(f"our server ended before it was ready: {last}")
+        log = folder / "server.log"  # a file, for nobody reads a pipe once the server is ready
+        with log.open("wb") as sink:
+            self._server = subprocess.Popen(
+                [sys.executable, "-m", "strongroom", "serve", "--config", str(config)],
+                stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, preexec_fn=pinned(self._core),
+            )  # fmt: skip
+        until = time.monotonic() + START_S
+        while time.monotonic() < until:
+            ended = self._server.poll() is not None  # asked first: what it said last is read afterwards
+            lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+            for line in lines:
+                if line.startswith(READY):
+                    return line.removeprefix(READY).split()[0]
+            if ended:
+                raise ClickException(f"our server ended before it was ready: {lines[-1] if lines else ''}")
+            time.sleep(0.05)
+        raise ClickException(f"our server was not ready within {START_S:g} s")
 
     @property
     def pid(self) -> int | None:

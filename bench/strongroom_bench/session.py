@@ -10,7 +10,7 @@ from pathlib import Path
 
 from strongroom_bench import machine
 from strongroom_bench.contender import Contender, Engine, Unable
-from strongroom_bench.ours import Ours
+from strongroom_bench.ours import OURS, Ours
 from strongroom_bench.peer import open_peer
 from strongroom_bench.results import Result
 from strongroom_bench.schedule import FEWEST_ROUNDS, Plan
@@ -22,7 +22,8 @@ class Options:
 
     plan: Plan
     against: tuple[str, ...]
-    isolation: str | None
+    isolation: tuple[str, ...]
+    """Levels of our server, each a contender of its own; empty: one, with the server's default."""
     target: str | None
     policy: Path | None
     key: Path | None
@@ -40,7 +41,7 @@ def new_result(command: str, baseline: str, options: Options, cores: machine.Cor
         "threads": 1,
         "batch": 1,
         "target": options.target,
-        "isolation_asked_for": options.isolation,
+        "isolation_asked_for": list(options.isolation),
     }
     return Result(
         command=command,
@@ -53,12 +54,20 @@ def new_result(command: str, baseline: str, options: Options, cores: machine.Cor
     )
 
 
-def start_ours(options: Options, cores: machine.Cores) -> Ours:
+def start_ours(
+    options: Options, cores: machine.Cores, *, isolation: str | None = None, name: str = OURS
+) -> Ours:
     """Our server, or the target."""
     return Ours(
-        cores=cores, isolation=options.isolation, limits=options.limits, target_url=options.target,
+        name=name, cores=cores, isolation=isolation, limits=options.limits, target_url=options.target,
         policy=options.policy, key=options.key,
     )  # fmt: skip
+
+
+def levels(options: Options) -> list[tuple[str, str | None]]:
+    """(name, isolation) of each of our servers: the first is the headline, the others have their level in the name."""
+    asked = options.isolation or (None,)
+    return [(OURS if at == 0 else f"{OURS}-{level}", level) for at, level in enumerate(asked)]
 
 
 @contextmanager
@@ -71,8 +80,9 @@ def contenders(
     try:
         if bare:
             started.append(Engine("bare", "bare onnxruntime", cores=cores))
-        options.say("starting our server")
-        started.append(start_ours(options, cores))
+        for name, level in levels(options):
+            options.say(f"starting our server ({level or 'its default isolation'})")
+            started.append(start_ours(options, cores, isolation=level, name=name))
         for name in options.against:
             options.say(f"preparing {name}")
             try:

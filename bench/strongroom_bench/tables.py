@@ -75,7 +75,13 @@ def _ratio(row: Row | None) -> str:
 def _latencies(result: Result) -> str:
     names = [c["name"] for c in result.contenders]
     others = [name for name in names if name != result.baseline]
-    head = ["model", "MB", result.baseline, *(w for name in others for w in (name, "ratio [95 %]"))]
+    head = [
+        "model",
+        "MB",
+        result.baseline,
+        *(w for name in others for w in (name, "ratio [95 %]")),
+        "ours adds",
+    ]
     lines = []
     for subject in result.subjects():
         rows = {name: result.find(subject, name, "latency") for name in names}
@@ -83,12 +89,20 @@ def _latencies(result: Result) -> str:
         cells = [subject, f"{size / 1e6:.1f}", _time(rows[result.baseline])]
         for name in others:
             cells += [_time(rows[name]), _ratio(rows[name])]
-        lines.append(cells)
+        lines.append([*cells, _added(rows[result.baseline], rows.get("strongroom"))])
     return grid(head, lines)
 
 
 def _time(row: Row | None) -> str:
     return "-" if row is None else seconds(row.summary.median) + _mark(row)
+
+
+def _added(base: Row | None, ours: Row | None) -> str:
+    """What our path adds to the baseline, as a time."""
+    if base is None or ours is None:
+        return "-"
+    added = ours.summary.median - base.summary.median
+    return seconds(added) if added > 0 else f"-{seconds(-added)}"
 
 
 def _means(result: Result) -> list[str]:

@@ -16,6 +16,7 @@ import numpy as np
 
 from strongroom.errors import InvalidRequest, LimitExceeded
 from strongroom.inputs import check_inputs
+from strongroom.models import scales
 from strongroom.models.info import ModelInfo
 from strongroom.models.rewrite import Array
 from strongroom.oip import Tensor, WireLimits, datatype_of
@@ -25,6 +26,8 @@ LIMITS: Final = WireLimits(
 )
 """Of one set: a thousand images of 224 x 224."""
 MAX_EXAMPLES: Final = 10_000
+MAX_RANGE: Final = 1e37
+"""Magnitude of an end of a range: its length has to be a float32."""
 BINS: Final = 2048
 CUT: Final = 1e-4
 """Share of a value's elements beyond the range that `percentile` takes, at both ends together."""
@@ -97,12 +100,14 @@ def _split(info: ModelInfo, arrays: Mapping[str, Array], what: str) -> Iterator[
 def ranges_of(
     model: bytes, names: Sequence[str], requests: Sequence[Request], *, run: Run, method: str
 ) -> dict[str, tuple[float, float]]:
-    """Least and greatest element of each value over all requests (`minmax`), or but for `CUT` (`percentile`).
+    """Least and greatest element of each value over all requests (`minmax`), or but for `CUT` (`percentile`),
+    widened to the next step of a grid (`scales.widened`).
 
     `model`: the network with `names` among its outputs, but for those that are its inputs.
 
     Raises:
-        InvalidRequest: a value is NaN or infinite for some example (code `precision_examples`); whatever `run`
+        InvalidRequest: a value is NaN, infinite or beyond `MAX_RANGE` for some example (code
+            `precision_examples`); whatever `run`
             raises.
     """
     low = dict.fromkeys(names, np.inf)
@@ -112,18 +117,19 @@ def ranges_of(
             if array.size:
                 low[name] = min(low[name], float(array.min()))
                 high[name] = max(high[name], float(array.max()))
-    if not all(np.isfinite([*low.values(), *high.values()])):
+    if not all(abs(end) <= MAX_RANGE / 2 for end in (*low.values(), *high.values())):
         raise InvalidRequest(
-            "expected finite values inside of the network, got NaN or infinities for some example",
+            f"expected values up to {MAX_RANGE / 2:g} inside of the network, got others, or NaN, for some example",
             code="precision_examples",
         )
     if method == "minmax":
-        return {name: (low[name], high[name]) for name in names}
+        return {name: (scales.widened(low[name]), scales.widened(high[name])) for name in names}
     counts = {name: np.zeros(BINS, np.int64) for name in names}
     for values in _values(model, names, requests, run):
         for name, array in values.items():
             counts[name] += np.histogram(array, bins=BINS, range=_spread(low[name], high[name]))[0]
-    return {name: _cut(counts[name], *_spread(low[name], high[name])) for name in names}
+    cut = {name: _cut(counts[name], *_spread(low[name], high[name])) for name in names}
+    return {name: (scales.widened(least), scales.widened(most)) for name, (least, most) in cut.items()}
 
 
 def _values(

@@ -1,4 +1,4 @@
-"""A network in less precision: one function of its canonical bytes, options and examples.
+"""A network in less precision: one function of its canonical bytes, options and the ranges of its values.
 
 The owner's machine and a server's preparation process run the same function, so that what was evaluated is what
 runs (docs/precision.md).
@@ -6,8 +6,8 @@ runs (docs/precision.md).
 Rules
   - It begins with what `models.admit` wrote, and what it makes is admitted by `models.admit` again: the rewriting
     is no way around any rule.
-  - No file, no clock, no random number: the same model, options and examples give the same bytes. Where the
-    extremes of activations are measured, they are widened to a coarse grid first (`models.scales`).
+  - No file, no clock, no random number, no engine: the same model, options and ranges give the same bytes, on
+    every processor. Ranges are measured apart (`measure`), and can be handed on instead of examples.
   - A model that is in eight bits already, or has nothing to rewrite, is refused rather than left as it is: nobody
     shall believe in a precision that is not there.
 """
@@ -68,34 +68,58 @@ class Reduced:
     """Operator -> products with weights that stay in floating point, inner graphs included; sorted."""
 
 
+def measure(
+    admitted: Admitted, *, options: Options, examples: Sequence[Request], run: Run
+) -> dict[str, tuple[float, float]]:
+    """The ranges that the static form of a model needs: value -> least and greatest element over `examples`.
+
+    `examples`: requests as `calibration.requests_of` gives them. `run`: runs the network with more outputs. The
+    only step that computes in floating point, whose last bits are the processor's; ranges are on a grid.
+
+    Raises:
+        InvalidRequest: as `reduce_precision`, or examples that make values without a range (code
+            `precision_examples`).
+        AdmissionRefused: as `reduce_precision`.
+    """
+    graph, _, made_plan = _planned(admitted, "static", options)
+    if not made_plan.measured:
+        return {}
+    observed = _observed(graph, made_plan.measured)
+    return calibration.ranges_of(observed, made_plan.measured, examples, run=run, method=options.method)
+
+
 def reduce_precision(
-    admitted: Admitted, *, options: Options, examples: Sequence[Request], run: Run, limits: AdmissionLimits
+    admitted: Admitted,
+    *,
+    options: Options,
+    ranges: Mapping[str, tuple[float, float]] | None,
+    limits: AdmissionLimits,
 ) -> Reduced:
     """The model in `options.precision`, admitted.
 
-    `examples`: requests as `calibration.requests_of` gives them. With `int8` they decide the form: `static`, for
-    convolutions and matrices, between the ranges that they show; without any `dynamic`, for matrices alone.
-    `run`: runs the network with more outputs; not called without examples.
+    `ranges`: with `int8` they decide the form: `static`, for convolutions and matrices, between what `measure`
+    found; with None `dynamic`, for matrices alone.
 
     Raises:
         InvalidRequest: options that are none, or name a node that is not there (code `precision_options`);
-            examples that make values without a range (code `precision_examples`).
+            ranges that are not those of this model's values (code `precision_ranges`).
         AdmissionRefused: nothing to rewrite, in eight bits already, or of an operator set that has not what is
             needed (codes `precision_nothing`, `precision_twice`, `precision_opset`); or as `models.admit`.
         LimitExceeded: as `models.admit`.
     """
-    if options.precision not in PRECISIONS or options.method not in METHODS:
-        raise InvalidRequest(
-            f"expected a precision among {', '.join(PRECISIONS)} and a method among {', '.join(METHODS)}",
-            code="precision_options",
-        )
-    model = onnx.ModelProto.FromString(admitted.onnx)
-    form = "fp16" if options.precision == "fp16" else "static" if examples else "dynamic"
-    _check(model, form)
-    graph = Graph(model)
-    kept = _kept(graph, options.exclude)
-    products = _products(model)
-    rewritten = _rewritten(graph, kept, form, options, examples, run)
+    form = "fp16" if options.precision == "fp16" else "dynamic" if ranges is None else "static"
+    graph, kept, made_plan = _planned(admitted, form, options)
+    products = _products(graph.model)
+    rewritten: tuple[Any, ...]
+    if form == "fp16":
+        rewritten = halves.rewrite(graph, kept=kept)
+    elif ranges is None:
+        rewritten = dynamic.rewrite(graph, per_channel=options.per_channel, kept=kept)
+    else:
+        _check_ranges(made_plan.measured, ranges)
+        rewritten = static.rewrite(graph, made_plan, ranges=ranges, per_channel=options.per_channel)
+    if form != "fp16":
+        rewritten = (*rewritten, *tables.rewrite(graph, kept=kept))
     if not rewritten:
         raise AdmissionRefused(f"the model has nothing that {form} can be made of", code="precision_nothing")
     data = _bytes(graph.finish())
@@ -109,30 +133,45 @@ def reduce_precision(
     )
 
 
-def _rewritten(
-    graph: Graph, kept: frozenset[str], form: str, options: Options, examples: Sequence[Request], run: Run
-) -> tuple[Any, ...]:
-    if form == "fp16":
-        return halves.rewrite(graph, kept=kept)
+def _planned(admitted: Admitted, form: str, options: Options) -> tuple[Graph, frozenset[str], static.Plan]:
+    """The graph, ready to be rewritten; the values whose nodes stay; with the static form, the plan."""
+    if options.precision not in PRECISIONS or options.method not in METHODS:
+        raise InvalidRequest(
+            f"expected a precision among {', '.join(PRECISIONS)} and a method among {', '.join(METHODS)}",
+            code="precision_options",
+        )
+    model = onnx.ModelProto.FromString(admitted.onnx)
+    _check(model, form)
+    graph = Graph(model)
+    kept = _kept(graph, options.exclude)
     if form == "static":
         opset.raise_opset(graph)
-    simplify(graph, kept=kept)
-    if form == "dynamic":
-        products = dynamic.rewrite(graph, per_channel=options.per_channel, kept=kept)
-        return (*products, *tables.rewrite(graph, kept=kept))
-    made_plan = static.plan(graph, kept=kept)
-    if not made_plan.products:
-        return tables.rewrite(graph, kept=kept)
-    observed = _observed(graph, made_plan.measured)
-    ranges = calibration.ranges_of(observed, made_plan.measured, examples, run=run, method=options.method)
-    products = static.rewrite(graph, made_plan, ranges=ranges, per_channel=options.per_channel)
-    return (*products, *tables.rewrite(graph, kept=kept))
+    if form != "fp16":
+        simplify(graph, kept=kept)
+    return graph, kept, static.plan(graph, kept=kept) if form == "static" else static.Plan()
+
+
+def _check_ranges(names: Sequence[str], ranges: Mapping[str, tuple[float, float]]) -> None:
+    if set(ranges) != set(names):
+        raise InvalidRequest(
+            f"expected ranges of the {len(names)} values that become eight bits, got {len(ranges)}, of others",
+            code="precision_ranges",
+        )
+    if not all(
+        -calibration.MAX_RANGE <= low <= high <= calibration.MAX_RANGE for low, high in ranges.values()
+    ):
+        raise InvalidRequest(
+            f"expected ranges from a number to one that is not less, up to {calibration.MAX_RANGE:g}",
+            code="precision_ranges",
+        )
 
 
 def _check(model: Any, form: str) -> None:
     if _EIGHT_BITS & set(operators(model.graph)):
         raise AdmissionRefused("the model computes with eight bits already", code="precision_twice")
-    version = imports_of(model.opset_import).get("", 0)
+    version = imports_of(model.opset_import).get("")
+    if version is None:
+        raise AdmissionRefused("the model has learners only, no network", code="precision_nothing")
     if version < MIN_OPSET[form]:
         raise AdmissionRefused(
             f"the model is of operator set {version} of ai.onnx, {form} needs {MIN_OPSET[form]}",

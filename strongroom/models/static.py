@@ -215,8 +215,7 @@ class _Work:
         if name not in self._scales:
             low, high = self._ranges[name]
             # A clipped range ends where the operator says, not where a grid of ours has its next step.
-            top = min(scales.widened(high), self._upper.get(name, np.inf))
-            scale, zero = scales.activation(scales.widened(low), top)
+            scale, zero = scales.activation(low, min(high, self._upper.get(name, np.inf)))
             self._scales[name] = scale, self._graph.add("scale", scale), self._graph.add("zero", zero)
         return self._scales[name]
 

@@ -29,8 +29,9 @@ from strongroom.engine import Engine
 from strongroom.errors import AdmissionRefused, Error, InvalidRequest, LimitExceeded
 from strongroom.models import admit, calibration, scales
 from strongroom.models.calibration import ranges_of, requests_of
+from strongroom.models.comparison import accuracy
 from strongroom.models.info import STANDARD_LIMITS, Admitted
-from strongroom.models.precision import Options, Reduced, reduce_precision
+from strongroom.models.precision import Options, Reduced, measure, reduce_precision
 from strongroom.observer import Observer
 from strongroom.oip import Array
 
@@ -46,8 +47,11 @@ def admitted(data: bytes) -> Admitted:
 def reduced(data: bytes, examples: dict[str, Array] | None = None, options: Options = INT8) -> Reduced:
     """The model in less precision; without examples the dynamic form."""
     model = admitted(data)
-    requests = () if examples is None else requests_of(model.info, examples, what="examples")
-    return reduce_precision(model, options=options, examples=requests, run=OBSERVER, limits=STANDARD_LIMITS)
+    ranges = None
+    if examples is not None:
+        requests = requests_of(model.info, examples, what="examples")
+        ranges = measure(model, options=options, examples=requests, run=OBSERVER)
+    return reduce_precision(model, options=options, ranges=ranges, limits=STANDARD_LIMITS)
 
 
 def run(data: bytes, inputs: dict[str, Array]) -> Array:
@@ -252,7 +256,7 @@ def test_another_process_makes_the_same_bytes() -> None:
 
 
 def test_noise_in_the_last_bits_of_activations_changes_nothing() -> None:
-    """Another processor sums in another order: the bytes are the same."""
+    """Another processor sums in another order: the ranges are the same."""
 
     def shaken(model: bytes, requests: Any, *, outputs: tuple[str, ...]) -> Any:
         for values in OBSERVER(model, requests, outputs=outputs):
@@ -260,8 +264,8 @@ def test_noise_in_the_last_bits_of_activations_changes_nothing() -> None:
 
     model = admitted(residual())
     requests = requests_of(model.info, images(6), what="examples")
-    there = reduce_precision(model, options=INT8, examples=requests, run=shaken, limits=STANDARD_LIMITS)
-    assert there.admitted.onnx == reduced(residual(), images(6)).admitted.onnx
+    there = measure(model, options=INT8, examples=requests, run=shaken)
+    assert there == measure(model, options=INT8, examples=requests, run=OBSERVER)
 
 
 # Numbers
@@ -406,6 +410,17 @@ def test_what_cannot_be_reduced(
     assert refused.value.code == code
 
 
+def test_learners_are_not_networks() -> None:
+    """A model of ai.onnx.ml alone has no product with weights."""
+    made = helper.make_node("Normalizer", ["x"], ["y"], domain="ai.onnx.ml")
+    model = onnx.ModelProto.FromString(network(made, x=(None, 4)))
+    del model.opset_import[:]
+    model.opset_import.add(domain="ai.onnx.ml", version=1)
+    with pytest.raises(AdmissionRefused) as refused:
+        reduced(model.SerializeToString())
+    assert refused.value.code == "precision_nothing"
+
+
 @pytest.mark.parametrize("form", ["dynamic", "static"])
 def test_a_model_in_eight_bits_is_not_reduced_again(form: str) -> None:
     """Neither of what this makes."""
@@ -413,6 +428,21 @@ def test_a_model_in_eight_bits_is_not_reduced_again(form: str) -> None:
     with pytest.raises(AdmissionRefused) as refused:
         reduced(made.admitted.onnx)
     assert refused.value.code == "precision_twice"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"x": None}, {"other": (0.0, 1.0)}, {"x": (1.0, -1.0)}, {"x": (0.0, float("nan"))}, {"x": (0.0, 1e38)}],
+    ids=["missing", "other", "reversed", "nan", "large"],
+)
+def test_ranges_of_something_else(changes: dict[str, Any]) -> None:
+    """Exactly the values that the form needs, each from a finite number to one that is not less."""
+    model = admitted(GEMM)
+    ranges = {n: r for n, r in ({"x": (-1.0, 1.0)} | changes).items() if r is not None}
+    assert reduce_precision(model, options=INT8, ranges={"x": (-1.0, 1.0)}, limits=STANDARD_LIMITS)
+    with pytest.raises(InvalidRequest) as refused:
+        reduce_precision(model, options=INT8, ranges=ranges, limits=STANDARD_LIMITS)
+    assert refused.value.code == "precision_ranges"
 
 
 def test_messages_hold_no_content() -> None:
@@ -428,3 +458,40 @@ def test_the_digest_is_that_of_the_bytes() -> None:
     """What a report says about the result is what was made."""
     made = reduced(layers()).admitted
     assert made.canonical_sha256 == hashlib.sha256(made.onnx).hexdigest()
+
+
+def test_no_sum_saturates() -> None:
+    """The largest activations times the largest weights, all of one sign: every kernel gives the exact sum."""
+    ones = {"x": np.full((3, 512), 2.0, np.float32)}
+    data = network(node("MatMul", ["x", "w"], ["y"]), x=(None, 512), w=np.ones((512, 48), np.float32))
+    for made in (reduced(data), reduced(data, ones)):
+        assert run(made.admitted.onnx, ones) == pytest.approx(1024, rel=1e-3)
+    planes = {"x": np.full((1, 32, 6, 6), 2.0, np.float32)}
+    data = network(node("Conv", ["x", "w"], ["y"]), x=(None, 32, 6, 6), w=np.ones((16, 32, 3, 3), np.float32))
+    assert run(reduced(data, planes).admitted.onnx, planes) == pytest.approx(32 * 9 * 2, rel=0.01)
+
+
+@pytest.mark.slow
+def test_a_trained_classifier_keeps_its_accuracy() -> None:
+    """Handwritten digits of 8 x 8: three hundred that were not trained on, in every form."""
+    datasets = pytest.importorskip(
+        "sklearn.datasets", reason="not exercised here: scikit-learn is not installed"
+    )
+    pixels, labels = datasets.load_digits(return_X_y=True)
+    pixels = np.asarray(pixels / 16, np.float32)
+    first = numbers(64, 256, scale=0.3)
+    seen = np.maximum(pixels[:-300] @ first, 0)  # random features, and the best plane behind them
+    second = np.linalg.solve(seen.T @ seen + 10 * np.eye(256), seen.T @ np.eye(10)[labels[:-300]])
+    nodes = [node("MatMul", ["x", "a"], ["h"]), node("Relu", ["h"], ["r"]), node("MatMul", ["r", "b"], ["y"])]
+    data = network(*nodes, x=(None, 64), a=first, b=np.asarray(second, np.float32))
+    tests = {"x": pixels[-300:]}
+    rate = accuracy([{"y": run(data, tests)}], labels[-300:], output="y")
+    assert rate > 0.9
+    for made in (
+        reduced(data),
+        reduced(data, {"x": pixels[:100]}),
+        reduced(data, options=Options(precision="fp16")),
+    ):
+        after = run(made.admitted.onnx, tests)
+        assert accuracy([{"y": after}], labels[-300:], output="y") >= rate - 0.01
+        assert np.mean(after.argmax(axis=1) == run(data, tests).argmax(axis=1)) >= 0.98
