@@ -68,7 +68,7 @@ def prepare(room: Mapping[str, Any], imports: MeasuredImports) -> Boot:
     settings = config.load(path, variables=config.environment(), base=Path(room["base"]))
     settings = replace(settings, platform=platforms.resolve(settings.platform))
     preload, security = preload_digests(settings), security_configuration(settings)
-    measurement = planned.measurement(settings, security=security, preload=preload, folders=folders)
+    measurement = planned.measurement_with(settings, security=security, preload=preload, folders=folders)
     imports.admit(dict(measurement.files))
     launch = Launch(
         paths=folders,
@@ -126,7 +126,5 @@ def planned_measurement(settings: Config) -> Measurement:
         InvalidConfig: a preloaded model cannot be read (code `preload_unreadable`).
         Failure: a dependency is missing, or a file cannot be measured.
     """
-    folders, security = dependency_folders(settings.platform), security_configuration(settings)
-    return planned.measurement(
-        settings, security=security, preload=preload_digests(settings), folders=folders
-    )
+    folders = dependency_folders(settings.platform)
+    return planned.measurement(settings, preload=preload_digests(settings), folders=folders)

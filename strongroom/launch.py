@@ -194,12 +194,8 @@ def _measured_start(settings: config.Config, folders: list[str]) -> str:
     from strongroom.tee.tpm_device import Device
 
     os.environ["TSS2_LOG"] = FIXED["TSS2_LOG"]
-    measured = planned.measurement(
-        settings,
-        security=planned.security_configuration(settings),
-        preload=planned.preload_digests(settings),
-        folders=folders,
-    )
+    preload = planned.preload_digests(settings)
+    measured = planned.measurement(settings, preload=preload, folders=folders)
     device = Device(settings.tpm.tcti)
     try:
         return measure_into(device, settings.tpm.code_pcr, measured.digest)

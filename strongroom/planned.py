@@ -115,7 +115,17 @@ def _recovery(recipient: str) -> str:
     return recipient
 
 
-def measurement(
+def measurement(settings: Config, *, preload: tuple[tuple[str, str], ...], folders: list[str]) -> Measurement:
+    """As `measurement_with`, with the security configuration that these settings give now.
+
+    Raises:
+        InvalidConfig: as `security_configuration`. Failure: as `measurement_with`.
+    """
+    security = security_configuration(settings)
+    return measurement_with(settings, security=security, preload=preload, folders=folders)
+
+
+def measurement_with(
     settings: Config,
     *,
     security: SecurityConfiguration,

@@ -561,6 +561,9 @@ class Store:
             message = "the anchor failed at the commit itself; restart the server"
             raise Failure(message, code="store_uncertain") from exc
         self._install(record, digest)
+        # Whatever changed, what was sealed for a receiver before is no longer all there is; and a host that sets clocks
+        # back must not bring an ended hold to life again.
+        self._held = _never
         self._uncertain = False
 
     def _install(self, record: Record, digest: str) -> None:

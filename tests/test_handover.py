@@ -452,6 +452,25 @@ def test_nothing_changes_from_the_giving_on_and_the_hold_ends(old: Party, new: P
     running.stop()
 
 
+def test_a_hold_that_ended_does_not_come_back_with_the_clock(old: Party, new: Party) -> None:
+    """A host that sets the clock on and back, with a change in between: letting go now would lose that change."""
+    running = Running(old)
+
+    def meddle(what: str, data: bytes) -> bytes:
+        if what == "done":
+            running.clock.seconds += handover_source.HOLD_S
+            put(running.store, "between")
+            running.clock.seconds -= handover_source.HOLD_S
+        return data
+
+    assert code_of(lambda: receive(new, running, tap=meddle)) == "handover_unknown"
+    assert writable(running.store)
+    receive(new, running)
+    with new.open() as store:
+        assert serves(store, *MODELS, "between") and writable(store)
+    running.stop()
+
+
 def test_an_upload_under_way_is_not_acknowledged(old: Party, new: Party) -> None:
     """It began before and would end behind: it is refused, not lost."""
     running = Running(old)

@@ -27,7 +27,7 @@ import pytest
 from plane import ALICE, content_digest, linear_onnx
 from serving import Serving, clean_environment, serving, snapshot, start
 
-from strongroom import config, models, server
+from strongroom import boot, config, models, server
 from strongroom.attest.evidence import parse_answer
 from strongroom.attest.keyset import keyset_digest
 from strongroom.errors import InvalidConfig, SealRefused
@@ -176,7 +176,7 @@ def test_the_store_of_a_stopped_server_can_be_checked(tmp_path: Path) -> None:
         server.check_store(settings)
     _made(settings.root_key_path)
     here = server._machine(settings, server.planned_measurement(settings).digest, launched="")
-    with server._open_store(settings, here) as store:
+    with server._open_store(settings, here, boot.security_configuration(settings)) as store:
         admitted = models.admit(linear_onnx(), format="onnx", limits=STANDARD_LIMITS)
         with store.begin(name="m", owner="", access="public", format="onnx", max_bytes=1 << 20) as upload:
             upload.write(linear_onnx())
@@ -195,7 +195,8 @@ def test_a_root_key_is_not_made_anew_beside_a_store(tmp_path: Path) -> None:
     variables = {"STRONGROOM_STATE_DIR": "state", "STRONGROOM_PLATFORM": "simulated"}
     settings = config.load(None, variables=variables, base=tmp_path)
     _made(settings.root_key_path)
-    server._open_store(settings, server._machine(settings, "ab" * 32, launched="")).close()
+    here = server._machine(settings, "ab" * 32, launched="")
+    server._open_store(settings, here, boot.security_configuration(settings)).close()
     settings.root_key_path.unlink()
     for action in (
         lambda: server._machine(settings, "ab" * 32, launched=""),
