@@ -20,6 +20,7 @@ from strongroom.attester import (
 )
 from strongroom.config import Config
 from strongroom.errors import InvalidConfig, NotFound
+from strongroom.keys import SealingRoot
 from strongroom.stapling import StapledAttester
 from strongroom.tee.nitro import NitroAttester
 from strongroom.tee.sev_guest import derive_key
@@ -153,12 +154,18 @@ def _hardware(settings: Config, name: str) -> Attester:
         seal_to = cast(Literal["measurement", "signer"], settings.sgx.seal_to)
         return SgxAttester(paths.attestation, seal_to=seal_to)
     if name == platforms.NITRO:
-        root = load_operator_key(settings.operator_key_path(name))
-        return NitroAttester(paths.nsm, operator_key=root)
+        return NitroAttester(paths.nsm, operator_key=_operator_key(settings, name))
     reports = report_interface(paths.reports, platform=name)
     if name == "tdx":
-        return TdxAttester(reports, operator_key=load_operator_key(settings.operator_key_path(name)))
+        return TdxAttester(reports, operator_key=_operator_key(settings, name))
     return SnpAttester(reports, derive=partial(_derive, paths))
+
+
+def _operator_key(settings: Config, name: str) -> SealingRoot | None:
+    """The key in the operator's file; None where a broker keeps it (`releasing`)."""
+    if settings.key_release.url:
+        return None
+    return load_operator_key(settings.operator_key_path(name))
 
 
 def _derive(paths: platforms.Paths, level: int) -> bytes:

@@ -24,6 +24,7 @@ from typing import Any, Final
 
 from strongroom.errors import InvalidConfig
 from strongroom.limit_settings import Limits as Limits
+from strongroom.platform_settings import KeyRelease as KeyRelease
 from strongroom.platform_settings import Nitro as Nitro
 from strongroom.platform_settings import Sgx as Sgx
 from strongroom.platform_settings import Simulated as Simulated
@@ -146,6 +147,7 @@ class Config:
     tdx: Tdx = field(default_factory=Tdx)
     nitro: Nitro = field(default_factory=Nitro)
     tpm: Tpm = field(default_factory=Tpm)
+    key_release: KeyRelease = field(default_factory=KeyRelease)
     security: Security = field(default_factory=Security)
     workers: WorkerSettings = field(default_factory=WorkerSettings)
     preload: tuple[Preload, ...] = ()
@@ -213,6 +215,7 @@ _SECTIONS: Final[dict[str, type]] = {
     "tdx": Tdx,
     "nitro": Nitro,
     "tpm": Tpm,
+    "key_release": KeyRelease,
     "security": Security,
     "workers": WorkerSettings,
     "preload": Preload,
@@ -283,6 +286,7 @@ def load(path: Path | None, *, variables: Mapping[str, str], base: Path) -> Conf
         tdx=Tdx(**chosen["tdx"]),
         nitro=Nitro(**chosen["nitro"]),
         tpm=Tpm(**chosen["tpm"]),
+        key_release=KeyRelease(**chosen["key_release"]),
         security=Security(**chosen["security"]),
         workers=WorkerSettings(**chosen["workers"]),
         preload=_preload(document.get("preload", []), folder),
