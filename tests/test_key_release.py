@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +22,7 @@ from handovers import NEW, OLD, SECURITY, Clock, Party, Tap, policy_text
 from strongroom import key_release, key_seeker, planned
 from strongroom.attest.evidence import report_data
 from strongroom.attest.keyset import parse_keyset
-from strongroom.attest.policy import named_policy, parse_policy
+from strongroom.attest.policy import lint, named_policy, parse_policy
 from strongroom.calls import Answer
 from strongroom.config import Config, KeyRelease, Security
 from strongroom.errors import Error, InvalidConfig, SealRefused, Unavailable
@@ -558,3 +559,10 @@ def test_policies_name_brokers() -> None:
     for bad in ('[""]', "[]", f'["{PUBLIC.hex()}"]', f'["{PUBLIC.hex()}/A"]', '"none"'):
         text = accepting(OLD).replace('key_release = ["none"]', f"key_release = {bad}")
         assert code_of(lambda text=text: parse_policy(text)).startswith("policy_")  # type: ignore[misc]
+    named = parse_policy(
+        accepting(OLD).replace('key_release = ["none"]', f'key_release = ["{PUBLIC.hex()}/a"]')
+    )
+    said = [
+        (f.level, f.text) for f in lint(named, now=datetime.now(UTC)) if f.member == "security.key_release"
+    ]
+    assert [level for level, _ in said] == ["info", "warning"] and "whoever runs the broker" in said[1][1]
