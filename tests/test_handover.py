@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ from handovers import (
 from store_worker import OWNERS
 
 from strongroom import handover, handover_source
+from strongroom.attest.evidence import Evidence
+from strongroom.attester import SimulatedAttester
 from strongroom.errors import AttestationRefused, Conflict, Error, MalformedInput, SealRefused, Unavailable
 from strongroom.handover import (
     Request,
@@ -404,6 +407,24 @@ def test_evidence_of_another_purpose_states_nothing(
     with pytest.raises(Error, match="report_data_mismatch") as caught:
         receive(new, running)
     assert caught.value.code == "handover_receiver_refused"
+    running.stop()
+
+
+def test_the_evidence_names_the_challenge_where_its_format_has_a_place(
+    old: Party, new: Party, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Nitro document without the nonce is refused."""
+    nonces: list[bytes] = []
+    genuine = SimulatedAttester.evidence
+
+    def evidence(self: SimulatedAttester, data: bytes, *, now: datetime, nonce: bytes = b"") -> Evidence:
+        nonces.append(nonce)
+        return genuine(self, data, now=now, nonce=nonce)
+
+    monkeypatch.setattr(SimulatedAttester, "evidence", evidence)
+    running, kept = Running(old), dict[str, bytes]()
+    receive(new, running, tap=keep(kept))
+    assert bytes.fromhex(json.loads(kept["challenge answer"])["challenge"]) in nonces
     running.stop()
 
 
