@@ -280,8 +280,8 @@ class Model:
                     self._workers.nursery.renew()
                     made = self._make()
                 break
-            except Error as error:
-                log.error("a model's template: %s", error.code)
+            except (Error, OSError) as error:
+                log.error("a model's template: %s", getattr(error, "code", type(error).__name__))
             with self._lock:
                 delay = self._deaths.renewed()
                 self._back = time.monotonic() + delay + 3
