@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: demo demo-tpm test coverage check lint fuzz bench docs vectors evidence lock clean
+.PHONY: demo demo-tpm gramine test coverage check lint fuzz bench bench-quick bench-report docs vectors evidence lock clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/strongroom demo
@@ -35,6 +35,19 @@ fuzz: $(VENV)/test.stamp
 
 bench: $(VENV)/test.stamp
 	$(BIN)/python bench/attest.py
+
+# The folder and manifest of an SGX enclave (deploy/gramine); KEY=FILE signs where Gramine is installed.
+gramine: $(VENV)/demo.stamp
+	$(BIN)/python tools/gramine.py $(if $(KEY),--key $(KEY))
+
+# Ours, bare onnxruntime and the paper's Flask stack side by side: under two minutes once everything is installed.
+bench-quick: $(VENV)/bench.stamp
+	$(BIN)/strongroom bench quick --out build/bench-quick
+
+# Every measurement into build/bench-report/report.html; for a quiet machine (an hour and more). PEERS says against whom.
+PEERS ?= flask,triton,mlserver,litserve,kserve,bentoml,tract
+bench-report: $(VENV)/bench.stamp
+	$(BIN)/strongroom bench all --against $(PEERS) --out build/bench-report
 
 docs: $(VENV)/test.stamp
 	$(BIN)/python tools/docs.py
@@ -67,11 +80,18 @@ $(VENV)/demo.stamp: requirements.lock pyproject.toml | $(VENV)/bin/python
 $(VENV)/test.stamp: $(VENV)/demo.stamp
 	@sed '/^# --- a server on a TPM/,$$d' requirements.lock > $(VENV)/test.txt
 	$(PIP) install -q --require-hashes --no-deps --only-binary :all: -r $(VENV)/test.txt
+	$(PIP) install -q --no-deps --no-build-isolation -e ./bench
+	@touch $@
+
+$(VENV)/bench.stamp: $(VENV)/demo.stamp
+	@sed "1,/^# --- the benchmarks' charts/d" requirements.lock > $(VENV)/bench.txt
+	$(PIP) install -q --require-hashes --no-deps --only-binary :all: -r $(VENV)/bench.txt
+	$(PIP) install -q --no-deps --no-build-isolation -e ./bench
 	@touch $@
 
 # tpm2-pytss has no wheels: it is built against libtss2 where that is installed, and otherwise what needs it is skipped.
 $(VENV)/tpm.stamp: $(VENV)/test.stamp
-	@sed '1,/^# --- a server on a TPM/d' requirements.lock > $(VENV)/tpm.txt
+	@sed "1,/^# --- a server on a TPM/d; /^# --- the benchmarks' charts/,\$$d" requirements.lock > $(VENV)/tpm.txt
 	@if pkg-config --exists tss2-esys tss2-fapi tss2-mu 2>/dev/null; then \
 	    echo "Building tpm2-pytss against libtss2 (about a minute, once)"; \
 	    sed '/^tpm2-pytss/,/^[a-z]/{/^tpm2-pytss/d;/^    /d}' $(VENV)/tpm.txt > $(VENV)/tpm-tools.txt; \

@@ -54,7 +54,7 @@ class Throttled:
         self._pause = 1 / quotes_per_s if quotes_per_s else 0.0
         self.format, self.measurement = inner.format, inner.measurement
 
-    def evidence(self, report_data: bytes, *, now: datetime) -> Evidence:
+    def evidence(self, report_data: bytes, *, now: datetime, nonce: bytes = b"") -> Evidence:
         """Evidence of the simulated TEE, later."""
         if self._pause:
             time.sleep(self._pause)

@@ -59,6 +59,7 @@ def main() -> int:
     parser.add_argument("names", nargs="*")
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 32))
+    parser.add_argument("--go-on", action="store_true", help="after a finding too")
     options = parser.parse_args()
     chosen = {n: t for n, t in targets().items() if not options.names or n in options.names}
     rng, broken = random.Random(options.seed), 0
@@ -77,8 +78,13 @@ def main() -> int:
                 finding.write_bytes(data)
                 print(f"{name}: broke its oracle, see {finding}")
                 traceback.print_exc()
-                break
+                if not options.go_on:
+                    break
         print(f"{name}: {runs} inputs")
+    if (runs := sys.modules.get("targets_runs")) is not None:
+        for (case, end, code), times in sorted(runs.SEEN.items(), key=lambda item: -item[1]):
+            print(f"{times:8} {case}: {end} {code}")
+        print(f"operators that ran: {len(runs.RAN)}; that never did: {' '.join(sorted(runs.never()))}")
     return 1 if broken else 0
 
 

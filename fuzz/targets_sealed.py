@@ -8,7 +8,19 @@ from __future__ import annotations
 import contextlib
 import random
 
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from strongroom import age
 from strongroom.errors import Error
+from strongroom.handover import (
+    Request,
+    encode_done,
+    encode_take,
+    parse_done,
+    parse_member,
+    parse_request,
+    parse_take,
+)
 from strongroom.models.info import ONNX_RULES, Admission, ModelInfo, Room, TensorSpec
 from strongroom.sealed import (
     Sealer,
@@ -21,7 +33,9 @@ from strongroom.sealed import (
 )
 from strongroom.state import (
     NO_PREDECESSOR,
+    TAKEN,
     Entry,
+    Handing,
     ModelVersion,
     Name,
     Record,
@@ -94,7 +108,16 @@ def record() -> Record:
 CONTAINER = _container()
 WRAPPED = wrap_key(KEY, PLAIN[:32], associated=FACTS, random=random.Random(1).randbytes)
 STATE = seal_state(record(), header=HEADER, state_key=KEY, random=random.Random(2).randbytes)
+HANDING = Handing(end=TAKEN, transfer="0b" * 16, key=KEY)
+STATEMENT = Request(challenge=KEY, source=KEY, key=KEY, security_version=1).encode()
+ANSWER = b'{"endorsements":[],"evidence":"e30=","format":"sim","keyset":"e30="}'
+IDENTITY = X25519PrivateKey.from_private_bytes(KEY)
+RECIPIENT = age.recipient_of(IDENTITY)
+WRAPPED_FILE = age.encrypt(PLAIN[:32], RECIPIENT, random=random.Random(3).randbytes)
 SEEDS = {
+    "fuzz_sealed_handover": (STATEMENT, encode_take(STATEMENT, ANSWER), encode_done(HANDING)),
+    "fuzz_sealed_age_file": (WRAPPED_FILE,),
+    "fuzz_sealed_age_key": (RECIPIENT.encode(), age.encode_identity(IDENTITY).encode()),
     "fuzz_sealed_container": (CONTAINER,),
     "fuzz_sealed_header": (CONTAINER[:80],),
     "fuzz_sealed_key": (WRAPPED,),
@@ -102,6 +125,7 @@ SEEDS = {
     "fuzz_sealed_record": (
         encode_record(record()),
         encode_record(Record(epoch=1, previous=NO_PREDECESSOR, names=())),
+        encode_record(Record(epoch=1, previous=NO_PREDECESSOR, names=(), handing=HANDING)),
     ),
 }
 
@@ -147,3 +171,29 @@ def fuzz_sealed_record(data: bytes) -> None:
     """A record that parses is written again as it was."""
     with contextlib.suppress(Error):
         assert encode_record(parse_record(data)) == data
+
+
+def fuzz_sealed_handover(data: bytes) -> None:
+    """A statement that parses is written again as it was; the other messages parse or are refused."""
+    with contextlib.suppress(Error):
+        assert parse_request(data).encode() == data
+    for parse in (parse_take, parse_done, lambda given: parse_member(given, "proof")):
+        with contextlib.suppress(Error):
+            parse(data)
+
+
+def fuzz_sealed_age_file(data: bytes) -> None:
+    """A wrapped key opens only if the file is that very one."""
+    with contextlib.suppress(Error):
+        assert age.decrypt(data, IDENTITY) == PLAIN[:32]
+        assert data == WRAPPED_FILE, "a forgery opened"
+
+
+def fuzz_sealed_age_key(data: bytes) -> None:
+    """A key that parses is written again as it was, but for comments."""
+    text = data.decode("latin-1")
+    with contextlib.suppress(Error):
+        age.parse_recipient(text)
+        assert text == RECIPIENT, "a checksum held"
+    with contextlib.suppress(Error):
+        assert age.encode_identity(age.parse_identity(text)) in text

@@ -55,9 +55,10 @@ class Attester(Protocol):
     def measurement(self) -> str:
         """The measurement of the code that runs here, as its evidence will state it."""
 
-    def evidence(self, report_data: bytes, *, now: datetime) -> Evidence:
+    def evidence(self, report_data: bytes, *, now: datetime, nonce: bytes = b"") -> Evidence:
         """Evidence that carries `report_data` (64 bytes, from `attest.evidence`; never chosen by a
-        caller).
+        caller). `nonce`: what it answers, the client's nonce or a batch's root, for formats with a place of its own
+        for it (`nitro`); b"" where it answers none. The others have it in the report data alone.
         """
 
     def sealing_root(self) -> keys.SealingRoot:
@@ -76,7 +77,7 @@ class SimulatedAttester:
         """ "sim"."""
         return sim.FORMAT
 
-    def evidence(self, report_data: bytes, *, now: datetime) -> Evidence:
+    def evidence(self, report_data: bytes, *, now: datetime, nonce: bytes = b"") -> Evidence:
         """Simulated evidence that carries `report_data` (64 bytes), made at `now`.
 
         Raises:

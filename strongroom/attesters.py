@@ -21,6 +21,7 @@ from strongroom.attester import (
 from strongroom.config import Config
 from strongroom.errors import InvalidConfig, NotFound
 from strongroom.stapling import StapledAttester
+from strongroom.tee.nitro import NitroAttester
 from strongroom.tee.sev_guest import derive_key
 from strongroom.tee.sgx import SgxAttester
 from strongroom.tee.tpm import Plan, TpmAttester
@@ -151,9 +152,12 @@ def _hardware(settings: Config, name: str) -> Attester:
     if name == "sgx":
         seal_to = cast(Literal["measurement", "signer"], settings.sgx.seal_to)
         return SgxAttester(paths.attestation, seal_to=seal_to)
+    if name == platforms.NITRO:
+        root = load_operator_key(settings.operator_key_path(name))
+        return NitroAttester(paths.nsm, operator_key=root)
     reports = report_interface(paths.reports, platform=name)
     if name == "tdx":
-        return TdxAttester(reports, operator_key=load_operator_key(settings.operator_key_path))
+        return TdxAttester(reports, operator_key=load_operator_key(settings.operator_key_path(name)))
     return SnpAttester(reports, derive=partial(_derive, paths))
 
 

@@ -37,8 +37,8 @@ _AT_ONCE: Final = 16
 class Attests(Protocol):
     """The part of an attester that evidence needs."""
 
-    def evidence(self, report_data: bytes, *, now: datetime) -> Evidence:
-        """Evidence that carries `report_data` (64 bytes)."""
+    def evidence(self, report_data: bytes, *, now: datetime, nonce: bytes = b"") -> Evidence:
+        """Evidence that carries `report_data` (64 bytes) and, where its format has a place for it, `nonce`."""
 
 
 Answer: TypeAlias = tuple[bytes, Inclusion | Single]
@@ -134,12 +134,12 @@ class Batcher:
         if len(batch) == 1:
             (only,) = batch
             inclusions = (Single(),)
-            data = report_data(nonce=only.nonce, keyset_bytes=only.keyset_bytes)
+            data, answered = report_data(nonce=only.nonce, keyset_bytes=only.keyset_bytes), only.nonce
         else:
             tree = Tree(tuple(question.leaf for question in batch))
             inclusions = tuple(map(tree.inclusion, range(len(batch))))
-            data = batch_report_data(root=tree.root)
-        evidence = self._attester.evidence(data, now=now)
+            data, answered = batch_report_data(root=tree.root), tree.root
+        evidence = self._attester.evidence(data, now=now, nonce=answered)
         keysets = {question.keyset_bytes for question in batch}
         plain = {keyset: encode_plain(evidence, keyset=keyset) for keyset in keysets}
         return tuple((plain[q.keyset_bytes], one) for q, one in zip(batch, inclusions, strict=True))

@@ -216,6 +216,7 @@ def parse_question(data: bytes, *, limits: WireLimits) -> Question:
     Raises:
         MalformedInput, InvalidRequest, LimitExceeded: code `predict_invalid`, or one of `oip_too_...`.
     """
+    oip.check_text(data, limits=limits)
     if data.count(b",") > limits.elements:
         raise LimitExceeded(f"more than {limits.elements} numbers", code="oip_too_many_elements")
     try:

@@ -14,7 +14,7 @@ import os
 import resource
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,7 +23,7 @@ from strongroom.attest.keyset import SecurityConfiguration
 from strongroom.config import Config
 from strongroom.errors import Error, Failure, Refused, Unavailable, Unusable
 from strongroom.importing import MeasuredImports
-from strongroom.launch import CHILD, dependency_folders
+from strongroom.launch import NO_BYTE_CODE, child_environment, dependency_folders
 from strongroom.measure import Measurement
 from strongroom.planned import preload_digests as preload_digests
 from strongroom.planned import security_configuration as security_configuration
@@ -50,6 +50,8 @@ class Boot:
     """Executed and not yet ready: what strangers' models come near to holds nothing of what follows."""
     launched: str = ""
     """What the launcher found in the TPM's PCR before it extended it (hex); "" on other platforms."""
+    errand: Mapping[str, str] = field(default_factory=dict)
+    """What the operator asks for besides serving: see `moving`. It decides nothing that is attested."""
 
 
 def prepare(room: Mapping[str, Any], imports: MeasuredImports) -> Boot:
@@ -65,26 +67,27 @@ def prepare(room: Mapping[str, Any], imports: MeasuredImports) -> Boot:
     path = Path(room["config"]) if room["config"] is not None else None
     settings = config.load(path, variables=config.environment(), base=Path(room["base"]))
     settings = replace(settings, platform=platforms.resolve(settings.platform))
-    preload = preload_digests(settings)
-    measurement = planned.measurement(settings, preload=preload, folders=folders)
+    preload, security = preload_digests(settings), security_configuration(settings)
+    measurement = planned.measurement_with(settings, security=security, preload=preload, folders=folders)
     imports.admit(dict(measurement.files))
     launch = Launch(
         paths=folders,
-        environment=CHILD,
+        environment=child_environment(settings.platform),
         folder=Path(room["room"]) / "cwd",
         measured=dict(measurement.files),
-        flags=("-I", "-S", "-B", "-X", f"pycache_prefix={Path(room['room']) / 'pycache'}", "-X", "utf8"),
+        flags=("-I", "-S", "-B", "-X", NO_BYTE_CODE, "-X", "utf8"),
         workers=settings.security.isolation != "in_process",
     )
     return Boot(
         settings=settings,
-        security=security_configuration(settings),
+        security=security,
         measurement=measurement,
         preload=preload,
         paths=tuple(folders),
         room=Path(room["room"]),
         nursery=Nursery(launch),
         launched=str(room["launched"]),
+        errand={str(name): str(value) for name, value in room["errand"].items()},
     )
 
 

@@ -20,6 +20,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Final, TypeAlias, cast
 from urllib.parse import quote
 
@@ -57,13 +58,21 @@ _CODE = re.compile(r"[a-z0-9_]{1,64}")
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """What a request carries: its length in bytes, its SHA-256, and a way to read it from the start, as often
-    as needed.
+    """What a request carries: its length in bytes, a way to its SHA-256, and one to read it from the start, as
+    often as needed.
     """
 
     length: int
-    sha256: bytes
+    digest: Callable[[], bytes]
+    """Computed when it is asked for: a request for inference names no digest of its body, and hashing an image
+    takes as long as the rest of the client does.
+    """
     chunks: Callable[[], Iterator[bytes]]
+
+    @property
+    def sha256(self) -> bytes:
+        """SHA-256 of the whole, 32 bytes."""
+        return self.digest()
 
     @classmethod
     def of(cls, data: bytes) -> Body:
@@ -74,7 +83,7 @@ class Body:
             for start in range(0, len(data), CHUNK):
                 yield bytes(view[start : start + CHUNK])
 
-        return cls(length=len(data), sha256=hashlib.sha256(data).digest(), chunks=chunks)
+        return cls(length=len(data), digest=cache(lambda: hashlib.sha256(data).digest()), chunks=chunks)
 
 
 EMPTY: Final = Body.of(b"")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,18 +19,26 @@ import click
 from strongroom.calls import printable
 from strongroom.cli_admit import admit
 from strongroom.cli_appraise import appraise
+from strongroom.cli_bench import bench
+from strongroom.cli_doctor import doctor
 from strongroom.cli_endorsements import endorsement_options, fetcher_of
+from strongroom.cli_measure import measure
+from strongroom.cli_moving import recover, recovery_key, reseal
 from strongroom.cli_policy import policy
+from strongroom.cli_quantize import quantize
 from strongroom.cli_release import release
+from strongroom.cli_size import size_command
 from strongroom.cli_tpm import tpm
-from strongroom.errors import AttestationRefused, Error, InvalidConfig, InvalidRequest
+from strongroom.errors import AttestationRefused, Error, InvalidRequest
 from strongroom.terminal import (
     EXIT_BUG,
     EXIT_INTERRUPTED,
     EXIT_OK,
     EXIT_REFUSED,
     EXIT_UNUSABLE,
+    Noted,
     exit_code,
+    mark_simulated,
     note_simulated,
     progress,
     show_error,
@@ -61,7 +68,7 @@ class _Commands(click.Group):
     ) -> Any:
         """Runs a command; in standalone mode it ends the process with the exit code."""
         given = list(sys.argv[1:] if args is None else args)
-        noted = _Noted()
+        noted = Noted()
         options = {"complete_var": complete_var, "windows_expand_args": windows_expand_args, **extra}
         run_command = partial(super().main, given, "strongroom", standalone_mode=False, obj=noted, **options)
         if not standalone_mode:
@@ -69,21 +76,7 @@ class _Commands(click.Group):
         sys.exit(_exit_code_of(run_command, as_json="--json" in given, noted=noted))
 
 
-@dataclass(slots=True)
-class _Noted:
-    """What a command found out before it failed."""
-
-    simulated: bool = False
-
-
-def _note_simulated() -> None:
-    """From here on whatever this command says rests on simulated evidence, also an error."""
-    noted = click.get_current_context().find_object(_Noted)
-    if noted is not None:
-        noted.simulated = True
-
-
-def _exit_code_of(run_command: Callable[[], Any], *, as_json: bool, noted: _Noted) -> int:
+def _exit_code_of(run_command: Callable[[], Any], *, as_json: bool, noted: Noted) -> int:
     try:
         result = run_command()
         return result if isinstance(result, int) else EXIT_OK
@@ -125,6 +118,14 @@ main.add_command(appraise)
 main.add_command(release)
 main.add_command(tpm)
 main.add_command(admit)
+main.add_command(reseal)
+main.add_command(recover)
+main.add_command(recovery_key)
+main.add_command(measure)
+main.add_command(doctor)
+main.add_command(size_command)
+main.add_command(bench)
+main.add_command(quantize)
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 _timeout_option = click.option(
@@ -168,7 +169,7 @@ def _connect(
         fetcher=fetcher_of(**fetching),
     )  # fmt: skip
     if client.attestation.simulated:
-        _note_simulated()
+        mark_simulated()
     return client
 
 
@@ -215,7 +216,7 @@ def verify(
                 raise
             verdict, bundle = refusal.verdict, refusal.bundle
     if verdict.simulated:
-        _note_simulated()
+        mark_simulated()
     if certificate is not None and verdict.passed:
         _write_public(certificate, pem)
     if save is not None:
@@ -472,93 +473,33 @@ def serve(config_path: Path | None) -> None:
 
 @main.command()
 @_config_option
-@_json_option
-def measure(config_path: Path | None, as_json: bool) -> None:
-    """Print the measurement that a server with this configuration will have; works without a server.
-
-    For the simulated TEE this is what its evidence states, and where the simulated root key of that configuration
-    exists, says which root it is: `policy init` wants both. On a TPM it also says what the code's register will hold.
-    Evidence of other hardware states what the hardware measured.
-    """
-    from strongroom.config import load_config
-    from strongroom.platforms import SIMULATED, TPM, resolve
-    from strongroom.server import planned_measurement
-    from strongroom.tee.tpm import reference_value
-
-    settings = load_config(config_path)
-    simulated = resolve(settings.platform) == SIMULATED
-    if simulated:
-        _note_simulated()
-    measurement = planned_measurement(settings)
-    registers = {}
-    if settings.platform == TPM:
-        registers = {f"pcr{settings.tpm.code_pcr}": reference_value(measurement.digest)}
-    root = _simulated_root(settings.root_key_path) if simulated else None
-    if as_json:
-        facts = {"measurement": measurement.digest, "root": root, "simulated": simulated}
-        show_json({**facts, "registers": registers, "document": measurement.document})
-        return
-    click.echo(measurement.digest)
-    for name, value in registers.items():
-        click.echo(f"{name} {value}", err=True)
-    if root is not None:
-        click.echo(f"simulated root {root}", err=True)
-    note_simulated(simulated)
-
-
-def _simulated_root(path: Path) -> str | None:
-    """The name of the root key in a file, None where there is none that we may read."""
-    from strongroom.attester import load_or_create_root, root_digest
-
-    try:
-        return root_digest(load_or_create_root(path)) if path.exists() else None
-    except (OSError, InvalidConfig):
-        click.echo(f"the simulated root key in {path} cannot be used", err=True)
-        return None
-
-
-@main.command()
-@_config_option
+@click.option(
+    "--start", is_flag=True,
+    help="As a measured start of the server, which then ends: on a TPM the one of this boot.",
+)  # fmt: skip
 @_json_option
 @click.pass_context
-def check(ctx: click.Context, config_path: Path | None, as_json: bool) -> None:
-    """Open the store of a stopped server and check every file in it, its tags and its SHA-256."""
+def check(ctx: click.Context, config_path: Path | None, start: bool, as_json: bool) -> None:
+    """Open the store of a stopped server and check every file in it, its tags and its SHA-256.
+
+    A TPM gives the keys to a measured start alone: there, without --start, only the form of the files is looked at, and
+    the check does not pass.
+    """
     from strongroom.config import load_config
     from strongroom.platforms import SIMULATED, resolve
+    from strongroom.terminal import show_checks
+
+    if start:
+        from strongroom.launch import serve as launch
+
+        launch(config_path, errand={"check": "json" if as_json else "text"})
     from strongroom.server import check_store
 
     settings = load_config(config_path)
     simulated = resolve(settings.platform) == SIMULATED
     if simulated:
-        _note_simulated()
-    results = check_store(settings)
-    failed = [result for result in results if not result.passed]
-    if as_json:
-        listed = [
-            {"subject": r.subject, "passed": r.passed, "code": r.code, "detail": r.detail} for r in results
-        ]
-        show_json({"passed": not failed, "results": listed, "simulated": simulated})
-    else:
-        for result in results:
-            word = "PASS" if result.passed else "FAIL"
-            click.echo(f"{word}  {result.subject}  {result.detail}".rstrip())
-        click.echo(f"{len(results)} checked, {len(failed)} failed")
-        note_simulated(simulated)
-    ctx.exit(EXIT_REFUSED if failed else EXIT_OK)
-
-
-@main.command()
-@_json_option
-def doctor(as_json: bool) -> None:
-    """Say what this machine offers a server, what is missing, and how to get it. Asks nobody and changes nothing."""
-    from strongroom.doctor import here
-    from strongroom.terminal import show_findings
-
-    report = here()
-    if as_json:
-        show_json({"platform": report.platform, "findings": [f.to_json() for f in report.findings]})
-    else:
-        show_findings(report)
+        mark_simulated()
+    ctx.exit(show_checks(check_store(settings), as_json=as_json, simulated=simulated))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,10 +16,14 @@ from strongroom.errors import Error, InvalidRequest
 from strongroom.terminal import EXIT_BUG, EXIT_OK, EXIT_REFUSED, EXIT_UNUSABLE, show_json
 
 if TYPE_CHECKING:
+    from strongroom.admission import Examiner
     from strongroom.models.info import Admission, AdmissionLimits
     from strongroom.models.report import Report
 
 _EXITS: Final = {"admitted": EXIT_OK, "refused": EXIT_REFUSED, "unreadable": EXIT_UNUSABLE}
+
+_OTHERWISE: Final = frozenset({"level", "budget", "confined"})
+"""Fields of the limits that are no numbers."""
 
 
 @click.command()
@@ -35,7 +41,7 @@ def admit(ctx: click.Context, file: Path, as_json: bool, strict: bool, changes: 
     limits on memory and time. Needs the `server` extra. Exit codes: 0 admitted; 10 refused; 20 unreadable.
     """
     limits = _limits(changes, strict=strict)
-    report = _examined(_read(file, limits.model_bytes), limits)
+    report = _examined(read_model(file, limits.model_bytes), limits)
     if as_json:
         show_json(json.loads(report.encode()))
     else:
@@ -43,7 +49,12 @@ def admit(ctx: click.Context, file: Path, as_json: bool, strict: bool, changes: 
     ctx.exit(_EXITS[report.verdict])
 
 
-def _read(file: Path, most: int) -> bytearray:
+def read_model(file: Path, most: int) -> bytearray:
+    """The file's bytes, at most one more than `most`.
+
+    Raises:
+        InvalidRequest: it cannot be read (code `upload_unreadable`).
+    """
     try:
         with file.open("rb") as source:
             return bytearray(source.read(most + 1))
@@ -62,21 +73,25 @@ def _limits(changes: tuple[str, ...], *, strict: bool) -> AdmissionLimits:
             raise click.UsageError(f"--limits: expected NAME=NUMBER, got {change!r}")
         if name in {field.name for field in dataclasses.fields(budget)}:
             budget = dataclasses.replace(budget, **{name: int(number)})
-        elif name in {field.name for field in dataclasses.fields(limits)} - {"level", "budget"}:
+        elif name in {field.name for field in dataclasses.fields(limits)} - _OTHERWISE:
             given: dict[str, Any] = {name: int(number)}
             limits = dataclasses.replace(limits, **given)
         else:
             known = [f.name for kind in (budget, limits) for f in dataclasses.fields(kind)]
-            names = ", ".join(sorted(set(known) - {"level", "budget"}))
+            names = ", ".join(sorted(set(known) - _OTHERWISE))
             raise click.UsageError(f"--limits: no limit is called {name!r}; there are {names}")
     return dataclasses.replace(limits, budget=budget)
 
 
-def _examined(data: bytearray, limits: AdmissionLimits) -> Report:
+@contextlib.contextmanager
+def examiner_here() -> Iterator[Examiner]:
+    """Processes that examine models as a server's do, without a server.
+
+    Raises:
+        Failure: the `server` extra is not installed, or no process can be started (code `start_refused`).
+    """
     from strongroom.admission import STANDARD_CHILD, Examiner
-    from strongroom.formats import HEAD_BYTES, detect
     from strongroom.launch import CHILD, dependency_folders
-    from strongroom.models.report import report_of, report_of_refusal
     from strongroom.platforms import SIMULATED
     from strongroom.zygote import Launch, Nursery
 
@@ -88,11 +103,18 @@ def _examined(data: bytearray, limits: AdmissionLimits) -> Report:
         flags=("-I", "-S"),
         workers=False,
     )
+    with Nursery(launch) as nursery:
+        yield Examiner(nursery, limits=STANDARD_CHILD)
+
+
+def _examined(data: bytearray, limits: AdmissionLimits) -> Report:
+    from strongroom.formats import HEAD_BYTES, detect
+    from strongroom.models.report import report_of, report_of_refusal
+
     kept, format = bytes(data), "unknown"
     try:
         format = detect(kept[:HEAD_BYTES])
-        with Nursery(launch) as nursery:
-            examiner = Examiner(nursery, limits=STANDARD_CHILD)
+        with examiner_here() as examiner:
             return report_of(examiner.admit(data, format=format, limits=limits), size=len(kept))
     except Error as error:
         from strongroom.terminal import exit_code
@@ -115,21 +137,25 @@ def _show(report: Report) -> None:
 
 
 def _show_bounds(found: Admission) -> None:
-    click.echo(f"  model        {found.nodes} nodes, {found.tensors} tensors of {_bytes(found.tensor_bytes)}")
     click.echo(
-        f"  loading      {_bytes(found.resident_bytes)} computed and kept, {_number(found.load_operations)} operations"
+        f"  model        {found.nodes} nodes, {found.tensors} tensors of {megabytes(found.tensor_bytes)}"
+    )
+    click.echo(
+        f"  loading      {megabytes(found.resident_bytes)} computed and kept, "
+        f"{_number(found.load_operations)} operations"
     )
     for room in found.rooms:
         size = " x ".join(map(str, room.sizes))
         upto = f"up to {size}" if size else "any request"
         click.echo(
-            f"  {upto:<24} {_bytes(room.peak_bytes)} at one time, {_number(room.operations)} operations, "
+            f"  {upto:<24} {megabytes(room.peak_bytes)} at one time, {_number(room.operations)} operations, "
             f"{room.steps} steps"
         )
     click.echo(f"  flags        {', '.join(found.flags) or 'none'}")
 
 
-def _bytes(count: int) -> str:
+def megabytes(count: int) -> str:
+    """For people: millions of bytes."""
     return f"{count / 1e6:.1f} MB"
 
 

@@ -36,11 +36,13 @@ def release() -> None:
               help="A build: evidence format and measurement, such as sgx:5a5a...; may be repeated.")  # fmt: skip
 @click.option("--claims", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
               help="A build as `verify --json` or `appraise --json` printed it; may be repeated.")  # fmt: skip
+@click.option("--measured", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
+              help="Builds as `measure --json` printed them; may be repeated.")  # fmt: skip
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="FILE", help="File to write.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def sign(
     keys: tuple[Path, ...], product: str, version: str, svn: int, days: int, values: tuple[str, ...],
-    claims: tuple[Path, ...], out: Path, as_json: bool,
+    claims: tuple[Path, ...], measured: tuple[Path, ...], out: Path, as_json: bool,
 ) -> None:  # fmt: skip
     """Sign a manifest: these builds are this release of this product.
 
@@ -51,8 +53,13 @@ def sign(
     from strongroom.client import SYSTEM_CLOCK
     from strongroom.sources import load_key
 
-    if not values and not claims:
-        raise click.UsageError("name at least one build: --value or --claims")
+    if not values and not claims and not measured:
+        raise click.UsageError("name at least one build: --value, --claims or --measured")
+    builds = (
+        *map(_value, values),
+        *map(_from_claims, claims),
+        *(v for m in measured for v in _from_measured(m)),
+    )
     now = SYSTEM_CLOCK.now().replace(microsecond=0)
     made = Release(
         product=product,
@@ -60,7 +67,7 @@ def sign(
         security_version=svn,
         issued=now,
         expires=now + timedelta(days=days),
-        values=(*map(_value, values), *map(_from_claims, claims)),
+        values=builds,
     )
     loaded = tuple(key for path in keys if (key := load_key(path)) is not None)
     data = sign_release(made, loaded)
@@ -151,6 +158,23 @@ def _from_claims(path: Path) -> ReferenceValue:
     if not all(isinstance(text, str) for text in texts):
         raise MalformedInput(f"{path}: not what `--json` prints of a verdict", code="release_malformed")
     return ReferenceValue(name, measurement, registers)
+
+
+def _from_measured(path: Path) -> tuple[ReferenceValue, ...]:
+    """The builds in what `strongroom measure --json` prints, at least one."""
+    from strongroom.attest.releases import ReferenceValue
+
+    try:
+        listed = json.loads(_read(path))["reference_values"]
+        found = tuple(
+            ReferenceValue(one["format"], one["measurement"], tuple(sorted(one["registers"].items())))
+            for one in listed
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise MalformedInput(f"{path}: not what `measure --json` prints", code="release_malformed") from None
+    if not found:
+        raise InvalidRequest(f"{path}: no build is complete in it", code="reference_incomplete")
+    return found
 
 
 def _read(path: Path) -> bytes:

@@ -2,9 +2,9 @@
 
 Rules
   - This is the only module that reads the process environment.
-  - A setting exists in exactly one place: its dataclass field (here or in `platform_settings`), which carries
-    its default, unit, range and meaning. `SETTINGS` is made from the fields, docs/configuration.md from
-    `SETTINGS`; a test compares.
+  - A setting exists in exactly one place: its dataclass field (here, in `limit_settings` or in
+    `platform_settings`), which carries its default, unit, range and meaning. `SETTINGS` is made from the
+    fields, docs/configuration.md from `SETTINGS`; a test compares.
   - Unknown names are refused, in the file and in the environment: a misspelt limit would otherwise be no
     limit. Only the variables that Kubernetes plants for a service called "strongroom" are passed over.
   - The host writes this file. What it may change unnoticed is its own business (ports, limits); what decides
@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from strongroom.errors import InvalidConfig
+from strongroom.limit_settings import Limits as Limits
+from strongroom.platform_settings import Nitro as Nitro
 from strongroom.platform_settings import Sgx as Sgx
 from strongroom.platform_settings import Simulated as Simulated
 from strongroom.platform_settings import Tdx as Tdx
@@ -35,146 +37,6 @@ _CLIENT: Final = frozenset({"STRONGROOM_URL", "STRONGROOM_POLICY", "STRONGROOM_K
 """What the command's client side takes from the environment; a shell that exported them can start a server too."""
 _KUBERNETES: Final = re.compile(r"STRONGROOM_(SERVICE_.*|PORT|PORT_\d+_.*)")
 _MAX_FILE: Final = 1 << 20  # bytes of a configuration file; ours are a few hundred
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """`[limits]`: how much this server takes. Each is enforced on what arrives, never on what is declared."""
-
-    model_bytes: int = _setting(1 << 30, "Largest model upload.", unit="bytes", low=1, high=2 << 30)
-    request_bytes: int = _setting(
-        64 << 20, "Largest body of an inference request.", unit="bytes", low=1, high=2 << 30
-    )
-    response_bytes: int = _setting(
-        64 << 20, "Largest body of an inference response.", unit="bytes", low=1, high=2 << 30
-    )
-    body_bytes_in_flight: int = _setting(
-        512 << 20,
-        "Bodies of inference requests held in memory at one time, all requests together; above it: 503.",
-        unit="bytes",
-        low=1,
-        high=1 << 40,
-    )
-    admission_s: int = _setting(
-        60,
-        "Time for examining one model, in a process of its own; then it is refused.",
-        unit="seconds",
-        low=1,
-        high=3600,
-    )
-    admission_bytes: int = _setting(
-        1 << 30,
-        "Memory of the process that examines a model, besides a multiple of the model.",
-        unit="bytes",
-        low=64 << 20,
-        high=1 << 40,
-    )
-    tensors: int = _setting(64, "Tensors in one request.", unit="tensors", low=1, high=10_000)
-    tensor_bytes: int = _setting(
-        64 << 20, "One tensor of a request, unpacked.", unit="bytes", low=1, high=2 << 30
-    )
-    tensors_bytes: int = _setting(
-        128 << 20, "All tensors of a request together, unpacked.", unit="bytes", low=1, high=4 << 30
-    )
-    elements: int = _setting(
-        16 << 20, "Elements of all tensors of a request together.", unit="elements", low=1, high=2 << 30
-    )
-    name_length: int = _setting(
-        128,
-        "Length of a model's name. The least is that of the name that `/model/upload` gives.",
-        unit="characters",
-        low=15,  # len("iris-classifier"): `service.DEFAULT_SEED_NAME`
-        high=200,
-    )
-    tensor_name_length: int = _setting(
-        512, "Length of a tensor's name.", unit="characters", low=1, high=65_536
-    )
-    models: int = _setting(
-        1000, "Model versions in the store, of all owners together.", unit="versions", low=1, high=100_000
-    )
-    models_per_owner: int = _setting(
-        200,
-        "Model versions of one owner (anonymous uploads count as one).",
-        unit="versions",
-        low=1,
-        high=100_000,
-    )
-    store_bytes: int = _setting(
-        64 << 30, "Models in the store together, as uploaded.", unit="bytes", low=1, high=1 << 50
-    )
-    loaded_bytes: int = _setting(
-        4 << 30,
-        "Estimated memory of loaded models; the least recently used are unloaded to stay below it.",
-        unit="bytes",
-        low=1,
-        high=1 << 50,
-    )
-    connections: int = _setting(512, "Open connections.", unit="connections", low=1, high=100_000)
-    concurrent_requests: int = _setting(
-        64,
-        "Requests being worked on; the next is answered 503. Health and evidence are not counted.",
-        unit="requests",
-        low=1,
-        high=10_000,
-    )
-    concurrent_requests_per_caller: int = _setting(
-        32,
-        "The same for one caller (a principal, or an address that shows no key); the next is answered 429.",
-        unit="requests",
-        low=1,
-        high=10_000,
-    )
-    concurrent_runs: int = _setting(
-        2, "Model runs at one time, each on one thread; further ones wait.", unit="threads", low=1, high=1024
-    )
-    concurrent_uploads: int = _setting(
-        4,
-        "Uploads at one time, one of which is being examined; the next is answered 503.",
-        unit="uploads",
-        low=1,
-        high=1024,
-    )
-    evidence_per_minute: int = _setting(
-        120,
-        "Evidence requests of one address in a minute; above it: 429. Clients behind one balancer share it.",
-        unit="requests",
-        low=1,
-        high=1_000_000,
-    )
-    evidence_waiting: int = _setting(
-        512,
-        "Evidence requests waiting while a quote is being made; the next is answered 503.",
-        unit="requests",
-        low=1,
-        high=10_000,
-    )
-    evidence_batch: int = _setting(
-        1024,
-        "Evidence requests that one quote answers at most, through a Merkle tree. 1: each has a quote of its own.",
-        unit="requests",
-        low=1,
-        high=10_000,  # no more than can wait; the tree could hold `attest.batch.MAX_BATCH`
-    )
-    header_bytes: int = _setting(
-        16 << 10, "Request line and headers of one request.", unit="bytes", low=1024, high=1 << 20
-    )
-    header_deadline_s: int = _setting(
-        10, "Time for a request's headers to arrive, from its first byte.", unit="seconds", low=1, high=600
-    )
-    body_idle_s: int = _setting(20, "Longest pause within a request's body.", unit="seconds", low=1, high=600)
-    body_rate: int = _setting(
-        8192,
-        "Slowest average arrival of a body after its first 10 seconds; below it: 408.",
-        unit="bytes/second",
-        low=0,
-        high=1 << 30,
-    )
-    send_idle_s: int = _setting(
-        30, "Longest time in which a client takes nothing of its response.", unit="seconds", low=1, high=600
-    )
-    keep_alive_s: int = _setting(
-        60, "Time an idle connection is kept open between requests.", unit="seconds", low=1, high=3600
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,6 +71,17 @@ class Security:
         "SHA-256 of the whole. The digest is compared once more, in either case, before the engine gets the model.",
         choices=("tags", "sha256"),
     )
+    handover_policy: str = _setting(
+        "",
+        "Policy file by which this server gives its store to a newer one, and takes it over from an older one "
+        "(docs/spec/reseal.md). Its digest is attested. Empty: no hand-over, ever.",
+        unit="path",
+    )
+    recovery_recipient: str = _setting(
+        "",
+        "Public key, age1..., whose holder can open this server's store on the day the machine dies "
+        "(docs/spec/recovery.md). Attested. Empty: nobody can.",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,10 +108,10 @@ class Config:
 
     platform: str = _setting(
         "auto",
-        "The TEE this server runs in. `auto` finds SGX (Gramine), TDX or SEV-SNP, or refuses to start: the "
-        "simulated TEE, which protects nothing from the host, has to be asked for, and so has a TPM, which hides no "
-        "memory.",
-        choices=("auto", "sgx", "tdx", "snp", "tpm", "simulated"),
+        "The TEE this server runs in. `auto` finds SGX (Gramine), TDX, SEV-SNP or Nitro, or refuses to start: "
+        "the simulated TEE, which protects nothing from the host, has to be asked for, and so has a TPM, which hides "
+        "no memory.",
+        choices=("auto", "sgx", "tdx", "snp", "nitro", "tpm", "simulated"),
     )
     bind: str = _setting(
         "127.0.0.1:8443", "Address and port to listen on; port 0 takes a free one.", unit="host:port"
@@ -271,6 +144,7 @@ class Config:
     simulated: Simulated = field(default_factory=Simulated)
     sgx: Sgx = field(default_factory=Sgx)
     tdx: Tdx = field(default_factory=Tdx)
+    nitro: Nitro = field(default_factory=Nitro)
     tpm: Tpm = field(default_factory=Tpm)
     security: Security = field(default_factory=Security)
     workers: WorkerSettings = field(default_factory=WorkerSettings)
@@ -301,10 +175,10 @@ class Config:
         """The simulated TEE's anchor."""
         return self.state_path / "sim-anchor.json"
 
-    @property
-    def operator_key_path(self) -> Path:
-        """The operator's sealing key, where the platform gives none."""
-        return Path(self.tdx.operator_key) if self.tdx.operator_key else self.state_path / "operator-key"
+    def operator_key_path(self, platform: str) -> Path:
+        """The operator's sealing key, where the platform ("tdx", "nitro") gives none."""
+        named = (self.nitro if platform == "nitro" else self.tdx).operator_key
+        return Path(named) if named else self.state_path / "operator-key"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -337,6 +211,7 @@ _SECTIONS: Final[dict[str, type]] = {
     "simulated": Simulated,
     "sgx": Sgx,
     "tdx": Tdx,
+    "nitro": Nitro,
     "tpm": Tpm,
     "security": Security,
     "workers": WorkerSettings,
@@ -406,6 +281,7 @@ def load(path: Path | None, *, variables: Mapping[str, str], base: Path) -> Conf
         simulated=Simulated(**chosen["simulated"]),
         sgx=Sgx(**chosen["sgx"]),
         tdx=Tdx(**chosen["tdx"]),
+        nitro=Nitro(**chosen["nitro"]),
         tpm=Tpm(**chosen["tpm"]),
         security=Security(**chosen["security"]),
         workers=WorkerSettings(**chosen["workers"]),

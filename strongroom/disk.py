@@ -85,6 +85,24 @@ def size(fd: int) -> int:
     return os.fstat(fd).st_size
 
 
+def check_room(path: Path, *, keep: int) -> None:
+    """Returns while the file system of `path` has more than `keep` bytes free for this user; 0 asks nothing.
+
+    Where the system does not tell (a library OS), nothing is refused before the disk itself refuses.
+
+    Raises:
+        Unavailable: it has not (code `disk_full`).
+    """
+    if not keep:
+        return
+    try:
+        found = os.statvfs(path)
+    except OSError:
+        return
+    if found.f_bavail * found.f_frsize <= keep:
+        raise Unavailable(f"uploads leave {keep} bytes of the disk free", code="disk_full", retry_after_s=60)
+
+
 def read_at(fd: int, offset: int, buffer: memoryview) -> int:
     """Fills `buffer` from `offset` on, as far as the file goes; returns the bytes read."""
     if hasattr(os, "preadv"):
@@ -147,6 +165,36 @@ def sync_folder(path: Path) -> None:
 def replace(source: Path, target: Path) -> None:
     """Puts one file in the place of another, in one step."""
     source.replace(target)
+
+
+def bring(source: Path, temporary: Path, target: Path) -> None:
+    """Gives a file that is never changed a second name, or a copy where that cannot be: another disk, a library OS.
+
+    `target` appears whole or not at all; where it is already, nothing is done.
+    """
+    if target.exists():
+        return
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except (OSError, NotImplementedError) as exc:
+        if isinstance(exc, FileNotFoundError | FileExistsError):
+            raise
+    else:
+        return
+    reading = open_to_read(source)
+    try:
+        writing = create(temporary)
+        try:
+            offset, buffer = 0, memoryview(bytearray(1 << 20))
+            while got := read_at(reading, offset, buffer):
+                write(writing, bytes(buffer[:got]))
+                offset += got
+            sync(writing)
+        finally:
+            close(writing)
+    finally:
+        close(reading)
+    replace(temporary, target)
 
 
 def discard(path: Path) -> None:

@@ -1,7 +1,7 @@
 """What this machine offers a server, what is missing, and how to get it: `strongroom doctor`.
 
-Reads files and asks nobody: no network, no TEE is asked for evidence. Only the layers of the sandbox are tried, in a
-child that is thrown away. What it says is for an operator; nothing rests on it.
+Reads files and asks nobody: no network (that is `surroundings`), no TEE is asked for evidence. Only the layers of the
+sandbox are tried, in a child that is thrown away. What it says is for an operator; nothing rests on it.
 """
 
 from __future__ import annotations
@@ -46,9 +46,10 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What was found. `platform`: what `auto` takes here, None where it finds nothing."""
+    """What was found at `at`. `platform`: what `auto` takes here, None where it finds nothing."""
 
     platform: str | None
+    at: datetime
     findings: tuple[Finding, ...]
 
 
@@ -60,6 +61,7 @@ def examine(root: Path, *, release: str, now: datetime, have: Callable[[str], bo
         attestation=root / "dev/attestation",
         reports=root / "sys/kernel/config/tsm/report",
         sev_guest=root / "dev/sev-guest",
+        nsm=root / "dev/nsm",
     )
     try:
         found: str | None = platforms.resolve(platforms.AUTO, paths=paths)
@@ -74,12 +76,16 @@ def examine(root: Path, *, release: str, now: datetime, have: Callable[[str], bo
         _configfs(root, paths, release),
         _tdx(root, flags),
         _snp(root, flags),
+        _nitro(paths),
         _tpm(root),
         _library(have),
         _clock(now),
         *_layers(root),
+        _user_namespaces(root),
+        _cgroup(root),
+        _huge_pages(root),
     )
-    return Report(platform=found, findings=findings)
+    return Report(platform=found, at=now, findings=findings)
 
 
 def here() -> Report:
@@ -185,6 +191,15 @@ def _snp(root: Path, flags: frozenset[str]) -> Finding:
     return Finding("SEV-SNP guest", MISSING, "this is no SEV-SNP guest")
 
 
+def _nitro(paths: platforms.Paths) -> Finding:
+    if not paths.nsm.exists():
+        return Finding("Nitro enclave", MISSING, "this is no AWS Nitro enclave")
+    if not os.access(paths.nsm, os.R_OK | os.W_OK):
+        how = "start the server as the enclave's root: asking takes CAP_SYS_ADMIN"
+        return Finding("Nitro enclave", LIMITED, "/dev/nsm is not for this user", how)
+    return Finding("Nitro enclave", THERE, "it gives no key to seal with: [nitro] operator_key")
+
+
 def _tpm(root: Path) -> Finding:
     device, version = root / "dev/tpmrm0", root / "sys/class/tpm/tpm0/tpm_version_major"
     if not device.exists():
@@ -219,7 +234,6 @@ def _layers(root: Path) -> tuple[Finding, ...]:
     """What confines processes that touch strangers' models, as the kernel states it."""
     actions = _text(root / "proc/sys/kernel/seccomp/actions_avail")
     modules = _text(root / "sys/kernel/security/lsm").split(",")
-    spaces = _text(root / "proc/sys/user/max_user_namespaces")
     return (
         Finding(
             "seccomp", THERE if "errno" in actions.split() else MISSING, actions or "not stated by the kernel"
@@ -229,12 +243,45 @@ def _layers(root: Path) -> tuple[Finding, ...]:
             THERE if "landlock" in modules else MISSING,
             ",".join(filter(None, modules)) or "not stated: securityfs is not mounted",
         ),
-        Finding(
-            "user namespaces",
-            THERE if spaces.isdigit() and int(spaces) > 0 else MISSING,
-            spaces or "not stated",
-        ),
     )
+
+
+def _user_namespaces(root: Path) -> Finding:
+    name, kernel = "user namespaces", root / "proc/sys/kernel"
+    spaces = _text(root / "proc/sys/user/max_user_namespaces")
+    if not spaces.isdigit() or int(spaces) == 0:
+        return Finding(name, MISSING, spaces or "not stated", "sysctl user.max_user_namespaces=10000")
+    for setting, bad in (("unprivileged_userns_clone", "0"), ("apparmor_restrict_unprivileged_userns", "1")):
+        if _text(kernel / setting) == bad:
+            how = f"sysctl kernel.{setting}={1 - int(bad)}, or start the server as root"
+            return Finding(name, LIMITED, f"kernel.{setting} = {bad}: root alone may make them", how)
+    return Finding(name, THERE, f"{spaces} at most")
+
+
+def _cgroup(root: Path) -> Finding:
+    """Whether memory and processes can be bounded from outside."""
+    controllers = _text(root / "sys/fs/cgroup/cgroup.controllers").split()
+    if not controllers:
+        how = "systemd.unified_cgroup_hierarchy=1 on the kernel's command line; limits of the server's own hold without"
+        older = (root / "sys/fs/cgroup/memory").is_dir()
+        return Finding("cgroup", LIMITED if older else MISSING, "version 1" if older else "not mounted", how)
+    lacking = [name for name in ("memory", "pids") if name not in controllers]
+    if lacking:
+        how = f"delegate them (systemd: Delegate={' '.join(lacking)})"
+        return Finding("cgroup", LIMITED, f"version 2, without {' and '.join(lacking)}", how)
+    return Finding("cgroup", THERE, f"version 2: {' '.join(controllers)}")
+
+
+def _huge_pages(root: Path) -> Finding:
+    """They spare a confidential machine page faults: each costs an exit, or a check in the RMP."""
+    text = _text(root / "sys/kernel/mm/transparent_hugepage/enabled")
+    chosen = match[1] if (match := re.search(r"\[(\w+)\]", text)) else ""
+    reserved = re.search(r"^HugePages_Total:\s*(\d+)", _text(root / "proc/meminfo"), re.MULTILINE)
+    detail = f"transparent: {chosen or 'not stated'}; reserved: {reserved[1] if reserved else 0}"
+    if chosen in ("always", "madvise"):
+        return Finding("huge pages", THERE, detail)
+    how = "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled"
+    return Finding("huge pages", LIMITED if chosen else MISSING, detail, how)
 
 
 def _cpu_flags(root: Path) -> frozenset[str]:

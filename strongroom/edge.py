@@ -321,7 +321,7 @@ class GuardedProtocol(HttpToolsProtocol):
         )
 
     def _make_room(self) -> bool:
-        """Ends the longest idle connection, so that holding many locks nobody out. False without one."""
+        """Ends the connection without a request for longest (half a head is none). False where there is none."""
         longest = min(cast("set[GuardedProtocol]", self.connections), key=lambda one: one._idle_since)
         if longest is not self:
             longest.transport.abort()  # not politely: one that answers no goodbye would keep its place
@@ -374,7 +374,6 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._deaf:
             return self._swallow(len(data))
         self._unset_keepalive_if_required()
-        self._idle_since = _BUSY
         if self._phase is _Phase.IDLE:
             self._begin_head()
         view = memoryview(data)
@@ -394,6 +393,8 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _begin_head(self) -> None:
         self._phase = _Phase.HEAD
+        if self._unanswered() is None:
+            self._idle_since = self.loop.time()  # half a head is no request: it holds no place against others
         self._unproductive = 0
         # Absolute: a byte now and then does not prolong it. Blank lines before a request count as its
         # beginning.
@@ -468,6 +469,7 @@ class GuardedProtocol(HttpToolsProtocol):
         except Refusal as refusal:
             self._stop(refusal)
         self._phase = _Phase.BODY
+        self._idle_since = _BUSY
         self._unproductive = 0
         self._body_due = self.loop.time() + self.limits.body_idle_s
         self._set_timer(self.limits.body_idle_s / 4, self._watch_body)

@@ -35,6 +35,7 @@ from strongroom.attest.keyset import (
     encode_keyset,
     keyset_digest,
 )
+from strongroom.attest.nitro import FORMAT as NITRO
 from strongroom.attest.policy import parse_policy
 from strongroom.attest.verifiers import PINS, split_manifests
 from strongroom.attester import Attester
@@ -155,10 +156,11 @@ class Epochs:
         """What a client does, with a policy that accepts what is shown; then: is that what was measured?"""
         origin, nonce = self._origin, secrets.token_bytes(NONCE_SIZE)
         data = report_data(nonce=nonce, keyset_bytes=keyset_bytes)
-        evidence = origin.attester.evidence(data, now=now)
-        if evidence.format in PINS and not _vendors(evidence.endorsements):
-            # Without the vendor's documents nobody can verify it, and they are with the clients. That the evidence
-            # carries what was asked for and speaks of this code, every attester looks at itself.
+        evidence = origin.attester.evidence(data, now=now, nonce=nonce)
+        if evidence.format in PINS and evidence.format != NITRO and not _vendors(evidence.endorsements):
+            # Without the vendor's documents nobody can verify it, and they are with the clients (a Nitro document has
+            # them inside). That the evidence carries what was asked for and speaks of this code, every attester looks
+            # at itself.
             log.info("no endorsements are stapled: the server's own evidence is left to clients to verify")
             return
         try:

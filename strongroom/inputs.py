@@ -105,6 +105,8 @@ def _room(info: ModelInfo, arrays: Mapping[str, Array]) -> None:
                 f"input {spec.name!r}: a string has more than {found.text_bytes} bytes",
                 code="input_too_large",
             )
+    if "no_empty_inputs" in found.flags and not all(array.size for array in arrays.values()):
+        raise InvalidRequest("the model takes no input without elements", code="input_shape")
     if _needs(info, arrays) and room_for(info, arrays) is None:
         rooms = ", ".join("x".join(map(str, room.sizes)) for room in found.rooms)
         raise InvalidRequest(

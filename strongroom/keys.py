@@ -22,6 +22,8 @@ from strongroom.sealed import KEY_BYTES
 
 SEALING_CLASSES: Final = ("measurement", "signer", "operator", "simulated")
 """What a root is bound to: exactly this code, its signer, a key the operator holds, or nothing real."""
+TRANSFER: Final = "transfer"
+"""The class of a root that two parties agreed on for one state file in transit (docs/spec/reseal.md §5)."""
 STORE_ID_BYTES: Final = 16
 
 _HEX: Final = re.compile(r"(?:[0-9a-f]{2}){1,64}")
@@ -41,7 +43,7 @@ class SealingRoot:
     secret: bytes = field(repr=False)
 
     def __post_init__(self) -> None:
-        if self.sealing_class not in SEALING_CLASSES:
+        if self.sealing_class not in (*SEALING_CLASSES, TRANSFER):
             raise Failure(f"sealing class one of {', '.join(SEALING_CLASSES)} expected")
         if not _HEX.fullmatch(self.sealed_for) or len(self.secret) != KEY_BYTES:
             raise Failure("a sealing root is sealed for a lower-case hex value and has a 32-byte secret")
@@ -81,15 +83,19 @@ def operator_root(key: bytes) -> SealingRoot:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StoreKeys:
-    """The keys of one store under one security configuration (§4.2)."""
+    """The keys of one store under one security configuration (§4.2). `store_key` opens this store and no other, not
+    even of the same root.
+    """
 
-    state_key: bytes = field(repr=False)
-    root: SealingRoot
-    context: tuple[bytes, ...]
+    store_key: bytes = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if len(self.store_key) != KEY_BYTES:
+            raise Failure("a store's key has 32 bytes")
 
     @classmethod
     def from_root(cls, root: SealingRoot, *, security_digest: bytes, store_id: bytes) -> StoreKeys:
-        """Derives the state key; `security_digest` is the SHA-256 of the security configuration.
+        """Derives the store's key; `security_digest` is the SHA-256 of the security configuration.
 
         Raises:
             Failure: a digest or store id of the wrong size: a fault of the caller.
@@ -97,18 +103,27 @@ class StoreKeys:
         if len(security_digest) != 32 or len(store_id) != STORE_ID_BYTES:
             raise Failure("a security digest has 32 bytes and a store id 16")
         context = (security_digest, store_id)
-        state_key = root.derive(label="strongroom sealed v1 state", context=context)
-        return cls(state_key=state_key, root=root, context=context)
+        return cls(root.derive(label="strongroom sealed v1 store", context=context))
+
+    @property
+    def state_key(self) -> bytes:
+        """The key that wraps the epoch key of each state file."""
+        return _hkdf(self.store_key, length_prefixed((b"strongroom sealed v1 state",)))
 
     def owner_key(self, owner: str) -> bytes:
         """The key that wraps the data keys of this owner's models; `owner` is a principal's id, "" without
         one."""
-        return self.root.derive(label="strongroom sealed v1 owner", context=(*self.context, owner.encode()))
+        return _hkdf(self.store_key, length_prefixed((b"strongroom sealed v1 owner", owner.encode())))
 
 
 def length_prefixed(parts: tuple[bytes, ...]) -> bytes:
     """Joins parts, each behind its length in 4 bytes, so that no two lists give the same bytes."""
     return b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+
+
+def derive_from(secret: bytes, info: bytes) -> bytes:
+    """A 32-byte key: HKDF-SHA-256 without salt. `info` is a `length_prefixed` list that begins with a label."""
+    return _hkdf(secret, info)
 
 
 def _hkdf(secret: bytes, info: bytes) -> bytes:

@@ -4,10 +4,12 @@ An ordinary `python` runs code that nobody measured: `sitecustomize`, `.pth` fil
 whatever `PYTHONPATH` or the current folder holds; and OpenSSL loads whatever module `OPENSSL_CONF` names,
 also under `python -I`. So the server runs after an exec as
 
-    python -I -S -B -X pycache_prefix=<empty folder>
+    python -I -S -B -X pycache_prefix=/dev/null/none
 
   - `-I -S`: no PYTHON* variables, no current folder, no user site, no `site` module, hence no `.pth` files;
-  - `-B`, `pycache_prefix`: byte code is neither written nor found, every module is compiled from its source;
+  - `-B`, `pycache_prefix`: byte code is neither written nor found, every module is compiled from its source. Below
+    a device no file can be. An empty folder of ours would do on a machine of ours; but the state folder is the
+    host's under SGX, which could put byte code of the standard library there while the server starts;
   - with the variables of `FIXED`, `KEPT` and `STRONGROOM_*`, and no others;
   - with an import hook that is there before anything is on the path but the standard library (`importing`);
   - with the standard library and the dependencies' own folders on the path. The folder around the package (a
@@ -27,26 +29,35 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, NoReturn
 
 from strongroom import config
 from strongroom.errors import Error, Failure, InvalidConfig
-from strongroom.platforms import TPM
+from strongroom.platforms import SGX, TPM
 
 FIXED: Final[Mapping[str, str]] = {
     "OPENSSL_CONF": "/dev/null",  # else it may name a provider: foreign code in this very process
     "ORT_DISABLE_TELEMETRY": "1",  # onnxruntime's wheels send telemetry unless this stands before the import
     "MALLOC_PERTURB_": "165",  # glibc overwrites freed memory: less of an input outlives its use
     "OMP_NUM_THREADS": "1",  # results are bit-equal only at one thread
+    # Python asks for the home folder, and the name service, which may ask the network, where this is missing.
+    "HOME": "/nonexistent",
     "TSS2_LOG": "all+NONE",  # libtss prints to stderr otherwise; read when it is loaded
 }
 CHILD: Final[Mapping[str, str]] = {**FIXED, "OPENBLAS_NUM_THREADS": "1"}
-"""The whole environment of processes that the server executes: they fork, so nothing may start a thread."""
+"""What processes that the server executes have in their environment: they fork, so nothing may start a thread."""
 KEPT: Final = ("LANG", "LC_ALL")
 """What else is passed on, besides `STRONGROOM_*`. TMPDIR is not: nothing is written to a temporary folder."""
 
+_IN_ENCLAVE: Final = ("LD_LIBRARY_PATH",)
+"""Passed on as well on SGX. There it is the manifest's, which is measured, and without it no library is found; on a
+machine of the host's it would be a way to plant one."""
+
+NO_BYTE_CODE: Final = f"pycache_prefix={os.devnull}/none"
+"""Option of the interpreter: where it looks for byte code no file can exist."""
 ROOM: Final = "run-"
-"""Prefix of the folder in the state folder that holds this process's empty folders."""
+"""Prefix of the folder in the state folder that holds this process's empty working folder."""
 
 _DEPENDENCIES: Final = (
     "click",
@@ -96,8 +107,15 @@ class Command:
     folder: Path
 
 
-def command(config_path: Path | None, *, variables: Mapping[str, str], base: Path) -> Command:
-    """Prepares the clean interpreter; makes the state folder and the empty folders in it.
+def command(
+    config_path: Path | None,
+    *,
+    variables: Mapping[str, str],
+    base: Path,
+    errand: Mapping[str, str] = MappingProxyType({}),
+) -> Command:
+    """Prepares the clean interpreter; makes the state folder and the empty one in it. `errand`: what the server is
+    asked for besides serving (`moving`).
 
     On the platform `tpm` this extends the PCR of the code: from here on the machine is the server's until its reset.
 
@@ -115,10 +133,10 @@ def command(config_path: Path | None, *, variables: Mapping[str, str], base: Pat
         "package": str(Path(__file__).resolve().parent),
         "paths": folders,
         "launched": _measured_start(settings, folders) if settings.platform == TPM else "",
+        "errand": dict(errand),
     }
-    environment = {**{k: v for k, v in variables.items() if _passed_on(k)}, **FIXED}
-    prefix = f"pycache_prefix={room / 'pycache'}"
-    flags = ("-I", "-S", "-B", "-X", prefix, "-X", "utf8")
+    environment = {**{k: v for k, v in variables.items() if _passed_on(k, settings.platform)}, **FIXED}
+    flags = ("-I", "-S", "-B", "-X", NO_BYTE_CODE, "-X", "utf8")
     return Command(
         arguments=(sys.executable, *flags, "-c", _BOOTSTRAP, json.dumps(message)),
         environment=environment,
@@ -126,14 +144,20 @@ def command(config_path: Path | None, *, variables: Mapping[str, str], base: Pat
     )
 
 
-def serve(config_path: str | Path | None = None) -> NoReturn:
-    """Runs the server in place of this process, with the settings of `config_path` (none: defaults).
+def serve(
+    config_path: str | Path | None = None, *, errand: Mapping[str, str] = MappingProxyType({})
+) -> NoReturn:
+    """Runs the server in place of this process, with the settings of `config_path` (none: defaults). `errand`: as
+    `command`.
 
     Raises:
         InvalidConfig, Failure: as `command`.
     """
     prepared = command(
-        None if config_path is None else Path(config_path), variables=config.environment(), base=Path.cwd()
+        None if config_path is None else Path(config_path),
+        variables=config.environment(),
+        base=Path.cwd(),
+        errand=errand,
     )
     sys.stdout.flush()
     sys.stderr.flush()
@@ -141,18 +165,23 @@ def serve(config_path: str | Path | None = None) -> NoReturn:
     os.execve(prepared.arguments[0], list(prepared.arguments), dict(prepared.environment))  # noqa: S606
 
 
-def _passed_on(name: str) -> bool:
-    return name in KEPT or name.startswith(config.PREFIX)
+def _passed_on(name: str, platform: str) -> bool:
+    return name in KEPT or name.startswith(config.PREFIX) or (platform == SGX and name in _IN_ENCLAVE)
+
+
+def child_environment(platform: str) -> dict[str, str]:
+    """The whole environment of processes that a server on `platform` executes."""
+    kept = config.environment() if platform == SGX else {}
+    return {**{name: kept[name] for name in _IN_ENCLAVE if name in kept}, **CHILD}
 
 
 def _make_room(state: Path) -> Path:
-    """Two empty folders of this process's own; the server removes them when it ends."""
+    """A folder of this process's own with an empty one in it; the server removes it when it ends."""
     room = state / (ROOM + secrets.token_hex(8))
     try:
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
         room.mkdir(mode=0o700)
         (room / "cwd").mkdir(mode=0o500)
-        (room / "pycache").mkdir(mode=0o500)
     except OSError as exc:
         raise InvalidConfig(f"state_dir: {state} cannot be used", code="config_unreadable") from exc
     return room

@@ -13,7 +13,7 @@ What it covers, each by the bytes that lie there now (docs/spec/evidence.md §6)
 What it does not cover: the interpreter's own files, the C library and the kernel. On hardware the platform's
 own measurement covers those; in simulation nothing does. A module whose file is changed afterwards is not
 loaded (`importing`). Byte code in `__pycache__` is left out because the server neither reads nor writes any
-(`importing`, `python -B -X pycache_prefix=<empty>`); `.pyc` files elsewhere would be imported and are covered.
+(`importing`, `python -B -X pycache_prefix=/dev/null/none`); `.pyc` files elsewhere would be imported and are covered.
 Paths and ports are not part of it: two clones with the same locked packages on the same platform have the same
 measurement.
 

@@ -221,7 +221,7 @@ _DECODER: Final = json.JSONDecoder(object_pairs_hook=_members_once, parse_consta
 
 def _load(body: bytes | bytearray | memoryview, *, limits: WireLimits) -> dict[str, Any]:
     data = bytes(body)
-    _scan(data, limits=limits)
+    check_text(data, limits=limits)
     try:
         value = _DECODER.decode(data.decode("utf-8"))
     except (ValueError, RecursionError):
@@ -232,10 +232,13 @@ def _load(body: bytes | bytearray | memoryview, *, limits: WireLimits) -> dict[s
     return value
 
 
-def _scan(data: bytes, *, limits: WireLimits) -> None:
-    """Bounds depth, digits and the number of values before any object is made of them.
+def check_text(data: bytes, *, limits: WireLimits) -> None:
+    """Bounds depth, digits and the number of values of a JSON text before any object is made of them.
 
     Linear, whatever the text: it is looked at as arrays of `_SCAN` bytes, and nothing is copied but those.
+
+    Raises:
+        LimitExceeded: codes `oip_too_many_elements`, `oip_too_deep`, `oip_too_many_digits`.
     """
     # Each value but the first of a list follows a comma, nested data adds a bracket a row; the rest: members.
     most = 2 * limits.elements + 64 * limits.tensors + 1024

@@ -9,15 +9,17 @@ import hashlib
 from pathlib import Path
 from typing import Final
 
-from strongroom import platforms
-from strongroom.attest.keyset import SecurityConfiguration
+from strongroom import age, platforms
+from strongroom.attest.keyset import NONE, SecurityConfiguration
 from strongroom.config import Config
-from strongroom.errors import InvalidConfig
+from strongroom.errors import InvalidConfig, MalformedInput
 from strongroom.measure import Measurement, measure_at
 from strongroom.sandbox import LAYERS
 
 FEWEST: Final = ("closed_descriptors", "no_new_privileges", "not_dumpable", "rlimits", "seccomp")
 """Layers without which no stranger's model runs in a process of its own."""
+MAX_HANDOVER_POLICY: Final = 64 * 1024
+"""Bytes of a hand-over policy: what `attest.policy` reads."""
 PACKAGE: Final = Path(__file__).resolve().parent
 
 
@@ -25,8 +27,9 @@ def security_configuration(settings: Config) -> SecurityConfiguration:
     """The attested configuration that a server with these settings runs with.
 
     Raises:
-        InvalidConfig: `platform = "auto"`, and there is no TEE (code `platform_not_found`); or models cannot be
-            isolated there as the settings say (code `isolation_unsupported`).
+        InvalidConfig: `platform = "auto"`, and there is no TEE (code `platform_not_found`); models cannot be
+            isolated there as the settings say (code `isolation_unsupported`); the hand-over policy cannot be read
+            (`handover_policy_unusable`); no such recovery key (`recovery_recipient_unusable`).
     """
     name = platforms.resolve(settings.platform)
     platform = platforms.PLATFORMS[name]
@@ -39,6 +42,8 @@ def security_configuration(settings: Config) -> SecurityConfiguration:
         anonymous_upload=settings.security.anonymous_upload,
         verify_on_load=settings.security.verify_on_load,
         logging="no_content",
+        handover=_handover(settings),
+        recovery=_recovery(settings.security.recovery_recipient),
     )
 
 
@@ -76,9 +81,59 @@ def _layers(settings: Config, platform: str) -> tuple[str, ...]:
     return tuple(sorted(wanted))
 
 
+def read_handover_policy(path: Path) -> bytes:
+    """The bytes of the hand-over policy.
+
+    Raises:
+        InvalidConfig: they cannot be read (code `handover_policy_unusable`).
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_HANDOVER_POLICY + 1)
+    except OSError as exc:
+        message = f"security.handover_policy: {path.name} cannot be read"
+        raise InvalidConfig(message, code="handover_policy_unusable") from exc
+    if len(data) > MAX_HANDOVER_POLICY:
+        message = f"security.handover_policy: {path.name} has more than {MAX_HANDOVER_POLICY} bytes"
+        raise InvalidConfig(message, code="handover_policy_unusable")
+    return data
+
+
+def _handover(settings: Config) -> str:
+    path = settings.security.handover_policy
+    return hashlib.sha256(read_handover_policy(Path(path))).hexdigest() if path else NONE
+
+
+def _recovery(recipient: str) -> str:
+    if not recipient:
+        return NONE
+    try:
+        age.parse_recipient(recipient)
+    except MalformedInput as exc:
+        message = f"security.recovery_recipient: {exc.message}"
+        raise InvalidConfig(message, code="recovery_recipient_unusable") from exc
+    return recipient
+
+
 def measurement(settings: Config, *, preload: tuple[tuple[str, str], ...], folders: list[str]) -> Measurement:
-    """The measurement of this package with these settings; `preload` as `preload_digests` has it, `folders`: where
-    the dependencies lie.
+    """As `measurement_with`, with the security configuration that these settings give now.
+
+    Raises:
+        InvalidConfig: as `security_configuration`. Failure: as `measurement_with`.
+    """
+    security = security_configuration(settings)
+    return measurement_with(settings, security=security, preload=preload, folders=folders)
+
+
+def measurement_with(
+    settings: Config,
+    *,
+    security: SecurityConfiguration,
+    preload: tuple[tuple[str, str], ...],
+    folders: list[str],
+) -> Measurement:
+    """The measurement of this package with these settings; `security` is what `security_configuration` made of them,
+    `preload` as `preload_digests` has it, `folders`: where the dependencies lie.
 
     Raises:
         Failure: a dependency is missing, or a file cannot be measured.
@@ -87,7 +142,7 @@ def measurement(settings: Config, *, preload: tuple[tuple[str, str], ...], folde
     return measure_at(
         PACKAGE,
         search_path=folders,
-        security=security_configuration(settings),
+        security=security,
         preload=preload,
         more=platform.requirements,
     )

@@ -59,6 +59,18 @@ class Tdx:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Nitro:
+    """`[nitro]`: an AWS Nitro enclave. It has no key to seal with and no disk, so the sealing class is `operator`."""
+
+    operator_key: str = setting(
+        "",
+        "As for TDX. Not in the image, which the instance can read: fetch it at the start, for instance from KMS for "
+        "this PCR0 (docs/platforms.md). Empty: `operator-key` in `state_dir`.",
+        unit="path",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Tpm:
     """`[tpm]`: a TPM 2.0. The PCRs are those that every quote shows, and that stored models are sealed to."""
 

@@ -23,6 +23,8 @@ from strongroom.errors import InvalidConfig
 AUTO: Final = "auto"
 SIMULATED: Final = "simulated"
 TPM: Final = "tpm"
+NITRO: Final = "nitro"
+SGX: Final = "sgx"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,9 +42,10 @@ class Platform:
 
 
 PLATFORMS: Final[Mapping[str, Platform]] = {
-    "sgx": Platform(title="Intel SGX under Gramine", format="sgx", sealing="measurement", host_excluded=True),
+    SGX: Platform(title="Intel SGX under Gramine", format="sgx", sealing="measurement", host_excluded=True),
     "tdx": Platform(title="Intel TDX", format="tdx", sealing="operator", host_excluded=True),
     "snp": Platform(title="AMD SEV-SNP", format="snp", sealing="measurement", host_excluded=True),
+    NITRO: Platform(title="AWS Nitro Enclaves", format="nitro", sealing="operator", host_excluded=True),
     TPM: Platform(
         title="TPM 2.0: measures the start, hides no memory from the host",
         format="tpm",
@@ -57,7 +60,7 @@ PLATFORMS: Final[Mapping[str, Platform]] = {
         host_excluded=False,
     ),
 }
-"""Name, as settings have it -> what it is. TDX has no key for sealing, so the operator brings one."""
+"""Name, as settings have it -> what it is. TDX and Nitro have no key for sealing, so the operator brings one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +70,7 @@ class Paths:
     attestation: Path = Path("/dev/attestation")
     reports: Path = Path("/sys/kernel/config/tsm/report")
     sev_guest: Path = Path("/dev/sev-guest")
+    nsm: Path = Path("/dev/nsm")
 
 
 PATHS: Final = Paths()
@@ -84,11 +88,11 @@ def resolve(name: str, *, paths: Paths | None = None) -> str:
     if name != AUTO:
         return name
     where = paths or PATHS
-    found = _sgx(where.attestation) or _confidential_vm(where.reports)
+    found = _sgx(where.attestation) or _confidential_vm(where.reports) or _nitro(where.nsm)
     if found is None:
         raise InvalidConfig(
-            "platform: no TEE was found here (no Gramine with DCAP, no provider of configfs-tsm reports); to try "
-            f'without one, which protects nothing from the host, set platform = "{SIMULATED}"',
+            "platform: no TEE was found here (no Gramine with DCAP, no provider of configfs-tsm reports, no "
+            f'/dev/nsm); to try without one, which protects nothing from the host, set platform = "{SIMULATED}"',
             code="platform_not_found",
         )
     return found
@@ -97,9 +101,14 @@ def resolve(name: str, *, paths: Paths | None = None) -> str:
 def _sgx(folder: Path) -> str | None:
     """Gramine shows `keys/` also without SGX: only the type tells."""
     try:
-        return "sgx" if (folder / "attestation_type").read_bytes() == b"dcap" else None
+        return SGX if (folder / "attestation_type").read_bytes() == b"dcap" else None
     except OSError:
         return None
+
+
+def _nitro(device: Path) -> str | None:
+    """Only inside an enclave is there such a device; the instance that started it has another."""
+    return NITRO if device.exists() else None
 
 
 def _confidential_vm(reports: Path) -> str | None:

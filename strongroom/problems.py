@@ -39,6 +39,7 @@ CODES: Final[dict[str, int]] = {
     "admission_limits": 422,
     "body_too_slow": 408,
     "caller_too_busy": 429,
+    "disk_full": 507,
     "engine_model_too_large": 507,
     "evidence_rate": 429,
     "load_limits": 422,
@@ -50,6 +51,7 @@ CODES: Final[dict[str, int]] = {
     "onnx_compute": 422,
     "onnx_loop": 422,
     "onnx_memory": 422,
+    "owner_bytes_quota": 507,
     "output_shape": 422,
     "owner_quota": 409,
     "owner_record_full": 409,
@@ -58,6 +60,7 @@ CODES: Final[dict[str, int]] = {
     "run_too_long": 422,
     "store_quota": 507,
     "store_record_full": 507,
+    "upload_rate": 429,
     "worker_died": 422,
 }
 """Code -> status, where it is not the family's. Codes `auth_...` of `AccessRefused` are 401."""

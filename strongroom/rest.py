@@ -9,6 +9,7 @@ Rules
   - Every response carries `Strongroom-Nonce`, the nonce for the caller's next token, and says SIMULATED
     where the TEE is.
   - There are no redirects, no cookies, and no content codings in either direction.
+  - Whoever hangs up while a run of theirs waits leaves the line; one under way ends where the runner can end it.
 
 Routes (docs/http.md): the native ones under `/v1`, the Open Inference Protocol under `/v2`, and the four
 plain ones of ConfidentialML.
@@ -21,8 +22,7 @@ import base64
 import binascii
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
-from functools import partial
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, Final, TypeVar
 
 from starlette.requests import Request
@@ -34,15 +34,18 @@ from strongroom import __version__, bodies
 from strongroom.attest.evidence import parse_nonce
 from strongroom.bodies import JSON, NPY, NPZ
 from strongroom.errors import Error, Failure, InvalidRequest, MalformedInput, NotFound
+from strongroom.handover_source import HandoverSource
 from strongroom.names import check_name
 from strongroom.oip import WireLimits
 from strongroom.problems import problem, status_of
-from strongroom.service import DEFAULT_SEED_NAME, ERASURE, Body, Call, Epoch, Service, View
+from strongroom.recovery import Recovery
+from strongroom.service import DEFAULT_SEED_NAME, ERASURE, Call, Epoch, Service, View
 from strongroom.store import ModelVersion
 
 log = logging.getLogger("strongroom.rest")
 
 _T = TypeVar("_T")
+BYTES: Final = "application/octet-stream"
 Handler = Callable[[Request], Awaitable[Response]]
 
 DATA_DEPENDENT: Final = "data_dependent_output"
@@ -67,8 +70,12 @@ class Rest:
         wire: WireLimits,
         epoch_of: Callable[[Scope], Epoch],
         current_epoch: Callable[[], Epoch],
+        handover: HandoverSource | None = None,
+        recovery: Recovery | None = None,
     ) -> None:
         self._service = service
+        self._handover = handover
+        self._recovery = recovery
         self._wire = wire
         self._epoch_of = epoch_of
         self._current_epoch = current_epoch
@@ -80,6 +87,11 @@ class Rest:
             _route("/attestation/report", GET=self._report),
             _route("/v1/evidence", "nonce", GET=self._evidence),
             _route("/v1/tpm/activate", POST=self._activate),
+            _route("/v1/handover/challenge", POST=self._handover_challenge),
+            _route("/v1/handover/take", POST=self._handover_take),
+            _route("/v1/handover/done", POST=self._handover_done),
+            _route("/v1/recovery/challenge", POST=self._recovery_challenge),
+            _route("/v1/recovery/restore", POST=self._recovery_restore),
             _route("/v1/models", "after", GET=self._models),
             _route(model, GET=self._model, PUT=self._upload, DELETE=self._delete),
             _route("/v2", GET=self._server),
@@ -181,13 +193,15 @@ class Rest:
         name = _parameter(request, "name", default="") or None
         if name is not None:
             check_name(name, length=self._service.limits.name_length)
-        call = self._call(request)
-
-        def predict(body: Body) -> Awaitable[tuple[ModelVersion, bytes]]:
-            parse = partial(bodies.parse_question, limits=self._wire)
-            return self._service.predict(call, name=name, body=body, parse=parse)
-
-        model, data = await _while_there(request, predict)
+        model, data = await _while_connected(
+            request,
+            lambda body: self._service.predict(
+                self._call(request),
+                name=name,
+                body=body,
+                parse=lambda data: bodies.parse_question(data, limits=self._wire),
+            ),
+        )
         return Response(data, 200, _served(model), JSON)
 
     async def _report(self, request: Request) -> Response:
@@ -205,6 +219,36 @@ class Rest:
             self._call(request), body=_body(request), parse=bodies.parse_credential
         )
         return _json({"secret": base64.b64encode(secret).decode("ascii")})
+
+    # Hand-over and recovery of the whole store (docs/spec/reseal.md, docs/spec/recovery.md)
+
+    async def _handover_challenge(self, request: Request) -> Response:
+        data = await self._source().challenge(_operator(request))
+        return Response(data, 200, {}, JSON)
+
+    async def _handover_take(self, request: Request) -> Response:
+        keyset = self._epoch_of(request.scope).keyset_digest
+        data = await self._source().take(_operator(request), _body(request), keyset=keyset)
+        return Response(data, 200, {}, BYTES)
+
+    async def _handover_done(self, request: Request) -> Response:
+        return Response(await self._source().done(_operator(request), _body(request)), 200, {}, JSON)
+
+    def _source(self) -> HandoverSource:
+        if self._handover is None:
+            raise NotFound("this server has no hand-over policy", code="handover_unsupported")
+        return self._handover
+
+    async def _recovery_challenge(self, request: Request) -> Response:
+        return Response(await self._restoring().challenge(), 200, {}, BYTES)
+
+    async def _recovery_restore(self, request: Request) -> Response:
+        return Response(await self._restoring().restore(_body(request)), 200, {}, JSON)
+
+    def _restoring(self) -> Recovery:
+        if self._recovery is None:
+            raise NotFound("this server's configuration names no recovery key", code="recovery_unsupported")
+        return self._recovery
 
     async def _models(self, request: Request) -> Response:
         after = _parameter(request, "after", default="")
@@ -289,16 +333,18 @@ class Rest:
         form = _content_form(request)
         answer = _answer_form(request, default=form)
         outputs = tuple(_parameters(request, "output"))
-        infer = partial(
-            self._service.infer,
-            self._call(request),
-            name=name,
-            version=version,
-            expect_sha256=_expected(request),
-            decode=bodies.decoder(form, outputs=outputs, answer=answer, limits=self._wire),
-            encode=lambda response: bodies.encode(answer, response, simulated=self._service.simulated),
+        model, data = await _while_connected(
+            request,
+            lambda body: self._service.infer(
+                self._call(request),
+                name=name,
+                version=version,
+                expect_sha256=_expected(request),
+                body=body,
+                decode=bodies.decoder(form, outputs=outputs, answer=answer, limits=self._wire),
+                encode=lambda response: bodies.encode(answer, response, simulated=self._service.simulated),
+            ),
         )
-        model, data = await _while_there(request, lambda body: infer(body=body))
         return Response(data, 200, _served(model), answer)
 
 
@@ -375,32 +421,39 @@ async def _body(request: Request) -> AsyncIterator[bytes]:
             yield chunk
 
 
-async def _while_there(request: Request, work: Callable[[Body], Awaitable[_T]]) -> _T:
-    """Does `work` on the body; a caller who hangs up meanwhile stops it."""
-    task, watches, gone = asyncio.current_task(), [], False
+async def _while_connected(
+    request: Request, work: Callable[[AsyncIterator[bytes]], Coroutine[Any, Any, _T]]
+) -> _T:
+    """What `work` makes of the body; cancels it where the caller hangs up after having sent that.
 
-    async def watch() -> None:
-        nonlocal gone
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-        gone = True
-        if task is not None:
-            task.cancel()
+    Raises:
+        BodyLost: the caller hung up. Whatever `work` raises.
+    """
+    arrived = asyncio.Event()
 
     async def body() -> AsyncIterator[bytes]:
         async for chunk in _body(request):
             yield chunk
-        watches.append(asyncio.get_running_loop().create_task(watch()))
+        arrived.set()
 
+    async def watch() -> None:
+        await arrived.wait()  # until then it is the body's reader that notices
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    task, watcher = asyncio.ensure_future(work(body())), asyncio.ensure_future(watch())
     try:
-        return await work(body())
-    except asyncio.CancelledError:
-        if not gone or task is None or task.uncancel():
-            raise
-        raise BodyLost from None
+        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise BodyLost
     finally:
-        for one in watches:
-            one.cancel()
+        watcher.cancel()
+        task.cancel()
+        await asyncio.wait({task, watcher})
+        for one in (task, watcher):
+            if not one.cancelled():
+                one.exception()  # looked at here, for nobody else will
 
 
 def _token(request: Request) -> str | None:
@@ -412,6 +465,12 @@ def _token(request: Request) -> str | None:
         # Not taken for "no key": the caller meant to be somebody.
         raise InvalidRequest("Authorization: expected Bearer and a token", code="parameter_invalid")
     return match[1]
+
+
+def _operator(request: Request) -> str | None:
+    """The token of the server's operator."""
+    value: str | None = request.headers.get("strongroom-operator")
+    return value
 
 
 def _parameters(request: Request, name: str) -> list[str]:

@@ -29,6 +29,7 @@ from strongroom.models.info import AdmissionLimits, Room
 from strongroom.oip import InferRequest, InferResponse, Tensor, WireLimits
 from strongroom.store import ModelVersion, Store
 from strongroom.traffic import Lane
+from strongroom.turns import Turn
 
 LOADERS: Final = 2
 """Threads that load cold models; loading is bounded by memory and disk, not by cores."""
@@ -59,6 +60,9 @@ class RunLimits:
 
     concurrent_runs: int
     waiting: int
+    waiting_per_caller: int
+    queue_s: float
+    """Seconds that a run may wait for its turn."""
     response_bytes: int
     wire: WireLimits
     admission: AdmissionLimits
@@ -88,7 +92,14 @@ class Runner:
         self._preloaded = {entry.model.name: entry for entry in preloaded}
         self._verify_on_load = verify_on_load
         self._limits = limits
-        self._runs = Lane("run", workers=limits.concurrent_runs, waiting=limits.waiting, code="overloaded")
+        self._runs = Lane(
+            "run",
+            workers=limits.concurrent_runs,
+            waiting=limits.waiting,
+            per_caller=limits.waiting_per_caller,
+            wait_s=limits.queue_s,
+            code="overloaded",
+        )
         self._loads = Lane("load", workers=LOADERS, waiting=limits.waiting, code="overloaded")
         self._large = Lane("large", workers=1, waiting=limits.waiting, code="overloaded")
         self._loading: dict[tuple[str, int], asyncio.Task[None]] = {}
@@ -116,7 +127,9 @@ class Runner:
             return
         if key not in self._loading:
             lane = self._large if model.size >= LARGE else self._loads
-            task = asyncio.get_running_loop().create_task(lane.run(self._warm, model))
+            # Whoever asks: an owner's many cold models wait for one another, not others' for them.
+            turn = Turn(model.owner, f"{model.name}/{model.version}")
+            task = asyncio.get_running_loop().create_task(lane.run_for(turn, self._warm, model))
             task.add_done_callback(lambda _: self._loading.pop(key, None))
             self._loading[key] = task
         await asyncio.shield(self._loading[key])
@@ -125,25 +138,30 @@ class Runner:
         """Drops a model from memory; runs under way go on with it."""
         await self._loads.run(self._cache.evict, _key(model))
 
-    async def run(self, model: ModelVersion, caller: str | None, *, decode: Decode, encode: Encode) -> bytes:
+    async def run(
+        self, model: ModelVersion, *, caller: str, principal: str | None, decode: Decode, encode: Encode
+    ) -> bytes:
         """Loads the model if need be and runs it on what `decode` gives; `encode` makes the result's bytes.
-        `caller`: the data owner's principal, None where nobody showed a key. Cancelling it stops the run.
+        `principal`: the data owner's, None where nobody showed a key. Cancelling it stops the run.
+
+        Runs wait in turn, by `caller` and model.
 
         Raises:
             As `load` and `jobs.Loaded.run`; InvalidRequest, MalformedInput, LimitExceeded: the request does not
             fit the model or the limits.
         """
         await self.load(model)
+        turn = Turn(caller, f"{model.name}/{model.version}")
         ticket = Ticket()
-        work = asyncio.ensure_future(self._runs.run(self._run, model, caller, ticket, decode, encode))
+        work = asyncio.ensure_future(
+            self._runs.run_for(turn, self._run, model, principal, ticket, decode, encode)
+        )
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
             ticket.cancel()
-            work.cancel()
+            work.cancel()  # leaves the line, or waits for the thread
             await asyncio.wait({work})
-            if not work.cancelled():
-                work.exception()  # nobody waits for it
             raise
 
     def _warm(self, model: ModelVersion) -> None:

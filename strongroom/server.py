@@ -34,11 +34,13 @@ from typing import Literal, cast
 import uvicorn
 from starlette.types import Scope
 
-from strongroom import boot
+from strongroom import boot, moving
 from strongroom.admission import Admit, ChildLimits, Examiner
+from strongroom.attest.keyset import SecurityConfiguration
 from strongroom.attesters import Machine, machine
 from strongroom.boot import Boot, planned_measurement
 from strongroom.cache import SessionCache
+from strongroom.checking import CheckResult, check_outside
 from strongroom.config import Config, Preload
 from strongroom.edge import EdgeLimits, GuardedProtocol
 from strongroom.epochs import Epochs, Origin
@@ -50,11 +52,13 @@ from strongroom.listener import EdgeServer, edge_config
 from strongroom.models.info import STANDARD_BUDGET, STANDARD_LIMITS, AdmissionLimits
 from strongroom.names import check_name
 from strongroom.oip import WireLimits
+from strongroom.platforms import TPM
 from strongroom.processes import WorkerLimits
+from strongroom.quotas import QuotaLimits
 from strongroom.rest import Rest
 from strongroom.runner import Preloaded, RunLimits, Runner
 from strongroom.service import Clocks, Epoch, Service, ServiceLimits
-from strongroom.store import CheckResult, ModelVersion, Store
+from strongroom.store import ModelVersion, Store
 from strongroom.tokens import NonceBook
 from strongroom.workers import Workers
 from strongroom.zygote import Nursery
@@ -68,6 +72,8 @@ def main(ready: Boot) -> int:
     """Runs the server until SIGTERM or SIGINT; returns the process's exit code."""
     _log_to_stderr()
     try:
+        if "check" in ready.errand:
+            return _check_started(ready)
         asyncio.run(_serve(ready))
     except Error as error:
         return boot.report(error)
@@ -77,7 +83,8 @@ def main(ready: Boot) -> int:
 
 
 def check_store(settings: Config) -> tuple[CheckResult, ...]:
-    """Opens the store of a stopped server and checks every file in it.
+    """Opens the store of a stopped server and checks every file in it. On a TPM, which gives the root to a measured
+    start alone, what shows from outside; that the rest was not looked at is one of the findings.
 
     Raises:
         SealRefused: the store does not open with this code and configuration.
@@ -86,9 +93,30 @@ def check_store(settings: Config) -> tuple[CheckResult, ...]:
     """
     if not _store_path(settings).is_dir():
         raise InvalidConfig(f"there is no store in {settings.state_dir}", code="config_unreadable")
+    security = boot.security_configuration(settings)
+    if settings.platform == TPM:
+        shown = check_outside(
+            _store_path(settings), sealing_class=security.sealing, security=security.digest().hex()
+        )
+        detail = "not read: the TPM gives their keys to a measured start alone; see check --start"
+        return (
+            *shown,
+            CheckResult(subject="models", passed=False, code="tpm_launch_unmeasured", detail=detail),
+        )
     here = _machine(settings, planned_measurement(settings).digest, launched="")
-    with contextlib.closing(here), _open_store(settings, here) as store:
+    with contextlib.closing(here), _open_store(settings, here, security) as store:
         return store.check()
+
+
+def _check_started(ready: Boot) -> int:
+    """`strongroom check --start`: the same, in the place of serving; returns the process's exit code."""
+    from strongroom.terminal import show_checks
+
+    with ready.nursery:
+        here = _machine(ready.settings, ready.measurement.digest, launched=ready.launched)
+        with contextlib.closing(here), _open_store(ready.settings, here, ready.security) as store:
+            results = store.check()
+    return show_checks(results, as_json=ready.errand["check"] == "json", simulated=here.simulated)
 
 
 async def _serve(ready: Boot) -> None:
@@ -99,23 +127,27 @@ async def _serve(ready: Boot) -> None:
         examiner = Examiner(nursery, limits=_child_limits(settings))
         here = _machine(settings, ready.measurement.digest, launched=ready.launched)
         stack.callback(here.close)
-        store = stack.enter_context(_open_store(settings, here))
+        moving.run_errand(
+            ready.errand,
+            settings,
+            here,
+            security=ready.security,
+            store_path=_store_path(settings),
+            keyset_of=lambda store_id: Epochs(_origin(ready, here, store_id), now=_now).current.keyset_bytes,
+        )
+        store = stack.enter_context(_open_store(settings, here, ready.security))
         _sweep_rooms(settings.state_path, keep=ready.room)
         measured = dict(ready.preload)
         preloaded = tuple(
             preload(entry, settings, measured=measured[entry.name], admit=examiner.admit)
             for entry in settings.preload
         )
-        host, _ = settings.address
-        origin = Origin(
-            attester=here.attester,
-            roots=here.roots,
-            security=ready.security,
-            store_id=store.store_id,
-            hosts=tuple(dict.fromkeys((*settings.hosts, *(() if _is_wildcard(host) else (host,))))),
-            lifetime_s=settings.epoch_s,
-        )
-        epochs = Epochs(origin, now=_now)
+        epochs = Epochs(_origin(ready, here, store.store_id), now=_now)
+        handover = moving.source_of(settings, store, security=ready.security, simulated=here.simulated)
+        recovery = moving.recovery_of(settings, store, security=ready.security, folder=_store_path(settings))
+        for end in (handover, recovery):
+            if end is not None:
+                stack.callback(end.close)
         models = _host_of(ready, nursery)
         service = _service(settings, store, here, preloaded, admit=examiner.admit, host=models)
         stack.callback(_close_in_time, service, settings.shutdown_s)
@@ -124,6 +156,8 @@ async def _serve(ready: Boot) -> None:
             wire=_wire_limits(settings),
             epoch_of=lambda scope: _epoch_of(scope, epochs),
             current_epoch=lambda: epochs.current,
+            handover=handover,
+            recovery=recovery,
         )
         await _listen(settings, rest, epochs, lines=_lines(ready, here))
 
@@ -208,13 +242,24 @@ async def _rotate(epochs: Epochs) -> None:
 # Parts
 
 
-def _open_store(settings: Config, here: Machine) -> Store:
-    digest = boot.security_configuration(settings).digest()
+def _origin(ready: Boot, here: Machine, store_id: str) -> Origin:
+    settings, (host, _) = ready.settings, ready.settings.address
+    return Origin(
+        attester=here.attester,
+        roots=here.roots,
+        security=ready.security,
+        store_id=store_id,
+        hosts=tuple(dict.fromkeys((*settings.hosts, *(() if _is_wildcard(host) else (host,))))),
+        lifetime_s=settings.epoch_s,
+    )
+
+
+def _open_store(settings: Config, here: Machine, security: SecurityConfiguration) -> Store:
     settings.state_path.mkdir(mode=0o700, parents=True, exist_ok=True)
     return Store.open(
         _store_path(settings),
         root=here.attester.sealing_root(),
-        security_digest=digest,
+        security_digest=security.digest(),
         anchor=here.anchor,
         now=lambda: int(time.time()),
     )
@@ -262,7 +307,7 @@ def preload(entry: Preload, settings: Config, *, measured: str, admit: Admit) ->
 
     data = read()
     admitted = admit(
-        bytearray(data), format=entry.format or detect(data[:HEAD_BYTES]), limits=_admission_limits(settings)
+        bytearray(data), format=entry.format or detect(data[:HEAD_BYTES]), limits=admission_limits(settings)
     )
     model = ModelVersion(
         name=entry.name,
@@ -339,9 +384,11 @@ def _service(
         limits=RunLimits(
             concurrent_runs=limits.concurrent_runs,
             waiting=limits.concurrent_requests,
+            waiting_per_caller=limits.waiting_runs_per_caller,
+            queue_s=limits.queue_s,
             response_bytes=limits.response_bytes,
             wire=_wire_limits(settings),
-            admission=_admission_limits(settings),
+            admission=admission_limits(settings),
             shortest_s=settings.workers.run_shortest_s,
             longest_s=settings.workers.run_longest_s,
         ),
@@ -361,28 +408,43 @@ def _service(
             body_bytes_in_flight=limits.body_bytes_in_flight,
             body_rate=limits.body_rate,
             name_length=limits.name_length,
-            models=limits.models,
-            models_per_owner=limits.models_per_owner,
-            store_bytes=limits.store_bytes,
+            quotas=QuotaLimits(
+                models=limits.models,
+                models_per_owner=limits.models_per_owner,
+                store_bytes=limits.store_bytes,
+                owner_bytes=limits.owner_bytes,
+                concurrent_uploads=limits.concurrent_uploads,
+                concurrent_uploads_per_caller=limits.concurrent_uploads_per_caller,
+                uploads_per_minute=limits.uploads_per_minute,
+                upload_bytes_per_minute=limits.upload_bytes_per_minute,
+            ),
+            disk_free_bytes=limits.disk_free_bytes,
             concurrent_requests=limits.concurrent_requests,
             concurrent_requests_per_caller=limits.concurrent_requests_per_caller,
-            concurrent_uploads=limits.concurrent_uploads,
+            queue_s=limits.queue_s,
             evidence_per_minute=limits.evidence_per_minute,
             evidence_waiting=limits.evidence_waiting,
             evidence_batch=limits.evidence_batch,
-            admission=_admission_limits(settings),
+            admission=admission_limits(settings),
         ),
         clocks=Clocks(now=_now, monotonic=time.monotonic),
         admit=admit,
     )
 
 
-def _admission_limits(settings: Config) -> AdmissionLimits:
+def admission_limits(settings: Config) -> AdmissionLimits:
+    """What a server with these settings asks of a model."""
     return replace(
         STANDARD_LIMITS,
         model_bytes=settings.limits.model_bytes,
         level=settings.security.admission,
-        budget=replace(STANDARD_BUDGET, elements=settings.limits.elements),
+        confined=settings.security.isolation != "in_process",
+        budget=replace(
+            STANDARD_BUDGET,
+            elements=settings.limits.elements,
+            peak_bytes=settings.limits.run_bytes,
+            value_bytes=min(STANDARD_BUDGET.value_bytes, settings.limits.run_bytes),
+        ),
     )
 
 
@@ -457,7 +519,7 @@ def _lines(ready: Boot, here: Machine) -> Callable[[str], tuple[str, ...]]:
     """What is said once the server listens; scripts wait for the last line."""
     return lambda url: (
         f"strongroom: measurement {ready.measurement.digest}",
-        *(f"strongroom: {what} {value}" for what, value in here.says),
+        *(f"strongroom: {what} {value}" for what, value in (*here.says, *moving.says(ready.security))),
         f"strongroom: serving on {url} ({here.platform.title})",
     )
 

@@ -24,29 +24,30 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Final, Literal, TypeAlias, TypeVar
-
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Literal, TypeVar
 
 from strongroom.access import ANONYMOUS, ANONYMOUS_OWNER, not_found
 from strongroom.access import Action as AccessAction
 from strongroom.access import check as check_access
 from strongroom.admission import Admit
-from strongroom.attest.evidence import Evidence
 from strongroom.batcher import Attests, Batcher
-from strongroom.errors import AccessRefused, Conflict, Failure, InvalidRequest, LimitExceeded, NotFound
+from strongroom.dealings import Body, Call, Clocks, Epoch, Question, ServiceLimits, View
+from strongroom.errors import AccessRefused, Conflict, Failure, InvalidRequest, NotFound
 from strongroom.formats import detect
-from strongroom.models.info import AdmissionLimits, ModelInfo
+from strongroom.models.info import ModelInfo
 from strongroom.models.report import report_of_model
 from strongroom.names import check_name
 from strongroom.oip import InferRequest
+from strongroom.quotas import Quotas
 from strongroom.runner import Encode, Runner
 from strongroom.store import ModelVersion, Store, Upload
 from strongroom.tokens import Action, NonceBook, Principal, check_token
 from strongroom.traffic import Arrival, Budget, Lane, Rate, Slots, pieces
+from strongroom.turns import Turn
+
+__all__ = ["Call", "Clocks", "Epoch", "Question", "Service", "ServiceLimits", "View"]
 
 ERASURE: Final = "not_against_host_copies"
 """What deleting promises: a host that kept an old copy of the store can bring the model back."""
@@ -58,73 +59,7 @@ MAX_CREDENTIAL: Final = 4096
 _EMPTY: Final = hashlib.sha256(b"").hexdigest()
 """Digest of the body of a changing call without one."""
 
-Body: TypeAlias = AsyncIterator[bytes]
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServiceLimits:
-    """How much the service takes; units and meanings are those of the settings of the same names."""
-
-    model_bytes: int
-    request_bytes: int
-    body_bytes_in_flight: int
-    body_rate: int
-    name_length: int
-    models: int
-    models_per_owner: int
-    store_bytes: int
-    concurrent_requests: int
-    concurrent_requests_per_caller: int
-    concurrent_uploads: int
-    evidence_per_minute: int
-    evidence_waiting: int
-    evidence_batch: int
-    admission: AdmissionLimits
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Epoch:
-    """What the service knows of the key epoch that a connection belongs to for its whole life."""
-
-    keyset_bytes: bytes
-    keyset_digest: bytes
-    not_after: int
-    """Unix seconds."""
-    boot_evidence: Evidence
-    """The evidence in the TLS certificate: no nonce, so it proves nothing about now."""
-    receipt_key: Ed25519PrivateKey = field(repr=False)
-    """Signs what the server says about models; its public half is in the keyset."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
-    """Who is asking for what, as the front end received it. Nothing in it is verified but `epoch`."""
-
-    method: str
-    target: str
-    """Path and query as sent: what a token for a changing call is bound to."""
-    token: str | None
-    address: str
-    epoch: Epoch
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class View:
-    """A model version as a caller may see it."""
-
-    model: ModelVersion
-    loaded: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
-    """The body of `/model/predict`, read as far as it goes without knowing the model."""
-
-    name: str | None
-    version: int | None
-    to_request: Callable[[ModelVersion], InferRequest]
-    encode: Encode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,14 +75,6 @@ class _Intent:
     @property
     def owner(self) -> str:
         return self.principal.id if self.principal else ANONYMOUS_OWNER
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Clocks:
-    """Time, handed in: `now` for documents, `monotonic` (seconds) for rates and deadlines."""
-
-    now: Callable[[], datetime]
-    monotonic: Callable[[], float]
 
 
 class Service:
@@ -178,10 +105,11 @@ class Service:
         self._anonymous_upload = anonymous_upload
         self._clocks = clocks
         self._admit_model = admit
-        places, uploads = limits.concurrent_requests, limits.concurrent_uploads
+        places, uploads = limits.concurrent_requests, limits.quotas.concurrent_uploads
         self._slots = Slots(total=places, per_caller=limits.concurrent_requests_per_caller, code="overloaded")
-        self._upload_slots = Slots(total=uploads, per_caller=uploads, code="uploads_busy")
-        self._budget = Budget(total=limits.body_bytes_in_flight)
+        self._quotas = Quotas(limits.quotas, stored=store.models, clock=clocks.monotonic)
+        room = limits.body_bytes_in_flight  # half of it for one caller, but any one request that may come
+        self._budget = Budget(total=room, per_caller=max(room // 2, limits.request_bytes))
         self._evidence_rate = Rate(
             per_minute=limits.evidence_per_minute, clock=clocks.monotonic, code="evidence_rate"
         )
@@ -193,7 +121,7 @@ class Service:
         self._disk = Lane("disk", workers=uploads + 1, waiting=places, code="overloaded")
         # Admission holds a model in memory several times over, so there is one at a time.
         self._admission = Lane("admit", workers=1, waiting=places, code="overloaded")
-        self._parsing = Lane("parse", workers=1, waiting=places, code="overloaded")
+        self._parsing = Lane("parse", workers=1, waiting=places, code="overloaded", wait_s=limits.queue_s)
         self._committing = asyncio.Lock()
         self._last_seed: dict[str, str] = {}
 
@@ -254,7 +182,8 @@ class Service:
             found = (*self._preloaded.values(), *self._store.models())
             return encode(tuple(self._view(model) for model in found if self._may_see(principal, model)))
 
-        return await self._parsing.run(collect)  # thousands of models take a while to write out
+        turn = Turn(_caller(call, principal), "")
+        return await self._parsing.run_for(turn, collect)  # thousands of models take a while to write out
 
     async def model(self, call: Call, *, name: str, version: int | None) -> View:
         """One model version, the latest where `version` is None.
@@ -304,9 +233,13 @@ class Service:
         principal = self._authenticate_change(call, sha256)
         intent = _Intent(principal=principal, name=name, access=access, format=format, sha256=sha256)
         self._authorise_upload(intent)
-        with self._slots.hold(_caller(call, principal)), self._upload_slots.hold(""):
-            self._check_quota(intent.owner, size=0)
-            return self._view(await self._receive(intent, body))
+        caller = _caller(call, principal)
+        keys = (principal.id, call.address) if principal else (call.address,)
+        with (
+            self._slots.hold(caller),
+            self._quotas.upload(caller=caller, keys=keys, owner=intent.owner) as take,
+        ):
+            return self._view(await self._receive(intent, body, take))
 
     async def upload_seed(self, call: Call, *, name: str, sha256: str | None, body: Body) -> View:
         """`POST /model/upload`: an upload whose format is found out; private with a key, public without.
@@ -327,8 +260,9 @@ class Service:
         """
         principal = self._authenticate_change(call, _EMPTY)
         self._authorise_change("delete", principal, name, version)
-        with self._slots.hold(_caller(call, principal)):
-            gone = await self._disk.run(self._store.delete, name, version)
+        caller = _caller(call, principal)
+        with self._slots.hold(caller):
+            gone = await self._disk.run_for(Turn(caller, ""), self._store.delete, name, version)
             for model in gone:
                 await self._runner.unload(model)
         return gone
@@ -378,11 +312,17 @@ class Service:
         """
         principal = self._authenticate(call)
         model = self._authorised("run", principal, name, version)
-        with self._slots.hold(_caller(call, principal)), self._budget.account() as take:
+        caller = _caller(call, principal)
+        with self._slots.hold(caller), self._budget.account(caller) as take:
             data = await self._collect(body, take)
             _check_expected(model, expect_sha256)
-            who = principal.id if principal else None
-            answer = await self._runner.run(model, who, decode=lambda m: decode(data, m), encode=encode)
+            answer = await self._runner.run(
+                model,
+                caller=caller,
+                principal=principal.id if principal else None,
+                decode=lambda model: decode(data, model),
+                encode=encode,
+            )
         return model, answer
 
     async def predict(
@@ -396,16 +336,22 @@ class Service:
             As `infer`.
         """
         principal = self._authenticate(call)
-        with self._slots.hold(_caller(call, principal)), self._budget.account() as take:
-            question = await self._parsing.run(parse, await self._collect(body, take))
+        caller = _caller(call, principal)
+        with self._slots.hold(caller), self._budget.account(caller) as take:
+            question = await self._parsing.run_for(Turn(caller, ""), parse, await self._collect(body, take))
             if name is not None and question.name is not None:
                 raise InvalidRequest(
                     "the model is named in the query and in the body", code="parameter_invalid"
                 )
             name = name or question.name or self._seed_name(principal)
             model = self._authorised("run", principal, name, question.version)
-            who = principal.id if principal else None
-            answer = await self._runner.run(model, who, decode=question.to_request, encode=question.encode)
+            answer = await self._runner.run(
+                model,
+                caller=caller,
+                principal=principal.id if principal else None,
+                decode=question.to_request,
+                encode=question.encode,
+            )
         return model, answer
 
     # Step 1: authenticate
@@ -483,18 +429,6 @@ class Service:
 
     # Step 3: limits
 
-    def _check_quota(self, owner: str, *, size: int) -> None:
-        stored = self._store.models()
-        limits = self.limits
-        if sum(model.owner == owner for model in stored) >= limits.models_per_owner:
-            raise LimitExceeded(
-                f"at most {limits.models_per_owner} model versions of one owner", code="owner_quota"
-            )
-        if len(stored) >= limits.models:
-            raise LimitExceeded(f"at most {limits.models} model versions", code="store_quota")
-        if sum(model.size for model in stored) + size > limits.store_bytes:
-            raise LimitExceeded(f"at most {limits.store_bytes} bytes of models", code="store_quota")
-
     def _arrival(self, limit: int) -> Arrival:
         return Arrival(limit=limit, rate=self.limits.body_rate, clock=self._clocks.monotonic)
 
@@ -507,24 +441,27 @@ class Service:
             chunks.append(chunk)
         return b"".join(chunks)
 
-    async def _receive(self, intent: _Intent, body: Body) -> ModelVersion:
+    async def _receive(self, intent: _Intent, body: Body, take: Callable[[int], None]) -> ModelVersion:
         """Steps 3 to 6 of an upload: streams it into the store, proves it, commits it."""
         upload: Upload | None = None
-        size = 0
+        turn = Turn(intent.owner, "")
         try:
-            async for piece in pieces(body, self._arrival(self.limits.model_bytes)):
+            async for piece in pieces(body, self._arrival(self.limits.model_bytes), take):
                 if upload is None:
                     upload, format = await self._begin(intent, piece)
-                await self._disk.run(upload.write, piece)
-                size += len(piece)
+                await self._disk.run_for(turn, upload.write, piece)
             if upload is None:
                 raise InvalidRequest("expected a model, got zero bytes", code="body_empty")
-            info, canonical_sha256 = await self._admission.run(self._admit, upload, intent.sha256, format)
+            info, canonical_sha256 = await self._admission.run_for(
+                turn, self._admit, upload, intent.sha256, format
+            )
             # One commit at a time; what may have changed since the first byte is checked again.
             async with self._committing:
                 self._authorise_upload(intent)
-                self._check_quota(intent.owner, size=size)
-                return await self._disk.run(upload.commit, info=info, canonical_sha256=canonical_sha256)
+                self._quotas.check(intent.owner, more=0)
+                return await self._disk.run_for(
+                    turn, upload.commit, info=info, canonical_sha256=canonical_sha256
+                )
         finally:
             if upload is not None:
                 await self._disk.run(upload.abort)
@@ -543,6 +480,7 @@ class Service:
             access=intent.access,
             format=detected,
             max_bytes=self.limits.model_bytes,
+            keep_free=self.limits.disk_free_bytes,
         )
         return upload, detected
 

@@ -209,7 +209,7 @@ def _upload_of_file(opener: Callable[[], IO[bytes]], *, start: int, close: bool)
         if left:
             raise InvalidRequest("the model's file changed while it was sent", code="upload_changed")
 
-    return Upload(Body(length=length, sha256=digest.digest(), chunks=chunks), head)
+    return Upload(Body(length=length, digest=digest.digest, chunks=chunks), head)
 
 
 def _read_file(opener: Callable[[], IO[bytes]], *, start: int, close: bool) -> Iterator[bytes]:

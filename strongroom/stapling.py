@@ -53,9 +53,9 @@ class StapledAttester:
         """The measurement of the code that runs here."""
         return self._attester.measurement
 
-    def evidence(self, report_data: bytes, *, now: datetime) -> Evidence:
+    def evidence(self, report_data: bytes, *, now: datetime, nonce: bytes = b"") -> Evidence:
         """The attester's evidence with the documents as they are now."""
-        made = self._attester.evidence(report_data, now=now)
+        made = self._attester.evidence(report_data, now=now, nonce=nonce)
         stapled = tuple((f"stapled-{i}", data) for i, data in enumerate(self._current()))
         return replace(made, endorsements=made.endorsements + stapled)
 

@@ -46,6 +46,10 @@ the 200 versions that a server grants by default."""
 MAX_STATE_BYTES: Final = MAX_RECORD_BYTES + (64 << 10)
 """Bytes of the state file: nothing larger is read."""
 ACCESS: Final = ("private", "public")
+TAKEN: Final = "taken"
+GIVEN: Final = "given"
+ENDS: Final = (TAKEN, GIVEN)
+"""The ends of a hand-over at which a store can be."""
 NO_PREDECESSOR: Final = "0" * 64
 
 _START: Final = struct.Struct(">8sII")
@@ -149,12 +153,26 @@ class Name:
 
 
 @dataclass(frozen=True, slots=True)
+class Handing:
+    """The store is at one end of a hand-over (docs/spec/reseal.md §6), and nothing in it may change: `taken`, this copy
+    came from another server, which has not yet let go of it; `given`, this copy was let go of.
+    """
+
+    end: str
+    transfer: str
+    """Names the hand-over, 32 hex digits."""
+    key: bytes
+    """By which the two ends prove to one another that they were in it, 32 bytes."""
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """The whole state at one epoch. `previous` is the SHA-256 of the state file that this one replaced."""
 
     epoch: int
     previous: str
     names: tuple[Name, ...]
+    handing: Handing | None = None
 
     def with_entry(self, entry: Entry, *, previous: str) -> Record:
         """The next record, with a new version; the caller has checked the owner and the version number."""
@@ -166,6 +184,10 @@ class Record:
             new = replace(old, next_version=model.version + 1, entries=(*old.entries, entry))
             names = tuple(new if name is old else name for name in self.names)
         return Record(epoch=self.epoch + 1, previous=previous, names=names)
+
+    def with_handing(self, handing: Handing | None, *, previous: str) -> Record:
+        """The next record, at this end of a hand-over, or at none any more."""
+        return replace(self, epoch=self.epoch + 1, previous=previous, handing=handing)
 
     def without(self, name: str, versions: frozenset[int], *, previous: str) -> Record:
         """The next record, without these versions of a name: their wrapped keys are gone, the name stays."""
@@ -185,7 +207,12 @@ def encode_record(record: Record) -> bytes:
         LimitExceeded: larger than a record may be (code `store_record_full`).
     """
     data = _json(
-        {"epoch": record.epoch, "previous": record.previous, "names": [_name_json(n) for n in record.names]}
+        {
+            "epoch": record.epoch,
+            "previous": record.previous,
+            "handing": _handing_json(record.handing),
+            "names": [_name_json(n) for n in record.names],
+        }
     )
     if len(data) > MAX_RECORD_BYTES:
         message = f"the store's record would have {len(data)} bytes, at most {MAX_RECORD_BYTES} are kept"
@@ -380,6 +407,12 @@ def _name_json(name: Name) -> dict[str, Any]:
     return {"name": name.name, "owner": name.owner, "next_version": name.next_version, "versions": entries}
 
 
+def _handing_json(handing: Handing | None) -> dict[str, str] | None:
+    if handing is None:
+        return None
+    return {"end": handing.end, "transfer": handing.transfer, "key": handing.key.hex()}
+
+
 def _header(data: bytes) -> StateHeader:
     try:
         value = json.loads(data)
@@ -397,7 +430,7 @@ def _header(data: bytes) -> StateHeader:
 
 
 def _record(value: object) -> Record:
-    members = _members(value, "epoch", "previous", "names")
+    members = _members(value, "epoch", "previous", "handing", "names")
     names = tuple(_name(entry) for entry in _list(members["names"]))
     entries = [entry for name in names for entry in name.entries]
     if len({name.name for name in names}) != len(names):
@@ -407,7 +440,21 @@ def _record(value: object) -> Record:
     ):
         _malformed("two versions share a file")
     return Record(
-        epoch=_number(members["epoch"], 1), previous=_text(members["previous"], _HEX64), names=names
+        epoch=_number(members["epoch"], 1),
+        previous=_text(members["previous"], _HEX64),
+        names=names,
+        handing=None if members["handing"] is None else _handing(members["handing"]),
+    )
+
+
+def _handing(value: object) -> Handing:
+    members = _members(value, "end", "transfer", "key")
+    if members["end"] not in ENDS:
+        _malformed("an unknown end of a hand-over")
+    return Handing(
+        end=members["end"],
+        transfer=_text(members["transfer"], _HEX32),
+        key=bytes.fromhex(_text(members["key"], _HEX64)),
     )
 
 

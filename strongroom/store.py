@@ -20,20 +20,25 @@ import os
 import re
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal, Self
 
 from strongroom import disk
 from strongroom.anchor import NOTHING, Anchor
+from strongroom.checking import CheckResult, check_left_overs, check_models, check_orphans, check_record
 from strongroom.errors import Conflict, Error, Failure, NotFound, SealRefused, Unavailable
 from strongroom.keys import STORE_ID_BYTES, SealingRoot, StoreKeys
+from strongroom.place import Place, locked
 from strongroom.sealed import CHUNK_SIZE, Sealer, chunk_count, overwrite, unwrap_key, wrap_key
 from strongroom.state import (
+    GIVEN,
     MAX_STATE_BYTES,
     NO_PREDECESSOR,
+    TAKEN,
     Entry,
+    Handing,
     ModelVersion,
     Name,
     Record,
@@ -55,14 +60,8 @@ _TEMPORARY: Final = re.compile(r"state\.[0-9a-f]{32}\.tmp")
 _DATA_FILE: Final = re.compile(r"[0-9a-f]{32}")
 
 
-@dataclass(frozen=True, slots=True)
-class CheckResult:
-    """One finding of `Store.check`. `code` is "" where `passed`, else one of `strongroom.errors.CODES`."""
-
-    subject: str
-    passed: bool
-    code: str
-    detail: str
+def _never() -> bool:
+    return False
 
 
 class Store:
@@ -70,29 +69,31 @@ class Store:
 
     def __init__(
         self,
-        folder: Path,
+        place: Place,
         *,
-        header: StateHeader,
-        keys: StoreKeys,
-        now: Callable[[], int],
-        chunk_size: int,
-        guard: disk.Guard,
-        anchor: Anchor,
+        store_id: bytes,
     ) -> None:
-        """Made by `Store.open`."""
-        self._anchor = anchor
-        self._folder = folder
-        self._data = folder / _DATA
-        self._header = header
-        self._keys = keys
-        self._now = now
-        self._chunk_size = chunk_size
-        self._guard = guard
+        """Made by `Store.open` and `Store.receive`."""
+        root, security = place.root, place.security_digest
+        self._anchor = place.anchor
+        self._folder = place.folder
+        self._data = place.folder / _DATA
+        self._header = StateHeader(
+            store_id=store_id.hex(),
+            sealing_class=root.sealing_class,
+            sealed_for=root.sealed_for,
+            security=security.hex(),
+        )
+        self._keys = StoreKeys.from_root(root, security_digest=security, store_id=store_id)
+        self._now = place.now
+        self._chunk_size = place.chunk_size
+        self._guard = place.guard
         self._lock = threading.RLock()
         self._in_flight: set[str] = set()
         self._swept = 0
         self._uncertain = False
         self._closed = False
+        self._held: Callable[[], bool] = _never
         self._record = Record(epoch=0, previous=NO_PREDECESSOR, names=())
         self._names: dict[str, Name] = {}
         self._digest = NO_PREDECESSOR
@@ -122,75 +123,104 @@ class Store:
                 `disk_full`).
             Failure: another fault of the disk (code `store_io`).
         """
-        folder = Path(path)
-        with disk.faults("make the store's folder"):
-            disk.make_folder(folder)
-            guard = disk.Guard(folder)
+        folder, guard = locked(path)
         try:
-            with disk.faults("read the store"):
-                data = disk.read_small(folder / _STATE, limit=MAX_STATE_BYTES)
-            if data is None:
+            place = Place(folder, root, security_digest, now, chunk_size, guard, anchor)
+            store = cls._existing(place)
+            if store is None:
                 anchor.check(NOTHING)
-                return cls._create(folder, root, security_digest, now, chunk_size, guard, anchor)
-            file = parse_state_file(data)
-            check_header(
-                file.header,
-                sealing_class=root.sealing_class,
-                sealed_for=root.sealed_for,
-                security=security_digest.hex(),
-            )
-            keys = StoreKeys.from_root(
-                root, security_digest=security_digest, store_id=bytes.fromhex(file.header.store_id)
-            )
-            record = open_state(file, state_key=keys.state_key)
-            # After the record has opened: what a stranger's server sees of a store says nothing about the anchor.
-            digest = hashlib.sha256(data).hexdigest()
-            anchor.check(digest)
-            store = cls(
-                folder,
-                header=file.header,
-                keys=keys,
-                now=now,
-                chunk_size=chunk_size,
-                guard=guard,
-                anchor=anchor,
-            )
-            store._install(record, digest)
-            with disk.faults("read the store"):
-                disk.make_folder(store._data)
-                store._sweep()
+                return cls._create(place)
+            store._after_opening()
             return store
         except BaseException:
             guard.release()
             raise
 
     @classmethod
-    def _create(
+    def receive(
         cls,
-        folder: Path,
+        path: str | os.PathLike[str],
+        *,
         root: SealingRoot,
         security_digest: bytes,
+        store_id: bytes,
         now: Callable[[], int],
-        chunk_size: int,
-        guard: disk.Guard,
         anchor: Anchor,
+        bring: Callable[[StoreKeys, Path], Record],
     ) -> Store:
+        """Makes a store out of one that another server hands over (docs/spec/reseal.md §6); changes are refused until
+        `settle`. Where an earlier hand-over did not come to its end, this one takes its place.
+
+        `bring` puts the data files into the folder that it is given, synced, and returns the record that names them,
+        wrapped under the keys that it is given.
+
+        Raises:
+            Conflict: there is a store of another origin (code `handover_store_exists`).
+            SealRefused, Unavailable, Failure: as `open`, and whatever `bring` raises.
+        """
+        folder, guard = locked(path)
+        try:
+            place = Place(folder, root, security_digest, now, CHUNK_SIZE, guard, anchor)
+            store = cls._existing(place)
+            if store is None:
+                anchor.check(NOTHING)
+                store = cls(place, store_id=store_id)
+            elif store.handing is None or store.handing.end != TAKEN or store.store_id != store_id.hex():
+                raise Conflict(
+                    "there is a store already; a hand-over begins a new one", code="handover_store_exists"
+                )
+            with disk.faults("make a store"):
+                disk.make_folder(store._data)
+            record = bring(store._keys, store._data)
+            if (
+                set(disk.names(store._data))
+                - {e.file for n in record.names for e in n.entries}
+                - store._named()
+            ):
+                raise SealRefused("there are data files of another store", code="store_state_missing")
+            epoch = max(record.epoch, store.epoch + 1)
+            store._commit(replace(record, epoch=epoch))
+            store._after_opening()
+            return store
+        except BaseException:
+            guard.release()
+            raise
+
+    @classmethod
+    def _existing(cls, place: Place) -> Store | None:
+        """The store that lies there, authenticated and in force; None where there is none."""
+        with disk.faults("read the store"):
+            data = disk.read_small(place.folder / _STATE, limit=MAX_STATE_BYTES)
+        if data is None:
+            return None
+        file = parse_state_file(data)
+        check_header(
+            file.header,
+            sealing_class=place.root.sealing_class,
+            sealed_for=place.root.sealed_for,
+            security=place.security_digest.hex(),
+        )
+        store = cls(place, store_id=bytes.fromhex(file.header.store_id))
+        record = open_state(file, state_key=store._keys.state_key)
+        # After the record has opened: what a stranger's server sees of a store says nothing about the anchor.
+        digest = hashlib.sha256(data).hexdigest()
+        place.anchor.check(digest)
+        store._install(record, digest)
+        return store
+
+    def _after_opening(self) -> None:
+        with disk.faults("read the store"):
+            disk.make_folder(self._data)
+            self._sweep()
+
+    @classmethod
+    def _create(cls, place: Place) -> Store:
         with disk.faults("make a store"):
-            disk.make_folder(folder / _DATA)
+            disk.make_folder(place.folder / _DATA)
             # Left-overs of a creation that was killed are a lock, temporary files and an empty data folder.
-            if disk.names(folder / _DATA):
+            if disk.names(place.folder / _DATA):
                 raise SealRefused("there are data files but no state file", code="store_state_missing")
-        store_id = os.urandom(STORE_ID_BYTES)
-        header = StateHeader(
-            store_id=store_id.hex(),
-            sealing_class=root.sealing_class,
-            sealed_for=root.sealed_for,
-            security=security_digest.hex(),
-        )
-        keys = StoreKeys.from_root(root, security_digest=security_digest, store_id=store_id)
-        store = cls(
-            folder, header=header, keys=keys, now=now, chunk_size=chunk_size, guard=guard, anchor=anchor
-        )
+        store = cls(place, store_id=os.urandom(STORE_ID_BYTES))
         store._commit(Record(epoch=1, previous=NO_PREDECESSOR, names=()))
         with disk.faults("make a store"):
             store._sweep()
@@ -205,6 +235,11 @@ class Store:
     def epoch(self) -> int:
         """The number of the record in force; every change counts it up."""
         return self._record.epoch
+
+    @property
+    def handing(self) -> Handing | None:
+        """The end of a hand-over at which the store is; nothing in it changes there."""
+        return self._record.handing
 
     def close(self) -> None:
         """Gives the folder free for another process; uploads on their way can no longer be committed."""
@@ -246,8 +281,12 @@ class Store:
         taken = self._names.get(name)
         return taken.owner if taken else None
 
-    def begin(self, *, name: str, owner: str, access: str, format: str, max_bytes: int) -> Upload:
-        """Starts an upload of at most `max_bytes` bytes. Nothing is visible before its commit.
+    def begin(
+        self, *, name: str, owner: str, access: str, format: str, max_bytes: int, keep_free: int = 0
+    ) -> Upload:
+        """Starts an upload of at most `max_bytes` bytes, which leaves `keep_free` bytes of the disk free.
+
+        Nothing is visible before its commit.
 
         Raises:
             MalformedInput: an unusable name, owner, access or format (code `upload_malformed`).
@@ -266,6 +305,7 @@ class Store:
             chunk_size=self._chunk_size,
             publish=self._publish,
             discard=self._discard,
+            keep_free=keep_free,
         )
         return Upload(shelf, facts=facts, max_bytes=max_bytes)
 
@@ -333,27 +373,77 @@ class Store:
                 disk.discard(self._data / entry.file)
         return tuple(entry.model for entry in gone)
 
+    def hand_over(
+        self, seal: Callable[[Record, StoreKeys, str], bytes], *, held: Callable[[], bool]
+    ) -> bytes:
+        """What `seal` makes of the record in force, the store's keys and the SHA-256 of its state file. From here on
+        nothing changes as long as `held` says so (docs/spec/reseal.md §6). A later call takes the place of this one.
+
+        Raises:
+            Unavailable: the store is at an end of a hand-over already (`store_moving`, `store_moved`), or closed.
+            Failure: a fault of the disk before (code `store_uncertain`).
+        """
+        with self._lock:
+            self._check_open()
+            self._check_settled()
+            sealed = seal(self._record, self._keys, self._digest)
+            self._held = held
+            return sealed
+
+    def let_go(self, handing: Handing) -> None:
+        """Ends a hand-over here: from now on, and for ever, nothing in this store changes. Again is the same.
+
+        Raises:
+            Conflict: no such hand-over is under way (code `handover_unknown`).
+            Unavailable, Failure: as `delete`.
+        """
+        with self._lock:
+            self._check_open()
+            if self._record.handing == handing:
+                return
+            if self._record.handing is not None or not self._held():
+                raise Conflict("no such hand-over is under way here", code="handover_unknown")
+            self._commit(self._record.with_handing(handing, previous=self._digest))
+
+    def settle(self) -> None:
+        """Ends a hand-over at its other end: this store is the one that changes from now on."""
+        with self._lock:
+            self._check_open()
+            if self._record.handing is not None and self._record.handing.end == TAKEN:
+                self._commit(self._record.with_handing(None, previous=self._digest))
+
+    def restore(self, bring: Callable[[StoreKeys, Path], Record]) -> int:
+        """Fills this store, which never held a model, with a recovered one; returns its model versions. `bring`: as for
+        `receive`.
+
+        Raises:
+            Conflict: it held one (code `recovery_store_in_use`).
+            SealRefused, Unavailable, Failure: as `delete`, and whatever `bring` raises.
+        """
+        with self._lock:
+            self._check_usable()
+            if self._record.names:
+                raise Conflict("only an empty store can be restored", code="recovery_store_in_use")
+            record = bring(self._keys, self._data)
+            self._commit(replace(record, epoch=self.epoch + 1, previous=self._digest, handing=None))
+        return len(self.models())
+
+    @property
+    def key(self) -> bytes:
+        """The key of this store alone (§4.2), for whoever the attested configuration lets recover it."""
+        return self._keys.store_key
+
     def check(self) -> tuple[CheckResult, ...]:
         """Rescans the whole store: the record on disk, every tag and SHA-256, missing and orphaned files.
 
         Says too how many left-overs of interrupted changes were removed when the store was opened (§6.5).
         """
-        results = [self._check_state(), *self._check_swept()]
-        for model in self.models():
-            subject = f"{model.name} version {model.version}"
-            try:
-                overwrite(self.read(model, verify="sha256"))
-            except NotFound:
-                continue  # deleted while we were looking
-            except Error as exc:
-                results.append(CheckResult(subject=subject, passed=False, code=exc.code, detail=exc.message))
-            else:
-                detail = (
-                    f"{model.size} bytes as uploaded; every tag and the SHA-256 {model.canonical_sha256} of "
-                )
-                detail += "what runs are right"
-                results.append(CheckResult(subject=subject, passed=True, code="", detail=detail))
-        return (*results, self._check_orphans())
+        with self._lock:
+            record = check_record(self._folder / _STATE, digest=self._digest, epoch=self._record.epoch)
+        models = check_models(self.models(), read=lambda model: self.read(model, verify="sha256"))
+        with self._lock:
+            orphans = check_orphans(self._data, known=self._named() | self._in_flight)
+        return (record, *check_left_overs(self._swept), *models, orphans)
 
     # The rest is the store's own business, and that of `Upload`.
 
@@ -368,6 +458,24 @@ class Store:
         raise NotFound("there is no such model or version", code="not_found")
 
     def _check_usable(self) -> None:
+        """That the store may be changed."""
+        self._check_open()
+        self._check_settled()
+        if self._held():
+            message = "the store is being handed over to another server"
+            raise Unavailable(message, code="store_moving", retry_after_s=30)
+
+    def _check_settled(self) -> None:
+        handing = self._record.handing
+        if handing is not None and handing.end == GIVEN:
+            raise Unavailable(
+                "the store was handed over to another server", code="store_moved", retry_after_s=3600
+            )
+        if handing is not None:
+            message = "the server that the store came from has not let go of it yet"
+            raise Unavailable(message, code="store_moving", retry_after_s=30)
+
+    def _check_open(self) -> None:
         if self._closed:
             raise Unavailable("the store is closed", code="store_closed")
         if self._uncertain:
@@ -453,6 +561,9 @@ class Store:
             message = "the anchor failed at the commit itself; restart the server"
             raise Failure(message, code="store_uncertain") from exc
         self._install(record, digest)
+        # Whatever changed, what was sealed for a receiver before is no longer all there is; and a host that sets clocks
+        # back must not bring an ended hold to life again.
+        self._held = _never
         self._uncertain = False
 
     def _install(self, record: Record, digest: str) -> None:
@@ -474,41 +585,3 @@ class Store:
             if _TEMPORARY.fullmatch(name):
                 disk.discard(self._folder / name)
                 self._swept += 1
-
-    def _check_state(self) -> CheckResult:
-        with self._lock:
-            try:
-                with disk.faults("read the store"):
-                    data = disk.read_small(self._folder / _STATE, limit=MAX_STATE_BYTES)
-            except Error as exc:
-                return CheckResult(subject="record", passed=False, code=exc.code, detail=exc.message)
-            if data is None:
-                detail = "the state file is gone"
-                return CheckResult(subject="record", passed=False, code="store_state_missing", detail=detail)
-            if not hmac.compare_digest(hashlib.sha256(data).hexdigest(), self._digest):
-                detail = "the file is not the one that this server wrote"
-                return CheckResult(subject="record", passed=False, code="store_tampered", detail=detail)
-            return CheckResult(subject="record", passed=True, code="", detail=f"epoch {self._record.epoch}")
-
-    def _check_swept(self) -> tuple[CheckResult, ...]:
-        if not self._swept:
-            return ()
-        detail = (
-            f"{self._swept} files of interrupted uploads or changes were removed when the store was opened"
-        )
-        return (CheckResult(subject="left-overs", passed=True, code="", detail=detail),)
-
-    def _check_orphans(self) -> CheckResult:
-        with self._lock:
-            known = self._named() | self._in_flight
-            try:
-                with disk.faults("list the data files"):
-                    found = disk.names(self._data)
-            except Error as exc:
-                return CheckResult(subject="data files", passed=False, code=exc.code, detail=exc.message)
-        strange = [name for name in found if name not in known]
-        if strange:
-            detail = f"{len(strange)} files that the record does not name, the first is {strange[0]!a}"
-            return CheckResult(subject="data files", passed=False, code="store_orphan", detail=detail)
-        detail = f"{len(found)} files, all accounted for"
-        return CheckResult(subject="data files", passed=True, code="", detail=detail)

@@ -12,13 +12,17 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from strongroom.calls import ModelMetadata, Progress, printable
 from strongroom.doctor import Report
 from strongroom.errors import Error, Refused, Unavailable, Unusable
+
+if TYPE_CHECKING:
+    from strongroom.checking import CheckResult
 
 EXIT_OK: Final = 0
 EXIT_BUG: Final = 1
@@ -36,6 +40,20 @@ REFUSED_CODES: Final = frozenset({
 SIMULATED: Final = (
     "SIMULATED: this rests on simulated evidence, which protects nothing from the server's operator"
 )
+
+
+@dataclass(slots=True)
+class Noted:
+    """What a command found out before it failed."""
+
+    simulated: bool = False
+
+
+def mark_simulated() -> None:
+    """From here on whatever this command says rests on simulated evidence, also an error."""
+    noted = click.get_current_context().find_object(Noted)
+    if noted is not None:
+        noted.simulated = True
 
 
 def exit_code(error: Error) -> int:
@@ -91,6 +109,23 @@ def note_simulated(simulated: bool) -> None:
     """Says SIMULATED beside a result."""
     if simulated:
         click.secho(SIMULATED, fg="yellow", err=True)
+
+
+def show_checks(results: Sequence[CheckResult], *, as_json: bool, simulated: bool) -> int:
+    """The findings of a check of the store; returns the exit code."""
+    failed = [result for result in results if not result.passed]
+    if as_json:
+        listed = [
+            {"subject": r.subject, "passed": r.passed, "code": r.code, "detail": r.detail} for r in results
+        ]
+        show_json({"passed": not failed, "results": listed, "simulated": simulated})
+    else:
+        for result in results:
+            word = "PASS" if result.passed else "FAIL"
+            click.echo(f"{word}  {result.subject}  {result.detail}".rstrip())
+        click.echo(f"{len(results)} checked, {len(failed)} failed")
+        note_simulated(simulated)
+    return EXIT_REFUSED if failed else EXIT_OK
 
 
 def show_models(models: Sequence[ModelMetadata]) -> None:

@@ -5,6 +5,7 @@ Rules
   - What counts is what arrived or runs, never what a header declares.
   - Whatever is taken is given back in a `finally`, or when the *thread* ends: a cancelled coroutine does not
     stop the thread that works for it, so a thread's place is free only when the thread is.
+  - Whose work comes next is decided in `turns`, not by who asked first.
 
 Everything here belongs to one event loop, so nothing needs a lock.
 """
@@ -13,13 +14,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import ipaddress
+import math
+import sys
+import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Final, ParamSpec, TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Final, NoReturn, ParamSpec, TypeVar
 
 from strongroom.errors import LimitExceeded, Unavailable
+from strongroom.turns import NOBODY, Line, Ticket, Turn
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -66,18 +73,21 @@ class Slots:
 
 
 class Budget:
-    """Bytes of request bodies in memory, all requests together."""
+    """Bytes of request bodies in memory, all requests together, and those of one caller."""
 
-    def __init__(self, *, total: int) -> None:
+    def __init__(self, *, total: int, per_caller: int) -> None:
         self._total = total
+        self._per_caller = per_caller
         self.held = 0
+        self._of: dict[str, int] = {}
 
     @contextlib.contextmanager
-    def account(self) -> Iterator[Callable[[int], None]]:
+    def account(self, caller: str) -> Iterator[Callable[[int], None]]:
         """Gives a function that takes bytes as they arrive; all of them are given back when the block ends.
 
         Raises:
-            Unavailable: from that function, where the bytes do not fit (code `overloaded`).
+            Unavailable: from that function, where the bytes do not fit (code `overloaded`), or are too many of
+                one caller (`caller_too_busy`).
         """
         mine = 0
 
@@ -85,17 +95,24 @@ class Budget:
             nonlocal mine
             if self.held + count > self._total:
                 raise Unavailable("too many bytes of requests in memory", code="overloaded")
+            if self._of.get(caller, 0) + count > self._per_caller:
+                raise Unavailable("too many bytes of one caller's requests in memory", code="caller_too_busy")
             self.held += count
+            self._of[caller] = self._of.get(caller, 0) + count
             mine += count
 
         try:
             yield take
         finally:
             self.held -= mine
+            if mine:
+                self._of[caller] -= mine
+                if not self._of[caller]:
+                    del self._of[caller]
 
 
 class Rate:
-    """So many in a minute for one address: a bucket that refills steadily."""
+    """So much in a minute for one address or principal: a bucket that refills steadily."""
 
     def __init__(self, *, per_minute: int, clock: Callable[[], float], code: str) -> None:
         self._size = float(per_minute)
@@ -103,26 +120,46 @@ class Rate:
         self._code = code
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
-    def take(self, address: str) -> None:
-        """Counts one for `address`.
+    def take(self, key: str) -> None:
+        """Counts one for `key` (an address or a principal's id).
 
         Raises:
             Unavailable: the bucket is empty (the code given to the constructor).
         """
-        key, now = _network(address), self._clock()
-        level, then = self._buckets.pop(key, (self._size, now))
-        level = min(self._size, level + max(0.0, now - then) * self._size / 60)
-        refused = level < 1
-        self._buckets[key] = (level if refused else level - 1, now)
+        level = self._level(key)
+        if level < 1:
+            self._refuse(1 - level)
+        self.spend(key, 1)
+
+    def check(self, key: str) -> None:
+        """Returns where something is left of `key`'s share.
+
+        Raises:
+            Unavailable: as `take`.
+        """
+        level = self._level(key)
+        if level <= 0:
+            self._refuse(-level)
+
+    def spend(self, key: str, count: int) -> None:
+        """Counts what has already happened; the bucket may be overdrawn, and is then paid back."""
+        now, level = self._clock(), self._level(key)
+        bucket = _network(key)
+        self._buckets.pop(bucket, None)
+        self._buckets[bucket] = (level - count, now)
         if len(self._buckets) > MAX_ADDRESSES:
             self._buckets.popitem(last=False)
-        if refused:
-            wait = (1 - level) * 60 / self._size
-            raise Unavailable(
-                f"at most {self._size:.0f} in a minute for one address",
-                code=self._code,
-                retry_after_s=max(1, int(wait + 0.999)),
-            )
+
+    def _level(self, key: str) -> float:
+        level, then = self._buckets.get(_network(key), (self._size, self._clock()))
+        return min(self._size, level + max(0.0, self._clock() - then) * self._size / 60)
+
+    def _refuse(self, lacking: float) -> NoReturn:
+        raise Unavailable(
+            f"at most {self._size:.0f} in a minute for one address or caller",
+            code=self._code,
+            retry_after_s=max(1, int(lacking * 60 / self._size + 0.999)),
+        )
 
 
 def _network(address: str) -> str:
@@ -137,48 +174,120 @@ def _network(address: str) -> str:
 
 
 class Lane:
-    """Threads for one kind of work: `workers` at once, at most `waiting` calls more in line."""
+    """Threads for one kind of work: `workers` at once, at most `waiting` calls more in line.
 
-    def __init__(self, name: str, *, workers: int, waiting: int, code: str) -> None:
+    Work of callers goes through `run_for` and is taken in turn (`turns`): at most `per_caller` of one caller's
+    calls wait, and none longer than `wait_s` seconds.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        workers: int,
+        waiting: int,
+        code: str,
+        per_caller: int = sys.maxsize,
+        wait_s: float = math.inf,
+    ) -> None:
         self._pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix=name)
-        self._room = workers + waiting
-        self._code = code
-        self._inside = 0
+        self._wait_s = wait_s
+        self._closed = False
+        self._line: Line[_Call] = Line(
+            places=workers,
+            waiting=waiting,
+            per_caller=per_caller,
+            wait_s=wait_s,
+            clock=time.monotonic,
+            code=code,
+        )
 
     async def run(self, work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        """Runs `work` in a thread of this lane and returns what it returns.
-
-        A cancelled caller still waits for the thread: what it does next must not meet half-done work.
+        """Runs `work` in a thread of this lane and returns what it returns: work of nobody's in particular.
 
         Raises:
-            Unavailable: the line is full (the code given to the constructor).
+            Unavailable: as `run_for`.
         """
-        if self._inside >= self._room:
-            raise Unavailable("too many requests of this kind are waiting", code=self._code)
-        loop = asyncio.get_running_loop()
-        self._inside += 1
-        future = self._pool.submit(work, *args, **kwargs)
-        future.add_done_callback(lambda _: _call_soon(loop, self._leave))
-        waiter = asyncio.wrap_future(future)
-        try:
-            return await asyncio.shield(waiter)
-        except asyncio.CancelledError:
-            await asyncio.wait({waiter})
-            raise
+        return await self.run_for(NOBODY, work, *args, **kwargs)
 
-    def _leave(self) -> None:
-        self._inside -= 1
+    async def run_for(self, turn: Turn, work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        """As `run`, for a caller. Who is cancelled while waiting leaves the line; once the thread works, a
+        cancelled caller still waits for it: what it does next must not meet half-done work.
+
+        Raises:
+            Unavailable: the line is full (the code given to the constructor), or this caller's part of it
+                (`caller_too_busy`); or it was not this call's turn in time (`queue_too_long`).
+        """
+        if self._closed:
+            raise _ending()
+        loop = asyncio.get_running_loop()
+        call = _Call(loop.create_future(), functools.partial(work, *args, **kwargs))
+        ticket = self._line.join(turn, call)
+        self._start_next(loop)
+        timer = None
+        if ticket.waiting and self._wait_s < math.inf:
+            timer = loop.call_later(self._wait_s, self._check_late, ticket)
+        try:
+            result: _T = await asyncio.shield(call.answer)
+        except asyncio.CancelledError:
+            if not self._line.leave(ticket):
+                await asyncio.wait({call.answer})
+                if not call.answer.cancelled():
+                    call.answer.exception()  # looked at here, for nobody else will
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+        return result
+
+    def _start_next(self, loop: asyncio.AbstractEventLoop) -> None:
+        while (ticket := self._line.next()) is not None:
+            try:
+                future = self._pool.submit(ticket.work.work)
+            except RuntimeError:  # closed, from another thread: nobody may be left waiting
+                self._line.done(ticket)
+                ticket.work.answer.set_exception(_ending())
+            else:
+                future.add_done_callback(functools.partial(self._thread_ended, loop, ticket))
+
+    def _thread_ended(
+        self, loop: asyncio.AbstractEventLoop, ticket: Ticket[_Call], future: Future[Any]
+    ) -> None:
+        # In the worker's thread. A closed loop: the server has stopped, nobody counts any more.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(self._ended, loop, ticket, future)
+
+    def _ended(self, loop: asyncio.AbstractEventLoop, ticket: Ticket[_Call], future: Future[Any]) -> None:
+        self._line.done(ticket)
+        self._start_next(loop)
+        answer = ticket.work.answer
+        if future.cancelled():
+            answer.cancel()
+        elif (fault := future.exception()) is not None:
+            answer.set_exception(fault)
+        else:
+            answer.set_result(future.result())
+
+    def _check_late(self, ticket: Ticket[_Call]) -> None:
+        if (refusal := self._line.late(ticket)) is not None:
+            ticket.work.answer.set_exception(refusal)
 
     def close(self) -> None:
         """Lets running work end and starts none of what waits."""
+        self._closed = True
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _call_soon(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
-    with contextlib.suppress(
-        RuntimeError
-    ):  # the loop is closed: the server has stopped, nobody counts any more
-        loop.call_soon_threadsafe(callback)
+def _ending() -> Unavailable:
+    return Unavailable("the server is about to end")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Call:
+    """Work in a lane, and where its answer goes."""
+
+    answer: asyncio.Future[Any]
+    work: Callable[[], Any]
 
 
 class Arrival:
@@ -213,14 +322,21 @@ class Arrival:
             )
 
 
-async def pieces(body: AsyncIterator[bytes], arrival: Arrival) -> AsyncIterator[bytearray]:
-    """The body in pieces of `PIECE` bytes or more, but for the last: the first shows the format."""
+async def pieces(
+    body: AsyncIterator[bytes], arrival: Arrival, take: Callable[[int], None]
+) -> AsyncIterator[bytearray]:
+    """The body in pieces of `PIECE` bytes or more, but for the last: the first shows the format.
+
+    `take` is told of each piece's bytes before it is given out.
+    """
     piece = bytearray()
     async for chunk in body:
         arrival.take(len(chunk))
         piece += chunk
         if len(piece) >= PIECE:
+            take(len(piece))
             yield piece
             piece = bytearray()
     if piece:
+        take(len(piece))
         yield piece

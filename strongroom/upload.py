@@ -75,6 +75,16 @@ class Shelf:
     publish: Callable[[ModelVersion, Sealer, str, int], ModelVersion]
     """Commits a version: its facts, the sealer and name of its file, and the bytes of plaintext in that."""
     discard: Callable[[str], None]
+    keep_free: int
+    """Bytes of the disk that uploads leave free."""
+
+    def check_room(self) -> None:
+        """Before anything is written: what is left is for records, without which nothing can be deleted either.
+
+        Raises:
+            Unavailable: the disk has no more free (code `disk_full`).
+        """
+        disk.check_room(self.folder, keep=self.keep_free)
 
 
 class Upload:
@@ -131,6 +141,7 @@ class Upload:
                 raise LimitExceeded(
                     f"the model has more than {self._max_bytes} bytes", code="upload_too_large"
                 )
+            self._shelf.check_room()
             self._sha256.update(chunk)
             for piece in self._sealer.update(chunk):
                 disk.write(self._fd, piece)
@@ -185,6 +196,7 @@ class Upload:
             self._create()
             with memoryview(canonical) as view:
                 for start in range(0, len(view), self._shelf.chunk_size):
+                    self._shelf.check_room()
                     for piece in self._sealer.update(view[start : start + self._shelf.chunk_size]):
                         disk.write(self._fd, piece)
             disk.write(self._fd, self._sealer.finish())
@@ -230,6 +242,7 @@ class Upload:
             self._shelf.discard(self._file)
 
     def _create(self) -> None:
+        self._shelf.check_room()
         self._fd = disk.create(self._shelf.folder / self._file)
         disk.write(self._fd, self._sealer.header)
 

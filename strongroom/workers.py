@@ -276,7 +276,7 @@ class Model:
     def _make_anew(self, delay: float) -> None:
         while True:
             time.sleep(delay)
-            if self._closed:
+            if self._is_closed():
                 return
             try:
                 self._workers.nursery.renew()
@@ -293,6 +293,10 @@ class Model:
                 return
             self._template = made
             self._bear_spare()
+
+    def _is_closed(self) -> bool:
+        with self._lock:
+            return self._closed
 
     def _make(self) -> Template:
         workers = self._workers

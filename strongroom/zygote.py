@@ -9,6 +9,8 @@ Rules
   - It has a control socket and nothing else of this process; when that ends it ends all that it forked.
   - What it forks shares the layout of its memory, canaries included. `Nursery.renew` executes another; the former
     one ends with the last of its children.
+  - Where no descriptor can be sent over a socket (a library OS) it cannot hand a child its socket. Then it does not
+    fork: it becomes the examiner itself, at the other end of its control socket, and the next one is executed.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ found = importlib.util.spec_from_file_location(
 )
 sys.modules["strongroom"] = importlib.util.module_from_spec(found)
 found.loader.exec_module(sys.modules["strongroom"])
-if room["measured"]:
+if room["measured"] >= 0:
     from strongroom.importing import MeasuredImports
     imports = MeasuredImports(standard=standard, dependencies=room["paths"], package=Path(room["package"]))
     imports.install()
@@ -53,7 +55,7 @@ if room["measured"]:
         imports.admit(json.load(listing))
 sys.path += room["paths"]
 from strongroom import zygote_child
-sys.exit(zygote_child.main(room["control"], workers=room["workers"]))
+sys.exit(zygote_child.main(room["control"], workers=room["workers"], alone=room["alone"]))
 """
 
 
@@ -75,7 +77,7 @@ class Launch:
 class _Zygote:
     """One process. Whoever calls holds the nursery's lock."""
 
-    def __init__(self, launch: Launch) -> None:
+    def __init__(self, launch: Launch, *, alone: bool) -> None:
         ours, theirs = socket.socketpair()
         # The listing is too long for a command line, and a file could be changed: it goes through a pipe.
         listing_end, pipe = os.pipe() if launch.measured is not None else (-1, -1)
@@ -83,8 +85,9 @@ class _Zygote:
             "package": str(Path(__file__).resolve().parent),
             "paths": list(launch.paths),
             "control": theirs.fileno(),
-            "measured": f"/dev/fd/{listing_end}" if listing_end >= 0 else "",
+            "measured": listing_end,  # by its number: not every system has /dev/fd
             "workers": launch.workers,
+            "alone": alone,
         }
         try:
             with theirs:
@@ -128,6 +131,14 @@ class _Zygote:
     def fork(self, kind: bytes, end: socket.socket) -> int:
         """The new process's id; 0 where none can be made. OSError where the zygote has ended."""
         socket.send_fds(self._control, [kind], [end.fileno()])
+        return self._answer()
+
+    def become(self, kind: bytes) -> tuple[int, socket.socket]:
+        """Its id, and its control socket, at whose other end it is what was asked for. As `fork`."""
+        self._control.sendall(kind)
+        return self._answer(), self._control
+
+    def _answer(self) -> int:
         try:
             return int.from_bytes(frames.exactly(self._control, 4), "big")
         except EOFError:
@@ -163,6 +174,20 @@ class Child:
             self._nursery._left(self._zygote)
 
 
+def descriptors_travel() -> bool:
+    """Whether a socket carries descriptors to whoever is at its other end (SCM_RIGHTS), tried with one of its own."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        try:
+            socket.send_fds(ours, [b"?"], [ours.fileno()])
+            _, descriptors, _, _ = socket.recv_fds(theirs, 1, 1)
+        except OSError:
+            return False
+        for descriptor in descriptors:
+            os.close(descriptor)
+        return len(descriptors) == 1
+
+
 class Nursery:
     """Has processes forked, by one zygote at a time. Thread-safe; a context manager."""
 
@@ -174,7 +199,8 @@ class Nursery:
         """
         self._launch = launch
         self._lock = threading.Lock()
-        self._current = _Zygote(launch)
+        self._alone = not descriptors_travel()
+        self._current = self._fresh()
         self._closed = False
 
     def __enter__(self) -> Self:
@@ -204,6 +230,8 @@ class Nursery:
             Failure: the zygote does not start (code `start_refused`).
             Unavailable: no process can be made now (code `overloaded`).
         """
+        if self._alone:
+            return self._become(kind)
         ours, theirs = socket.socketpair()
         with theirs, self._lock:
             for attempt in range(2):
@@ -218,9 +246,31 @@ class Nursery:
                 except OSError:
                     if attempt == 0:
                         self._current.stop()
-                        self._current = _Zygote(self._launch)
+                        self._current = self._fresh()
         ours.close()
         raise Unavailable("no process can be made for the model", code="overloaded")
+
+    def _become(self, kind: bytes) -> Child:
+        """As `fork`, where no socket can be handed over: the zygote itself, and the next one gets ready meanwhile."""
+        with self._lock:
+            for _ in range(2):
+                if self._closed:
+                    break
+                zygote = self._current
+                zygote.wait()
+                try:
+                    pid, end = zygote.become(kind)
+                except OSError:
+                    pid, end = 0, None
+                self._current = self._fresh()
+                if pid and end is not None:
+                    zygote.children, zygote.retired = 1, True
+                    return Child(self, zygote, end, pid)
+                zygote.stop()
+        raise Unavailable("no process can be made for the model", code="overloaded")
+
+    def _fresh(self) -> _Zygote:
+        return _Zygote(self._launch, alone=self._alone)
 
     def renew(self) -> None:
         """Executes another zygote for all that is forked from now on; returns when it is ready.
@@ -228,7 +278,7 @@ class Nursery:
         Raises:
             Failure: it does not start (code `start_refused`); then the former one stays in charge.
         """
-        fresh = _Zygote(self._launch)
+        fresh = self._fresh()
         try:
             fresh.wait()
         except Failure:

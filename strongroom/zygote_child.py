@@ -25,8 +25,11 @@ CHILDREN: Final = 256
 """Children at one time: examiners that hang, and a template for each loaded model."""
 
 
-def main(control: int, *, workers: bool) -> int:
-    """Gets ready, says so with the sandbox layers that take hold here, and serves until the server hangs up."""
+def main(control: int, *, workers: bool, alone: bool) -> int:
+    """Gets ready, says so with the sandbox layers that take hold here, and serves until the server hangs up.
+
+    `alone`: no descriptor can be handed to it, so it forks nobody and examines one model itself.
+    """
     _harden()
     models.warm()
     layers: tuple[str, ...] = ()
@@ -42,7 +45,14 @@ def main(control: int, *, workers: bool) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the server's to answer
     with socket.socket(fileno=control) as server:
         frames.send(server, {"layers": list(layers)})
-        return _serve(server)
+        return _alone(server) if alone else _serve(server)
+
+
+def _alone(server: socket.socket) -> int:
+    known = server.recv(1) == zygote.EXAMINER  # b"" where the server has hung up
+    with contextlib.suppress(OSError):
+        server.sendall((os.getpid() if known else 0).to_bytes(4, "big"))
+    return admission_child.examine(server.detach()) if known else 0
 
 
 def _serve(server: socket.socket) -> int:

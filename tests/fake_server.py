@@ -36,7 +36,9 @@ from strongroom.attest.policy import policy_for_measurement
 from strongroom.errors import AccessRefused
 
 MEASUREMENT = "ab" * 32
-READING = threading.Lock()  # numpy reads headers with `ast`, which Python 3.11 gets wrong in two threads at once
+READING = (
+    threading.Lock()
+)  # numpy reads headers with `ast`, which Python 3.11 gets wrong in two threads at once
 ROOT = Ed25519PrivateKey.from_private_bytes(b"r" * 32)
 SECURITY = SecurityConfiguration(
     sealing="simulated",

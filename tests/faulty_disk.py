@@ -20,6 +20,7 @@ NAMES = (
     "write",
     "fsync",
     "replace",
+    "link",
     "unlink",
     "mkdir",
     "listdir",
@@ -162,6 +163,12 @@ class FaultyDisk:
         self._real["replace"](source, target, **rest)
         if mine is not None:
             self._now[mine.parent][Path(target).name] = self._now[mine.parent].pop(mine.name)
+
+    def _link(self, source: Any, target: Any, **rest: Any) -> None:
+        mine = self._tick("link", target)
+        self._real["link"](source, target, **rest)
+        if mine is not None:
+            self._now[mine.parent][mine.name] = _inode(mine)
 
     def _unlink(self, path: Any, **rest: Any) -> None:
         mine = self._tick("unlink", path)

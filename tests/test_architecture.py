@@ -13,6 +13,7 @@ MAX_LINES = 600
 
 def _rows() -> dict[str, tuple[int, str]]:
     rows = re.findall(r"^\| (\d) \| `([\w.]+)` \| [^|]+ \| ([^|]+) \|", TABLE, re.MULTILINE)
+    assert len({name for _, name, _ in rows}) == len(rows), "a module has two rows"
     return {name: (int(tier), allowed.strip()) for tier, name, allowed in rows}
 
 

@@ -52,6 +52,7 @@ class Gated:
 
     def __init__(self) -> None:
         self.asked: list[bytes] = []
+        self.nonces: list[bytes] = []
         self.faults: dict[int, Exception] = {}
         self._gate = threading.Semaphore(0)
 
@@ -59,9 +60,10 @@ class Gated:
         """Lets so many quotes be made."""
         self._gate.release(quotes)
 
-    def evidence(self, report_data: bytes, *, now: datetime) -> Evidence:
+    def evidence(self, report_data: bytes, *, now: datetime, nonce: bytes = b"") -> Evidence:
         number = len(self.asked)
         self.asked.append(report_data)
+        self.nonces.append(nonce)
         assert self._gate.acquire(timeout=20), "nobody allowed this quote"
         if number in self.faults:
             raise self.faults[number]
@@ -163,6 +165,25 @@ def test_all_that_wait_cost_one_quote() -> None:
         assert len({parse_answer(answer).evidence.data for answer in answers[1:]}) == 1
 
     assert len(story(tell).asked) == 2
+
+
+def test_formats_with_a_place_for_a_nonce_get_what_they_answer() -> None:
+    """The client's nonce, and in a batch its root: docs/spec/nitro.md §5.1."""
+    roots: list[bytes] = []
+
+    async def tell(batcher: Batcher, attester: Gated) -> None:
+        tasks = start(batcher, 0)
+        await attester.until_asked(1)
+        tasks += start(batcher, 1, 2)
+        await asyncio.sleep(0)
+        attester.allow(2)
+        await tasks[0]
+        inclusion = parse_answer(await tasks[1]).inclusion
+        assert isinstance(inclusion, Inclusion)
+        roots.append(root_of(inclusion, nonce=nonce(1), keyset_bytes=KEYSET))
+        await tasks[2]
+
+    assert story(tell).nonces == [nonce(0), *roots]
 
 
 def test_one_that_waited_alone_gets_the_plain_answer() -> None:

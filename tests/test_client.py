@@ -436,7 +436,9 @@ def test_truncated_evidence_is_no_evidence(connect: Connect, server: FakeServer)
     assert refusal.value.code == "answer_truncated"
 
 
-@pytest.mark.parametrize("drip", [b"X-Slow: 1\r\n", b"{"], ids=["head", "body"])
+@pytest.mark.parametrize(
+    "drip", [b"X-Slow: 1\r\n", b"HTTP/1.1 103 Early Hints\r\n\r\n", b"{"], ids=["head", "interim", "body"]
+)
 def test_evidence_that_drips_is_given_up(
     connect: Connect, server: FakeServer, monkeypatch: pytest.MonkeyPatch, drip: bytes
 ) -> None:
@@ -444,7 +446,8 @@ def test_evidence_that_drips_is_given_up(
     monkeypatch.setattr(flow, "EVIDENCE_DEADLINE_S", 0.4)
 
     def script(_: FakeServer, got: Got, connection: ssl.SSLSocket) -> bool:
-        connection.sendall(OK + (b"" if drip.startswith(b"X") else b"Content-Length: 4000\r\n\r\n"))
+        begun = {b"X": OK, b"{": OK + b"Content-Length: 4000\r\n\r\n"}
+        connection.sendall(begun.get(drip[:1], b""))
         for _count in range(40):
             connection.sendall(drip)
             time.sleep(0.1)

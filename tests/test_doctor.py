@@ -6,12 +6,15 @@ import json
 from datetime import UTC, datetime
 from pathlib import Path
 
+import jsonschema
 import pytest
 from click.testing import CliRunner
+from conftest import REPOSITORY
 
 from strongroom.cli import main
 from strongroom.doctor import Report, confinement, examine
 from strongroom.errors import Failure
+from strongroom.platforms import PLATFORMS
 from strongroom.sandbox import LAYERS
 
 NOW = datetime(2026, 11, 28, tzinfo=UTC)
@@ -40,6 +43,7 @@ def test_an_empty_machine_has_nothing_and_is_told_what_to_do(tmp_path: Path) -> 
     report = looked(tmp_path)
     assert report.platform is None
     assert {f.state for f in report.findings if f.name not in ("kernel", "clock")} == {"missing"}
+    assert report.at == NOW
     assert all(f.how for f in report.findings if f.name in ("platform", "TPM", "tpm2-pytss", "configfs-tsm"))
 
 
@@ -116,6 +120,81 @@ def test_layers(tmp_path: Path) -> None:
     )
     report = looked(tmp_path)
     assert {state(report, n) for n in ("seccomp", "Landlock", "user namespaces")} == {"there"}
+
+
+def test_an_enclave_of_nitros(tmp_path: Path) -> None:
+    """`auto` takes it."""
+    put(tmp_path, dev__nsm="")
+    report = looked(tmp_path)
+    assert (report.platform, state(report, "Nitro enclave")) == ("nitro", "there")
+
+
+SPACES = "proc__sys__user__max_user_namespaces"
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({SPACES: "0"}, "missing"),
+        ({SPACES: "9"}, "there"),
+        ({SPACES: "9", "proc__sys__kernel__unprivileged_userns_clone": "0"}, "limited"),
+        ({SPACES: "9", "proc__sys__kernel__apparmor_restrict_unprivileged_userns": "1"}, "limited"),
+    ],
+)
+def test_distributions_take_user_namespaces_away_in_three_ways(
+    files: dict[str, str], expected: str, tmp_path: Path
+) -> None:
+    """By number, by Debian's switch, by AppArmor."""
+    put(tmp_path, **files)
+    assert state(looked(tmp_path), "user namespaces") == expected
+
+
+def test_cgroups_of_version_2_with_their_controllers(tmp_path: Path) -> None:
+    """Version 1, and a controller that was not delegated, are limited."""
+    (tmp_path / "sys/fs/cgroup/memory").mkdir(parents=True)
+    assert state(looked(tmp_path), "cgroup") == "limited"
+    controllers = tmp_path / "sys/fs/cgroup/cgroup.controllers"
+    controllers.write_text("cpu memory")
+    assert state(looked(tmp_path), "cgroup") == "limited"
+    assert "pids" in next(f.how for f in looked(tmp_path).findings if f.name == "cgroup")
+    controllers.write_text("cpu memory pids")
+    assert state(looked(tmp_path), "cgroup") == "there"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("always [madvise] never", "there"), ("always madvise [never]", "limited"), ("", "missing")],
+)
+def test_huge_pages(text: str, expected: str, tmp_path: Path) -> None:
+    """As the kernel's file marks them."""
+    put(
+        tmp_path, sys__kernel__mm__transparent_hugepage__enabled=text, proc__meminfo="HugePages_Total:   12\n"
+    )
+    report = looked(tmp_path)
+    assert state(report, "huge pages") == expected
+    assert "reserved: 12" in next(f.detail for f in report.findings if f.name == "huge pages")
+
+
+def test_the_document_for_machines_keeps_to_its_schema() -> None:
+    """docs/doctor.schema.json is published, and says no to what is not of its form."""
+    schema = json.loads((REPOSITORY / "docs" / "doctor.schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    document = json.loads(CliRunner().invoke(main, ["doctor", "--json"]).output)
+    validator.validate(document)
+    finding = document["findings"][0]
+    for broken in (
+        document | {"platform": "riscv"},
+        document | {"more": 1},
+        document | {"findings": []},
+        document | {"findings": [finding | {"state": "unknown"}]},
+        document | {"findings": [{k: v for k, v in finding.items() if k != "how"}]},
+    ):
+        assert not validator.is_valid(broken)
+    assert set(schema["properties"]["platform"]["enum"]) == {
+        None,
+        *(name for name, platform in PLATFORMS.items() if platform.host_excluded),
+    }
 
 
 @pytest.mark.parametrize(

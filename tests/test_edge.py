@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -116,6 +116,12 @@ class World:
         """How many connections the server has."""
         assert self.server is not None
         return len(self.server.server_state.connections)
+
+    def heads(self) -> int:
+        """How many connections have begun a request whose head is not complete."""
+        assert self.server is not None
+        connections = cast("set[edge.GuardedProtocol]", self.server.server_state.connections)
+        return sum(one._phase is edge._Phase.HEAD for one in tuple(connections))
 
     def connect(self) -> ssl.SSLSocket:
         """A TLS connection of a well-behaved stack."""
@@ -594,6 +600,21 @@ def test_idle_connections_lock_nobody_out() -> None:
         ask(idle[0])
         for tls in (*idle, working):
             tls.close()
+
+
+def test_half_heads_lock_nobody_out() -> None:
+    """Whoever holds all places with requests that never get whole gives them up, the first that began first."""
+    with world(connections=2) as here, contextlib.ExitStack() as stack:
+        halves: list[ssl.SSLSocket] = []
+        for _ in range(2):
+            tls = stack.enter_context(here.connect())
+            tls.sendall(b"GET / HTTP/1.1\r\n" + HOST + b"X-Slow: ")
+            halves.append(tls)
+            wait_for(lambda: here.heads() == len(halves))
+        assert here.say(GET + b"Connection: close\r\n\r\n").endswith(b"0")
+        assert drain(halves[0]) == b""
+        halves[1].sendall(b"1\r\nConnection: close\r\n\r\n")
+        assert drain(halves[1]).endswith(b"0")
 
 
 @pytest.mark.slow

@@ -13,11 +13,13 @@ from plane import MEASUREMENT, ROOT_KEY
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "attest"))
 
+import fake_aws
 from fake_amd import Machine
 
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.keyset import SecurityConfiguration, keyset_digest, parse_keyset
 from strongroom.attest.releases import PAYLOAD_TYPE
+from strongroom.attest.verifiers import PINS
 from strongroom.attester import SimulatedAttester, root_digest
 from strongroom.epochs import Epochs, Origin
 from strongroom.errors import Failure
@@ -108,7 +110,7 @@ class Lying:
         self.measurement = measurement
         self._spoil = spoil
 
-    def evidence(self, report_data: bytes, *, now: datetime) -> Evidence:
+    def evidence(self, report_data: bytes, *, now: datetime, nonce: bytes = b"") -> Evidence:
         made = self._inner.evidence(report_data, now=now)
         return replace(made, data=made.data[:-20] + b"A" * 20) if self._spoil else made
 
@@ -173,7 +175,7 @@ class OnSnp:
     def __init__(self, *stapled: tuple[str, bytes]) -> None:
         self._stapled = stapled
 
-    def evidence(self, report_data: bytes, *, now: datetime) -> Evidence:
+    def evidence(self, report_data: bytes, *, now: datetime, nonce: bytes = b"") -> Evidence:
         return Evidence("snp", Machine(fields={0x50: report_data}).report, self._stapled)
 
     def sealing_root(self) -> Any:
@@ -189,3 +191,34 @@ def test_a_manifest_beside_evidence_is_nothing_to_verify_it_with() -> None:
         assert Epochs(replace(ORIGIN, attester=OnSnp(*stapled)), now=Clock()).current
     with pytest.raises(Failure):
         Epochs(replace(ORIGIN, attester=OnSnp(("leaf", Machine().leaf_der))), now=Clock())
+
+
+class OnNitro:
+    """An attester in a Nitro enclave of the test hypervisor's; `forgets`: it leaves the nonce out."""
+
+    format = "nitro"
+
+    def __init__(self, *, measurement: str = fake_aws.PCR0.hex(), forgets: bool = False) -> None:
+        self.measurement, self._forgets = measurement, forgets
+
+    def evidence(self, report_data: bytes, *, now: datetime, nonce: bytes = b"") -> Evidence:
+        shown = None if self._forgets or not nonce else nonce
+        return Evidence("nitro", fake_aws.mint(user_data=report_data, nonce=shown), ())
+
+    def sealing_root(self) -> Any:
+        raise AssertionError("nothing is sealed here")
+
+
+def test_a_nitro_document_has_its_chain_inside_and_is_verified(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing has to be stapled. Another PCR0 than the attester's, another root, or a document without the nonce that
+    was asked for is no start.
+    """
+    security = replace(SECURITY, sealing="operator", host_excluded=True, admission="strict")
+    origin = replace(ORIGIN, attester=OnNitro(), roots=(fake_aws.ROOT,), security=security)
+    with pytest.raises(Failure, match="root_not_accepted"):  # AWS's own is pinned
+        Epochs(origin, now=Clock())
+    monkeypatch.setitem(PINS, "nitro", (fake_aws.ROOT,))
+    assert Epochs(origin, now=Clock()).current
+    for wrong in (OnNitro(measurement="ab" * 48), OnNitro(forgets=True)):
+        with pytest.raises(Failure):
+            Epochs(replace(origin, attester=wrong), now=Clock())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import random
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -25,14 +26,19 @@ def _runner() -> tuple[
 TARGETS, MUTATE = _runner()
 
 
-@pytest.mark.parametrize("name", sorted(TARGETS))
+def _marked(name: str) -> object:
+    """Those that run models take a process for each."""
+    return pytest.param(name, marks=pytest.mark.slow) if name.startswith("fuzz_run_") else name
+
+
+@pytest.mark.parametrize("name", [_marked(name) for name in sorted(TARGETS)])
 def test_a_value_or_our_error_and_nothing_else(name: str) -> None:
-    """300 mutations of the target's seeds: the target raises only where its oracle is broken."""
+    """300 mutations of the target's seeds, or as many as it says: it raises only where its oracle is broken."""
     function, seeds = TARGETS[name]
     rng = random.Random(name)
     for seed in seeds:
         function(seed)
-    for _ in range(RUNS):
+    for _ in range(getattr(sys.modules[function.__module__], "RUNS", {}).get(name, RUNS)):
         function(MUTATE(rng.choice(seeds), rng))
 
 
@@ -51,6 +57,9 @@ def test_every_parser_has_a_target() -> None:
         "json",
         "ubj",
         "onnx",
+        "run_node",
+        "run_parts",
+        "run_worker",
         "sim",
     ):
         assert area in text, (area, text)

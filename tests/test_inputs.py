@@ -88,6 +88,16 @@ def test_a_symbol_is_any_size(shape: tuple[int, ...]) -> None:
     check_inputs(info(X), (tensor(np.zeros(shape, np.float32)),), limits=LIMITS)
 
 
+def test_a_model_that_cannot_take_nothing_is_given_something() -> None:
+    """Where admission found an operator that ends the process on an empty batch, that batch is refused."""
+    made = info(X)
+    needy = dataclasses.replace(
+        made, admission=dataclasses.replace(made.admission, flags=("no_empty_inputs",))
+    )
+    assert refusal(needy, tensor(np.zeros((0, 2), np.float32))) == "input_shape"
+    check_inputs(needy, (tensor(np.zeros((1, 2), np.float32)),), limits=LIMITS)
+
+
 def test_a_model_without_inputs_takes_none() -> None:
     """And nothing else."""
     assert check_inputs(info(), (), limits=LIMITS) == {}

@@ -39,10 +39,10 @@ def test_the_keys_are_what_the_specification_says() -> None:
     """docs/spec/sealed.md §4.1 and §4.2, written out a second time with HMAC alone."""
     root = _hkdf(bytes(range(32)), _list(b"strongroom sealed v1 simulated root", MEASUREMENT.encode()))
     facts = (b"simulated", SECURITY, STORE_ID)
-    assert keys().state_key == _hkdf(root, _list(b"strongroom sealed v1 state", *facts))
-    assert keys().owner_key(OWNER) == _hkdf(
-        root, _list(b"strongroom sealed v1 owner", *facts, OWNER.encode())
-    )
+    store = _hkdf(root, _list(b"strongroom sealed v1 store", *facts))
+    assert keys().store_key == store
+    assert keys().state_key == _hkdf(store, _list(b"strongroom sealed v1 state"))
+    assert keys().owner_key(OWNER) == _hkdf(store, _list(b"strongroom sealed v1 owner", OWNER.encode()))
 
 
 def test_the_same_facts_give_the_same_keys() -> None:

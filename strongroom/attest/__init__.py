@@ -26,11 +26,14 @@ from strongroom.attest.evidence import (
     Evidence,
     Leaf,
     NoChannel,
+    Stated,
+    Statement,
     Verdict,
     boot_report_data,
     check,
     check_impossible,
     report_data,
+    statement_report_data,
 )
 from strongroom.attest.keyset import Keyset, SecurityConfiguration, keyset_digest, parse_keyset
 from strongroom.attest.nitro import check_nonce
@@ -75,6 +78,20 @@ def verify(
 ) -> Appraised: ...
 
 
+@overload
+def verify(
+    evidence: Evidence,
+    policy: Policy,
+    *,
+    nonce: bytes,
+    keyset_bytes: bytes,
+    inclusion: Single,
+    channel: Statement,
+    endorsements: tuple[tuple[str, bytes], ...],
+    now: datetime,
+) -> Stated: ...
+
+
 def verify(
     evidence: Evidence,
     policy: Policy,
@@ -85,7 +102,7 @@ def verify(
     channel: Channel,
     endorsements: tuple[tuple[str, bytes], ...],
     now: datetime,
-) -> Attested | Appraised:
+) -> Attested | Appraised | Stated:
     """Verifies that `evidence` answers `nonce` for `keyset_bytes`, that `channel` ends there, and that
     `policy` accepts it, at `now`.
 
@@ -101,6 +118,7 @@ def verify(
        4.3 it equals what nonce and keyset bytes, as received, make it, alone or with the proof up to the batch's
            root; compared in constant time. A TPM's quote carries the SHA-256 of that (`verifiers.carried`), and is
            32 bytes
+           With a `Statement` it has the label and the digest of that in it, and is never of a batch
        4.4 a Nitro document carries the nonce itself, too, or the batch's root
     5. The channel
        5.1 the keyset is the strict document of §3
@@ -116,7 +134,7 @@ def verify(
     Raises:
         AttestationRefused: a check failed; `code` is the first failure's, `verdict` holds every check.
         MalformedInput: `nonce` has not 32 bytes (code `nonce_malformed`).
-        TypeError: `now` has no time zone, or `inclusion` is neither of the two.
+        TypeError: `now` has no time zone, or `inclusion` is neither of the two, or a batch's for a statement.
         InvalidPolicy: `policy` is none (`UNSAFE_ANY_MEASUREMENT` is for `appraise` alone).
     """
     if not isinstance(policy, Policy):
@@ -125,14 +143,21 @@ def verify(
         raise TypeError("now: expected an aware datetime")
     if not isinstance(inclusion, Inclusion | Single):
         raise TypeError("inclusion: expected Inclusion or Single")
+    if isinstance(channel, Statement) and not isinstance(inclusion, Single):
+        raise TypeError("inclusion: a statement is never one of a batch")
     checks: list[Check] = []
     manifests, endorsements = split_manifests(endorsements)
     # 3. the evidence itself
     claims = _examine(checks, evidence, policy, endorsements=endorsements, now=now)
     # 4. the answer to the nonce
-    asked = _check_inclusion(
-        checks, inclusion, nonce=nonce, keyset_bytes=keyset_bytes, evidence_format=evidence.format
-    )
+    asked: _Asked | Absent
+    if isinstance(channel, Statement):
+        stated = statement_report_data(nonce=nonce, keyset_bytes=keyset_bytes, statement=channel.data)
+        asked = _Asked(stated, nonce, "another nonce, another keyset, or another statement")
+    else:
+        asked = _check_inclusion(
+            checks, inclusion, nonce=nonce, keyset_bytes=keyset_bytes, evidence_format=evidence.format
+        )
     _check_present(checks, claims)
     _check_answer(checks, claims, asked, keyset_bytes=keyset_bytes, channel=channel)
     if claims.format == "nitro":
@@ -152,7 +177,9 @@ def verify(
     # The two `Absent` cases always come with a failed check; naming them here lets no later edit forget that.
     if not verdict.passed or isinstance(claims, Absent) or isinstance(keyset, Absent):
         raise _refusal(verdict)
-    proof = Attested if isinstance(channel, Leaf) else Appraised
+    kinds: dict[type[Channel], type[Attested] | type[Appraised] | type[Stated]]
+    kinds = {Leaf: Attested, NoChannel: Appraised, Statement: Stated}
+    proof = kinds[type(channel)]
     return proof(
         verdict=verdict,
         claims=claims,
@@ -403,6 +430,8 @@ def _verdict(
     failed = [c for c in checks if not c.passed]
     if isinstance(channel, Leaf):
         tied = f"certificate sha256 {hashlib.sha256(channel.der).hexdigest()}"
+    elif isinstance(channel, Statement):
+        tied = f"statement sha256 {hashlib.sha256(channel.data).hexdigest()}"
     else:
         tied = f"no channel: {channel.reason}"
     return Verdict(

@@ -4,17 +4,18 @@ evidence shows.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, fields
 
 from strongroom.attest.evidence import Absent, Check, Claims, check, check_impossible, one_of
-from strongroom.attest.keyset import LAYER, VALUES, SecurityConfiguration
+from strongroom.attest.keyset import FORMS, LAYER, NONE, VALUES, SecurityConfiguration
 from strongroom.attest.requirements import require, require_list
 
 
 @dataclass(frozen=True, slots=True)
 class SecurityRequirement:
     """The values that each field of the security configuration may have; `sandbox` names layers that must
-    have taken hold.
+    have taken hold. `handover` and `recovery` accept nobody unless they name somebody.
 
     Raises:
         InvalidPolicy: an empty list, or a value that this version does not know.
@@ -28,6 +29,8 @@ class SecurityRequirement:
     anonymous_upload: tuple[bool, ...]
     verify_on_load: tuple[str, ...]
     logging: tuple[str, ...]
+    handover: tuple[str, ...] = (NONE,)
+    recovery: tuple[str, ...] = (NONE,)
 
     def __post_init__(self) -> None:
         require_list(self.sandbox, LAYER, "security.sandbox")
@@ -37,6 +40,12 @@ class SecurityRequirement:
             require(bool(accepted), f"{where}: an empty list accepts nothing", code="policy_accepts_nothing")
             fits = all(value in known and type(value) is type(known[0]) for value in accepted)
             require(fits, f"{where}: expected values out of {', '.join(map(_spell, known))}")
+            require(len(set(accepted)) == len(accepted), f"{where}: a value is there twice")
+        for name, form in FORMS.items():
+            accepted, where = getattr(self, name), f"security.{name}"
+            require(bool(accepted), f"{where}: an empty list accepts nothing", code="policy_accepts_nothing")
+            fits = all(isinstance(v, str) and re.fullmatch(form, v, re.ASCII) for v in accepted)
+            require(fits, f"{where}: expected values of the form {form}")
             require(len(set(accepted)) == len(accepted), f"{where}: a value is there twice")
 
     def check(self, security: SecurityConfiguration | Absent) -> tuple[Check, ...]:
@@ -69,6 +78,8 @@ _SECURITY_TITLES = {
     "anonymous_upload": "Whether uploads without a key are taken",
     "verify_on_load": "What is checked when a stored model is loaded",
     "logging": "What may reach a log",
+    "handover": "By which policy the stored models' keys go to other servers",
+    "recovery": "Whose key can open the stored models besides the server's",
 }
 
 

@@ -1,7 +1,7 @@
-"""Evidence and what becomes of it: the answer on the wire, report data, claims, checks, verdicts, and the two
+"""Evidence and what becomes of it: the answer on the wire, report data, claims, checks, verdicts, and the
 proofs.
 
-`Evidence` can be made by anybody. `Attested` and `Appraised` are proofs: only `strongroom.attest.verify`
+`Evidence` can be made by anybody. `Attested`, `Appraised` and `Stated` are proofs: only `strongroom.attest.verify`
 makes them, so code that takes one cannot be reached with evidence that nobody verified. Words follow RFC
 9334; formats are in docs/spec/evidence.md.
 """
@@ -49,6 +49,7 @@ FORMAT = r"[a-z][a-z0-9-]{0,31}"
 _HASH = f"[0-9a-f]{{{2 * HASH_SIZE}}}"
 _LABEL_EVIDENCE = b"strongroom evidence v1"
 _LABEL_RATLS = b"strongroom ratls v1"
+_LABEL_STATEMENT = b"strongroom statement v1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +182,21 @@ def boot_report_data(*, spki: bytes) -> bytes:
     return hashlib.sha512(_LABEL_RATLS + b"\x00" + hashlib.sha256(spki).digest()).digest()
 
 
+def statement_report_data(*, nonce: bytes, keyset_bytes: bytes, statement: bytes) -> bytes:
+    """Returns the 64 bytes of evidence by which the owner of this keyset makes a statement, in answer to `nonce`
+    (docs/spec/reseal.md §3).
+
+    What is stated is made inside the TEE for one purpose; nobody can ask for evidence of a statement of theirs.
+
+    Raises:
+        MalformedInput: code `nonce_malformed`, a nonce of another size.
+    """
+    if len(nonce) != NONCE_SIZE:
+        raise MalformedInput(f"nonce: expected {NONCE_SIZE} bytes, got {len(nonce)}", code="nonce_malformed")
+    parts = (nonce, hashlib.sha256(keyset_bytes).digest(), hashlib.sha256(statement).digest())
+    return hashlib.sha512(_LABEL_STATEMENT + b"\x00" + b"".join(parts)).digest()
+
+
 @dataclass(frozen=True, slots=True)
 class Claims:
     """What verified evidence says, in the same words for every format.
@@ -265,7 +281,14 @@ class NoChannel:
     reason: str
 
 
-Channel = Leaf | NoChannel
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """No connection, but bytes that the evidence signs in its place, such as a key to encrypt to. Yields `Stated`."""
+
+    data: bytes
+
+
+Channel = Leaf | NoChannel | Statement
 
 
 @dataclass(frozen=True, slots=True)
@@ -397,7 +420,7 @@ PROOF = ProofToken()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Proof:
-    """What both proofs hold. `expires_in_s`: whole seconds, counted from `verified_at`, for which it may be
+    """What all proofs hold. `expires_in_s`: whole seconds, counted from `verified_at`, for which it may be
     relied on.
     """
 
@@ -436,4 +459,11 @@ class Attested(_Proof):
 class Appraised(_Proof):
     """The evidence and keyset pass the policy, but no connection was tied to them: nothing may be sent on the
     strength of it.
+    """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stated(_Proof):
+    """Code, on a platform, that the policy accepts made the `Statement` that this was verified with, and in answer to
+    the nonce. What it does not say was not said: encrypt to the key in it, or to nobody.
     """

@@ -45,6 +45,12 @@ VERIFY_ON_LOAD = ("tags", "sha256")
 """What is checked when a sealed model is loaded: the authentication tags, or the whole digest as well."""
 LOGGING = ("no_content",)
 """What may reach a log."""
+NONE = "none"
+"""What `handover` and `recovery` say where nobody else can come to the keys of the stored models."""
+HANDOVER = r"none|[0-9a-f]{64}"
+"""`handover`: none, or the SHA-256 of the policy by which this server hands its store over (docs/spec/reseal.md)."""
+RECOVERY = r"none|age1[02-9ac-hj-np-z]{58}"
+"""`recovery`: none, or the public key whose holder can open the store (docs/spec/recovery.md)."""
 
 ROLES: dict[str, str] = {"tls": "ECDSA-P256", "receipt": "Ed25519"}
 """Role -> the one algorithm of its key in this version."""
@@ -96,8 +102,9 @@ class Key:
 class SecurityConfiguration:
     """The settings that decide confidentiality, as the server runs with them (docs/spec/evidence.md §3.3).
 
-    `sandbox` names the layers that took hold, sorted. Every sealing key depends on `digest()`: a server with
-    another configuration cannot open the store.
+    `sandbox` names the layers that took hold, sorted. `handover` and `recovery` name who else can come to the keys of
+    the stored models. Every sealing key depends on `digest()`: a server with another configuration cannot open the
+    store.
 
     Raises:
         MalformedInput: a value that this version does not know.
@@ -111,8 +118,15 @@ class SecurityConfiguration:
     anonymous_upload: bool
     verify_on_load: str
     logging: str
+    handover: str = NONE
+    recovery: str = NONE
 
     def __post_init__(self) -> None:
+        for name, form in FORMS.items():
+            _require(
+                re.fullmatch(form, getattr(self, name), re.ASCII) is not None,
+                f"security.{name}: expected {form}",
+            )
         for name, known in VALUES.items():
             value = getattr(self, name)
             _require(
@@ -141,6 +155,8 @@ class SecurityConfiguration:
             "anonymous_upload": self.anonymous_upload,
             "verify_on_load": self.verify_on_load,
             "logging": self.logging,
+            "handover": self.handover,
+            "recovery": self.recovery,
         }
 
     def encode(self) -> bytes:
@@ -164,7 +180,10 @@ VALUES: dict[str, tuple[str | bool, ...]] = {
     "verify_on_load": VERIFY_ON_LOAD,
     "logging": LOGGING,
 }
-"""Every field of the security configuration but `sandbox` -> the values that this version knows."""
+"""Every field of the security configuration with a few values -> the values that this version knows."""
+
+FORMS: dict[str, str] = {"handover": HANDOVER, "recovery": RECOVERY}
+"""Every field that names somebody -> its form."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,4 +303,6 @@ def parse_security(item: object) -> SecurityConfiguration:
         anonymous_upload=read.boolean("anonymous_upload"),
         verify_on_load=read.text("verify_on_load", word),
         logging=read.text("logging", word),
+        handover=read.text("handover", HANDOVER),
+        recovery=read.text("recovery", RECOVERY),
     )

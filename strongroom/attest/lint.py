@@ -19,6 +19,7 @@ from strongroom.attest.appraisal import (
 from strongroom.attest.configuration import SecurityRequirement
 from strongroom.attest.entries import MEMBER_MEANS as ENTRY_MEANS
 from strongroom.attest.facts import NotMigratable
+from strongroom.attest.keyset import NONE
 from strongroom.attest.requirements import Code, NotDebug, Requirement
 
 KIND_MEANS = {
@@ -38,6 +39,8 @@ MEMBER_MEANS = {
     "anonymous_upload": "whether models are taken from callers without a key",
     "verify_on_load": "what is checked when a stored model is loaded",
     "logging": "what may reach a log",
+    "handover": "by which policies a server may hand its stored models over (SHA-256 of the policy file)",
+    "recovery": "whose public keys a server may wrap the key of its store to",
 }
 
 
@@ -165,6 +168,12 @@ _SECURITY_WEAK: dict[tuple[str, str | bool], tuple[str, str]] = {
 }
 
 
+_SECURITY_OTHERS = {
+    "handover": "whatever code the policy file with this digest accepts can receive the stored models; read it",
+    "recovery": "whoever holds this key and a copy of the disk can read the stored models",
+}
+
+
 def _lint_security(name: str, accepted: tuple[str | bool, ...]) -> list[Finding]:
     member, words = f"security.{name}", _words(accepted)
     if name == "sandbox":
@@ -176,6 +185,8 @@ def _lint_security(name: str, accepted: tuple[str | bool, ...]) -> list[Finding]
         return [Finding(INFO, member, text)]
     found = [Finding(INFO, member, f"{MEMBER_MEANS[name].capitalize()}; accepted: {words}.")]
     for value in accepted:
+        if name in _SECURITY_OTHERS and value != NONE:
+            found.append(Finding(WARNING, member, f"{value} is accepted: {_SECURITY_OTHERS[name]}."))
         if (name, value) in _SECURITY_WEAK:
             level, why = _SECURITY_WEAK[name, value]
             found.append(Finding(level, member, f"{_words(value)} is accepted: {why}."))

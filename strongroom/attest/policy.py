@@ -3,8 +3,9 @@
 
 Rules of this file:
 
-1. The file says everything: members are required, unknown ones refused. Only `max_verdict_age_s` has a
-   default, of an hour.
+1. The file says everything: members are required, unknown ones refused. Only three have a default:
+   `max_verdict_age_s`, of an hour, and `security.handover` and `security.recovery`, which accept nobody where they
+   are not there.
 2. There is no word for what a kind cannot accept: a production file that names debug mode is refused as it is
    read.
 3. What `render_policy` writes, `parse_policy` reads back as the same policy.
@@ -40,10 +41,19 @@ from strongroom.attest.entries import (
 )
 from strongroom.attest.evidence import Claims
 from strongroom.attest.facts import NotMigratable
-from strongroom.attest.keyset import ADMISSION, ISOLATION, LOGGING, VERIFY_ON_LOAD, SecurityConfiguration
+from strongroom.attest.keyset import (
+    ADMISSION,
+    FORMS,
+    ISOLATION,
+    LOGGING,
+    NONE,
+    VERIFY_ON_LOAD,
+    SecurityConfiguration,
+)
 from strongroom.attest.lint import KIND_MEANS, MEMBER_MEANS
 from strongroom.attest.lint import Finding as Finding
 from strongroom.attest.lint import lint as lint
+from strongroom.attest.releases import ReferenceValue
 from strongroom.attest.requirements import (
     HARDWARE_FORMATS,
     Code,
@@ -108,7 +118,8 @@ def parse_policy(text: str) -> Policy:
 
 
 def _parse_security(table: dict[str, Any]) -> SecurityRequirement:
-    read = _Table(table, _SECURITY_MEMBERS, (), where="security.")
+    required = tuple(name for name in _SECURITY_MEMBERS if name not in FORMS)
+    read = _Table(table, required, tuple(FORMS), where="security.")
     return SecurityRequirement(
         sealing=read.strings("sealing"),
         host_excluded=read.booleans("host_excluded"),
@@ -118,6 +129,8 @@ def _parse_security(table: dict[str, Any]) -> SecurityRequirement:
         anonymous_upload=read.booleans("anonymous_upload"),
         verify_on_load=read.strings("verify_on_load"),
         logging=read.strings("logging"),
+        handover=read.strings("handover") if "handover" in table else (NONE,),
+        recovery=read.strings("recovery") if "recovery" in table else (NONE,),
     )
 
 
@@ -258,6 +271,8 @@ admission = [{admission}]
 anonymous_upload = [{anonymous_upload}]
 verify_on_load = ["tags", "sha256"]
 logging = ["no_content"]
+handover = ["none"]
+recovery = ["none"]
 """
 """What all profiles have in common. None has an entry, so none accepts any code."""
 
@@ -390,6 +405,8 @@ def _exactly(security: SecurityConfiguration) -> SecurityRequirement:
         anonymous_upload=(security.anonymous_upload,),
         verify_on_load=(security.verify_on_load,),
         logging=(security.logging,),
+        handover=(security.handover,),
+        recovery=(security.recovery,),
     )
 
 
@@ -417,6 +434,37 @@ def render_policy(policy: Policy, *, heading: str) -> str:
     lines += ["", "# accepted values of each field of the server's security configuration", "[security]"]
     for name in _SECURITY_MEMBERS:
         lines += [f"# {MEMBER_MEANS[name]}", f"{name} = {_toml(getattr(policy.security, name))}"]
+    return "\n".join(lines) + "\n"
+
+
+def render_entry(value: ReferenceValue, *, svn: int) -> str:
+    """Returns the TOML text of an entry that accepts the code of `value`, with at least this security version.
+
+    What a release cannot know (how well patched a platform must be, who made it) is stated strictly where that is
+    possible; where it is not, the member stands behind a comment sign, and a file that leaves it so does not parse.
+    """
+    known: dict[str, Any] = {
+        "signers": (), "products": (), "min_svn": svn, "max_evidence_age_s": INITIAL_EVIDENCE_AGE,
+        "tcb_statuses": ("UpToDate",), "accepted_advisories": (),
+    }  # fmt: skip
+    # What a quote of PCRs measures is the PCRs, so their names say more.
+    if value.format != "tpm":
+        known["measurements"] = (value.measurement,)
+    if value.registers:
+        known["registers"] = {name: (held,) for name, held in value.registers}
+    lines = [f"[[{value.format}]]"]
+    for group in groups_of(value.format, None):
+        for member in group.members if group.required or group.members[0].name in known else ():
+            if member.name not in known and not group.required:
+                continue
+            lines.append(f"# {member.means}")
+            held = known.get(member.name)
+            if held is None:
+                lines.append(f"# {member.name} = ...  # yours to say: without it this file does not parse")
+            elif isinstance(held, Mapping):
+                lines += [f"{member.name}.{inner} = {_toml(held[inner])}" for inner in held]
+            else:
+                lines.append(f"{member.name} = {_toml(held)}")
     return "\n".join(lines) + "\n"
 
 

@@ -369,6 +369,8 @@ class AdmissionLimits:
     """Bytes of `ModelInfo.to_json` as ASCII JSON: names, tensors and notes, as the store's record keeps them."""
     level: str
     """One of `LEVELS`."""
+    confined: bool
+    """Whether models run in processes of their own, so that the end of one is no more than that."""
     budget: Budget
 
 
@@ -387,6 +389,7 @@ STANDARD_LIMITS: Final = AdmissionLimits(
     categories=2_000_000,
     metadata_bytes=128 << 10,  # every record and every answer repeats it; 5,000 columns of 20 characters fit
     level="strict",
+    confined=True,
     budget=STANDARD_BUDGET,
 )
 """Room for the published networks and forests we know of; a server may configure smaller limits."""

@@ -457,6 +457,8 @@ def feature_vectorizer(op: Op) -> list[Value]:
             same_dims(op, dims[1], width, "inputdimensions and the input's columns")
     first = op.dims(0)
     rows = first[0] if first is not None else op.unknown(None, "")
+    if not op.sizes.filled(rows):
+        refuse("FeatureVectorizer: rows of which there may be none")  # that ends the process
     made = (rows, sum(widths))
     op.spend(op.count(made), 0)
     return [op.made(made, kind=T.FLOAT)]

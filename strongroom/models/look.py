@@ -147,6 +147,7 @@ class Look:
             self._check_output(value, declared)
             if value.dims is not None and secret_dims(value):
                 self.found.flags.add("data_dependent_output")
+        self.found.flags |= self._sizes.flags
         self.found.outputs = tuple(results)
         return self.found
 
@@ -158,6 +159,7 @@ class Look:
         if not tensor.HasField("shape"):
             return Value(kind=tensor.elem_type, dims=None, text=text)
         dims = tuple(self._dimension(dim, n) for n, dim in enumerate(tensor.shape.dim))
+        self._sizes.open |= {size for size in dims if isinstance(size, Expr)}
         return Value(kind=tensor.elem_type, dims=dims, text=text)
 
     def _dimension(self, dim: Any, axis: int) -> Size:

@@ -36,6 +36,7 @@ from strongroom.models.info import ONNX_RULES, AdmissionLimits, ModelInfo
 from strongroom.models.interface import cut_zipmaps, describe, notes_of, strip
 from strongroom.models.plan import decoded
 from strongroom.models.tensors import check_tensor
+from strongroom.models.values import TRAPS
 from strongroom.models.wire import (
     OPSETS,
     check_text,
@@ -119,6 +120,11 @@ def _admit(model: Any, limits: AdmissionLimits) -> tuple[ModelInfo, tuple[bytear
     admission, found = examine(
         model, imports=imports, limits=limits, cost=(cost.nodes, cost.tensors, cost.bytes)
     )
+    if TRAPS in admission.flags and not limits.confined:
+        raise AdmissionRefused(
+            "a Div of whole numbers by what may be -1 ends the process on some data; here, callers share it",
+            code="onnx_traps",
+        )
     outputs = tuple(
         describe(value, "output", seen) for value, seen in zip(model.graph.output, found.outputs, strict=True)
     )

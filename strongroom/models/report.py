@@ -69,6 +69,7 @@ RULES: Final = (
     Rule("8.3", "work", ("onnx_compute",)),
     Rule("8.4", "loops", ("onnx_loop",)),
     Rule("8.5", "a bound for everything", ("onnx_unbounded",)),
+    Rule("8.6", "nothing that ends a process that others share", ("onnx_traps",)),
     Rule("9.1", "ensembles of trees", ("onnx_tree",)),
     Rule("9.2", "tables of other learners", ("onnx_table",)),
     Rule("9.3", "documents of XGBoost", ("tree_*",), _TREES),

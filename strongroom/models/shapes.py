@@ -19,6 +19,7 @@ from strongroom.models.values import (
     INTEGERS,
     MAX_DATA,
     MAX_FACTORS,
+    TRAPS,
     Data,
     Dims,
     Op,
@@ -153,6 +154,8 @@ def binary(op: Op) -> list[Value]:
     dims = broadcast(op, (v.dims for v in op.inputs if v is not None))
     weight = TRANSCENDENTAL if op.name == "Pow" else 1
     op.spend(weight * len(op.inputs) * op.count(dims), 0)
+    if op.name == "Div" and INTEGERS.get(op.kind(), (0,))[0] < 0 and _may_be(op.need(1).data, -1):
+        op.sizes.flags.add(TRAPS)
     function = _ARITHMETIC.get(op.name) or _COMPARISONS.get(op.name)
     data = None
     if function is not None and all(v is not None for v in op.inputs):
@@ -162,6 +165,10 @@ def binary(op: Op) -> list[Value]:
                 op, lambda a, b: function(op, a, b), data, other.data if other else None, kind=op.kind()
             )
     return [op.made(dims, data=data)]
+
+
+def _may_be(data: Data | None, number: int) -> bool:
+    return data is None or any(lower(size) <= number <= upper(size) for size in data.reshape(-1))
 
 
 def where(op: Op) -> list[Value]:

@@ -113,6 +113,18 @@ class Sizes:
         self._counts: dict[tuple[Size, ...], Number] = {}
         self.caps: dict[tuple[Size, ...], Number] = {}
         """Elements that a tensor of this shape has at most, where that is less than the product says."""
+        self.open: set[Size] = set()
+        """Sizes of inputs that callers choose."""
+        self.flags: set[str] = set()
+        """Flags of the report that rules raised (docs/spec/admission.md §8.3)."""
+
+    def filled(self, size: Size) -> bool:
+        """Whether a size is at least 1: by itself, or since requests with a 0 there are refused from now on."""
+        if lower(size) >= 1:
+            return True
+        if size in self.open:
+            self.flags.add("no_empty_inputs")
+        return size in self.open
 
     def fresh(self, lo: Number, hi: Number, *, secret: bool = False) -> Size:
         """A size of which only bounds are known."""

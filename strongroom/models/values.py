@@ -43,6 +43,9 @@ INTEGERS: Final = {
 }  # fmt: skip
 """Integer type -> its least and greatest value."""
 
+TRAPS: Final = "division_traps"
+"""The flag of models that divide whole numbers by what may be -1 (docs/spec/admission.md §8.3)."""
+
 Dims: TypeAlias = tuple[Size, ...]
 Data: TypeAlias = npt.NDArray[np.object_]
 

@@ -59,7 +59,7 @@ class SgxAttester:
             raise _absent(folder, f'says attestation type {kind.decode("ascii", "replace")!r}, not "dcap"')
         self.measurement, self.signer = self._identity()
 
-    def evidence(self, report_data: bytes, *, now: datetime) -> Evidence:
+    def evidence(self, report_data: bytes, *, now: datetime, nonce: bytes = b"") -> Evidence:
         """A quote that carries `report_data`. It states no time, so `now` is not in it.
 
         Raises:

@@ -105,7 +105,7 @@ class TpmAttester:
         self.ak = hashlib.sha256(device.ak_public).hexdigest()
         self._ek_certificate = device.ek_certificate()
 
-    def evidence(self, report_data: bytes, *, now: datetime) -> Evidence:
+    def evidence(self, report_data: bytes, *, now: datetime, nonce: bytes = b"") -> Evidence:
         """A quote with the digest of `report_data`. It states no time, so `now` is not in it.
 
         Raises:

@@ -164,7 +164,7 @@ class TdxAttester:
         self._reports, self._root = reports, operator_key
         self.measurement = self._quote(bytes(REPORT_DATA_SIZE))[1].mr_td.hex()
 
-    def evidence(self, report_data: bytes, *, now: datetime) -> Evidence:
+    def evidence(self, report_data: bytes, *, now: datetime, nonce: bytes = b"") -> Evidence:
         """A quote that carries `report_data`. It states no time, so `now` is not in it.
 
         Raises:
@@ -202,7 +202,7 @@ class SnpAttester:
         self._reports, self._derive = reports, derive
         self.measurement = self._report(bytes(REPORT_DATA_SIZE))[1]
 
-    def evidence(self, report_data: bytes, *, now: datetime) -> Evidence:
+    def evidence(self, report_data: bytes, *, now: datetime, nonce: bytes = b"") -> Evidence:
         """A report that carries `report_data`, with the certificates that the host gave. It states no time.
 
         Raises:

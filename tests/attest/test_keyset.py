@@ -77,9 +77,9 @@ def test_the_encoding_is_pinned() -> None:
     """The members of version 1 in RFC 8785 order; another encoding would be another version."""
     assert DATA.startswith(b'{"binding":"spki","keys":[{"algorithm":"ECDSA-P256","role":"tls","spki":"MFkw')
     assert DATA.endswith(
-        b'"not_after":1795478400,"security":{"admission":"structural","anonymous_upload":false,"host_excluded":false,'
-        b'"isolation":"in_process","logging":"no_content","sandbox":["no_dumps","no_new_privileges"],'
-        b'"sealing":"simulated","verify_on_load":"tags"},"store_id":"cf1e8c14e54505f60aa10ceb8d5d8ab3","version":1}'
+        b'"not_after":1795478400,"security":{"admission":"structural","anonymous_upload":false,"handover":"none",'
+        b'"host_excluded":false,"isolation":"in_process","logging":"no_content","recovery":"none",'
+        b'"sandbox":["no_dumps","no_new_privileges"],"sealing":"simulated","verify_on_load":"tags"},"store_id":"cf1e8c14e54505f60aa10ceb8d5d8ab3","version":1}'
     )
 
 
@@ -122,10 +122,15 @@ def test_the_encoding_is_pinned() -> None:
         security(sandbox=[f"layer{i:02}" for i in range(17)]),
         security(isolation="in-process"),
         security(extra=True),
+        security(handover=""),
+        security(handover="AB" * 32),
+        security(handover=None),
+        security(recovery="none "),
+        security(recovery="age1" + "b" * 58),
         DATA.replace(b"1795478400", b"1795478400.0"),
         canonical({k: v for k, v in json.loads(DATA).items() if k != "binding"}),
     ],
-    ids=range(38),
+    ids=range(43),
 )
 def test_a_malformed_keyset_is_refused(data: bytes) -> None:
     """One fault each, of form, number, type or value."""

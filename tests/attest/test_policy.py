@@ -147,6 +147,12 @@ def test_several_entries_are_several_requirements() -> None:
         (PRODUCTION.replace("anonymous_upload = [false]", ""), "policy_missing_member"),
         (PRODUCTION.replace("sandbox = []", "sandbox = []\nsandbox2 = []"), "policy_unknown_member"),
         (PRODUCTION.replace('logging = ["no_content"]', "logging = []"), "policy_accepts_nothing"),
+        (PRODUCTION + "handover = []\n", "policy_accepts_nothing"),
+        (PRODUCTION + 'handover = ["any"]\n', "policy_invalid"),
+        (PRODUCTION + 'handover = ["none", "none"]\n', "policy_invalid"),
+        (PRODUCTION + "handover = [true]\n", "policy_invalid"),
+        (PRODUCTION + 'recovery = ["age1short"]\n', "policy_invalid"),
+        (PRODUCTION + 'recovery = "none"\n', "policy_invalid"),
         (PRODUCTION.replace('"no_content"', '"everything"'), "policy_invalid"),
         (PRODUCTION.replace("anonymous_upload = [false]", "anonymous_upload = false"), "policy_invalid"),
         (PRODUCTION.replace("anonymous_upload = [false]", "anonymous_upload = [0]"), "policy_invalid"),
@@ -171,7 +177,7 @@ def test_several_entries_are_several_requirements() -> None:
         (SIMULATION.replace(ROOT, "*"), "policy_invalid"),
         (SIMULATION.replace("min_svn = 1", "min_svn = 1\nsigners = []"), "policy_unknown_member"),
     ],
-    ids=range(62),
+    ids=range(68),
 )
 def test_a_file_that_says_too_little_too_much_or_nothing_is_refused(text: str, code: str) -> None:
     """One fault each: unknown, missing, mistyped, empty, out of range, or more than the kind can accept."""
@@ -368,6 +374,16 @@ def test_a_good_production_policy_has_nothing_to_complain_about() -> None:
         ),
         (PRODUCTION.replace('["measurement"]', '["signer"]'), WARNING, "same signer"),
         (PRODUCTION.replace('["measurement"]', '["operator"]'), DANGER, "operator holds the key"),
+        (
+            PRODUCTION.replace('["no_content"]', f'["no_content"]\nhandover = ["none", "{"ab" * 32}"]'),
+            WARNING,
+            f"{'ab' * 32} is accepted: whatever code the policy file",
+        ),
+        (
+            PRODUCTION.replace('["no_content"]', f'["no_content"]\nrecovery = ["age1{"q" * 58}"]'),
+            WARNING,
+            "whoever holds this key and a copy of the disk",
+        ),
         (PRODUCTION.replace("2027-01-01", "2026-01-01"), DANGER, "has expired"),
         (PRODUCTION.replace("2027-01-01", "2099-01-01"), WARNING, "400 days"),
         ("max_verdict_age_s = 86400\n" + PRODUCTION, WARNING, "stolen key"),
@@ -379,7 +395,7 @@ def test_a_good_production_policy_has_nothing_to_complain_about() -> None:
             "No measurement is needed",
         ),
     ],
-    ids=range(16),
+    ids=range(18),
 )
 def test_lint_finds_what_accepts_too_much(text: str, level: str, words: str) -> None:
     """One finding per hole, in plain words."""
@@ -434,3 +450,11 @@ def test_dates_at_the_ends_of_the_calendar_are_compared_without_fault(when: str)
             Absent("sgx", "x"), security=Absent("sgx", "x"), given=Given(now=NOW, manifests=())
         )
     )
+
+
+def test_nobody_else_is_accepted_who_is_not_named() -> None:
+    """A file without a word on hand-over and recovery accepts servers that have neither."""
+    read = parse_policy(PRODUCTION).security
+    assert (read.handover, read.recovery) == (("none",), ("none",))
+    for name in NAMED_POLICIES:
+        assert named_policy(name).security.handover == named_policy(name).security.recovery == ("none",)

@@ -29,16 +29,19 @@ from worlds import (
 from strongroom import attest
 from strongroom.attest import sim
 from strongroom.attest.appraise import AnyMeasurement
-from strongroom.attest.batch import Single
+from strongroom.attest.batch import Inclusion, Single
 from strongroom.attest.evidence import (
     Appraised,
     Attested,
     Evidence,
     Leaf,
     NoChannel,
+    Stated,
+    Statement,
     Verdict,
     boot_report_data,
     report_data,
+    statement_report_data,
 )
 from strongroom.attest.keyset import Keyset, encode_keyset
 from strongroom.attest.policy import Policy, named_policy, parse_policy
@@ -122,6 +125,68 @@ def test_a_verdict_ends_with_the_first_thing_that_ends(
     by = replace(policy(), max_verdict_age_s=max_age_s, expires=NOW + timedelta(seconds=policy_s))
     server = replace(SERVER, not_after=int(NOW.timestamp()) + not_after_s)
     assert verify(server, by=by).expires_in_s == expected
+
+
+def stated(server: Server, statement: bytes, *, nonce: bytes = NONCE) -> Stated:
+    """What a server does that was shown a statement."""
+    return attest.verify(
+        server.evidence,
+        policy(),
+        nonce=nonce,
+        keyset_bytes=server.keyset_bytes,
+        inclusion=Single(),
+        channel=Statement(statement),
+        endorsements=(),
+        now=NOW,
+    )
+
+
+def speaking(server: Server, statement: bytes, *, nonce: bytes = NONCE) -> Server:
+    """The server, whose evidence makes this statement."""
+    data = statement_report_data(nonce=nonce, keyset_bytes=server.keyset_bytes, statement=statement)
+    return server.forge(report_data=data)
+
+
+def test_a_statement_is_verified_in_the_place_of_a_connection() -> None:
+    """docs/spec/reseal.md §3.4: by its label, the nonce, the keyset and every byte; it is no attestation."""
+    proof = stated(speaking(SERVER, b"a key"), b"a key")
+    assert type(proof) is Stated and not isinstance(proof, Attested)
+    assert hashlib.sha256(b"a key").hexdigest() in proof.verdict.channel
+    assert proof.keyset == SERVER.keyset
+
+
+@pytest.mark.parametrize(
+    ("server", "statement"),
+    [
+        (speaking(SERVER, b"a key"), b"another key"),
+        (speaking(SERVER, b"a key", nonce=bytes(32)), b"a key"),
+        (speaking(SERVER, b"a key").forge(keyset=Server(name="mallory").keyset_bytes), b"a key"),
+        (SERVER, b"a key"),
+        (SERVER, b""),
+    ],
+    ids=["another statement", "another nonce", "another keyset", "an answer to a nonce", "no statement"],
+)
+def test_what_the_evidence_does_not_state_is_refused(server: Server, statement: bytes) -> None:
+    """Also the answer that anybody gets to a nonce: it states nothing, whatever the nonce."""
+    with pytest.raises(AttestationRefused) as caught:
+        stated(server, statement)
+    assert caught.value.code == "report_data_mismatch"
+
+
+def test_a_statement_answers_no_client() -> None:
+    """Nor does it pass as an answer to a nonce, nor as one of a batch."""
+    assert only(refused(speaking(SERVER, b"a key"))) == ("evidence.report_data", "report_data_mismatch")
+    with pytest.raises(TypeError):
+        attest.verify(  # type: ignore[call-overload]
+            SERVER.evidence,
+            policy(),
+            nonce=NONCE,
+            keyset_bytes=SERVER.keyset_bytes,
+            inclusion=Inclusion(index=0, size=2, path=(bytes(32),)),
+            channel=Statement(b""),
+            endorsements=(),
+            now=NOW,
+        )
 
 
 # Proofs

@@ -634,6 +634,12 @@ VECTORS: dict[str, Vector] = {
         "8.1", "onnx_shape", lambda: _never_run([1, 1, 4]), lambda: _never_run([4])
     ),
     "depth of nothing": V("8.1", "onnx_shape", lambda: _one_hot([]), lambda: _one_hot([3])),
+    "rows that may be none": V(
+        "8.1",
+        "onnx_shape",
+        lambda: _side_by_side(node("Slice", ["x", "one", "most", "zero"], ["a"])),
+        lambda: _side_by_side(node("Relu", ["x"], ["a"])),
+    ),
     "indices of any length": V(
         "8.1",
         "onnx_shape",
@@ -799,6 +805,14 @@ def _loops(count: int) -> Any:
 def _labels(values: list[int]) -> Any:
     made = node("LabelEncoder", domain=ML, keys_int64s=[0, 1], values_int64s=values)
     return model(made, inputs=[value("x", INT64, ["n"])], outputs=[value("y", INT64, None)], ml=2)
+
+
+def _side_by_side(*before: Any) -> Any:
+    """Two matrices as one, the first as it comes from `before`."""
+    made = node("FeatureVectorizer", ["a", "x"], domain=ML, inputdimensions=[4, 4])
+    return model(
+        *before, made, constants=[constant("one", [1]), constant("zero", [0]), constant("most", [9])], ml=1
+    )
 
 
 def encoded(made: Any) -> bytes:

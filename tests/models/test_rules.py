@@ -6,6 +6,7 @@ import dataclasses
 import re
 
 import hostile
+import onnx
 import pytest
 from conftest import REPOSITORY
 
@@ -57,9 +58,57 @@ def test_permission_goes_no_further(name: str) -> None:
     assert caught.value.code == hostile.VECTORS[name].code
 
 
+def test_what_cannot_take_empty_tensors_is_flagged() -> None:
+    """Where the size is the request's own; a model without such an operator takes an empty batch."""
+    needy = hostile.encoded(hostile.VECTORS["rows that may be none"].good())
+    assert admit(needy, format="onnx", limits=STANDARD_LIMITS).info.admission.flags == ("no_empty_inputs",)
+    plain = hostile.encoded(hostile.model())
+    assert admit(plain, format="onnx", limits=STANDARD_LIMITS).info.admission.flags == ()
+
+
+def _division(kind: int, divisor: int | None) -> bytes:
+    """`a / b`; `b` is the caller's, or what is given here."""
+    inputs = [hostile.value(name, kind, [4]) for name in ("a", "b")[: 1 if divisor is not None else 2]]
+    constants = [] if divisor is None else [hostile.constant("b", [divisor], kind)]
+    made = hostile.model(
+        hostile.node("Div", ["a", "b"]),
+        inputs=inputs,
+        outputs=[hostile.value("y", kind, [4])],
+        constants=constants,
+    )
+    return hostile.encoded(made)
+
+
+@pytest.mark.parametrize(
+    ("kind", "divisor", "traps"),
+    [
+        (hostile.INT64, None, True),
+        (hostile.INT64, -1, True),
+        (hostile.INT64, 2, False),
+        (onnx.TensorProto.INT32, None, True),
+        (onnx.TensorProto.UINT64, None, False),
+        (onnx.TensorProto.FLOAT, None, False),
+    ],
+)
+def test_division_that_ends_a_process_is_flagged_and_not_shared(
+    kind: int, divisor: int | None, traps: bool
+) -> None:
+    """8.6: where models share the server's process, one request must not end it."""
+    data = _division(kind, divisor)
+    flags = admit(data, format="onnx", limits=STANDARD_LIMITS).info.admission.flags
+    assert ("division_traps" in flags) == traps
+    shared = dataclasses.replace(STANDARD_LIMITS, confined=False)
+    if traps:
+        with pytest.raises(AdmissionRefused) as refused:
+            admit(data, format="onnx", limits=shared)
+        assert refused.value.code == "onnx_traps"
+    else:
+        admit(data, format="onnx", limits=shared)
+
+
 def test_every_clause_has_a_vector() -> None:
     """Those about ONNX; the first two, metadata and XGBoost's documents are tested where they are enforced."""
-    elsewhere = {"1.1", "1.2", "7.2", "9.3", "9.4", "11.1"}
+    elsewhere = {"1.1", "1.2", "7.2", "8.6", "9.3", "9.4", "11.1"}
     assert {rule.number for rule in RULES} == {v.rule for v in hostile.VECTORS.values()} | elsewhere
 
 

@@ -9,6 +9,7 @@ system calls (FUSE); fast tests call them in place of `tee.files` (`direct`).
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import hmac
@@ -17,6 +18,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from unittest import mock
+
+import cbor2
 
 Signer = Callable[[bytes], bytes]
 """Report data -> a signed quote or report."""
@@ -202,11 +205,14 @@ class ConfigTsm(Emulator):
         if len(data) > 64:
             raise OSError(errno.EFBIG, path)
         self.entries[entry][name] = data
-        self.generations[entry] += 1
+        self._count(entry)
         if self.racers:
             self.racers -= 1
             self.entries[entry][name] = bytes(64)
-            self.generations[entry] += 1
+            self._count(entry)
+
+    def _count(self, entry: str) -> None:
+        self.generations[entry] = (self.generations[entry] + 1) % (1 << 32)
 
 
 class SevGuest(Emulator):
@@ -216,6 +222,8 @@ class SevGuest(Emulator):
         super().__init__()
         self.measurement, self.policy, self.wiped, self.status = measurement, policy, False, 0
         self.requests: list[tuple[int, ...]] = []
+        self.answer: bytes | None = None
+        """64 bytes that come in place of the firmware's answer, if any."""
 
     def names(self) -> list[str]:
         """One device."""
@@ -242,10 +250,90 @@ class SevGuest(Emulator):
         if self.status:
             argument[24:32] = self.status.to_bytes(8, "little")
             raise OSError(errno.EIO, path)
+        if self.answer is not None:
+            memory.write(response_at, self.answer)
+            return
         mixed = [root, select, level, svn, tcb, self.policy if select & 1 else 0]
         text = repr(mixed).encode() + (self.measurement if select & 8 else b"")
         key = hmac.digest(b"the chip's secret", text, "sha256")
         memory.write(response_at, struct.pack("<I28x", 0) + key)
+
+
+Mint = Callable[[bytes, "bytes | None"], bytes]
+"""User data and nonce -> a signed document."""
+
+
+class Nsm(Emulator):
+    """`/dev/nsm`: the Nitro Secure Module, one ioctl with CBOR both ways."""
+
+    def __init__(self, mint: Mint) -> None:
+        super().__init__()
+        self.mint = mint
+        self.answer: object = None
+        """What comes in place of the next answers, if anything."""
+        self.size: int | None = None
+        """The length that the driver gives back, if not the answer's."""
+
+    def names(self) -> list[str]:
+        """One device."""
+        return ["", "nsm"]
+
+    def read(self, path: str) -> bytes:
+        """Nothing is read from it."""
+        return b""
+
+    def write(self, path: str, data: bytes) -> None:
+        """Nor written to it."""
+
+    def ioctl(self, path: str, command: int, argument: bytearray, memory: Memory) -> None:
+        """NSM_IOCTL_RAW: EINVAL for any other, EMSGSIZE for a question that is too long."""
+        self.enter("ioctl", path)
+        if command != 0xC0200A00:
+            raise OSError(errno.EINVAL, path)
+        request_at, size, answer_at, room = struct.unpack("=QQQQ", argument)
+        if size > 0x1000:
+            raise OSError(errno.EMSGSIZE, path)
+        answer = cbor2.dumps(self._answer(cbor2.loads(memory.read(request_at, size))))
+        memory.write(answer_at, answer[:room])
+        argument[24:32] = struct.pack("=Q", len(answer) if self.size is None else self.size)
+
+    def _answer(self, request: object) -> object:
+        if self.answer is not None:
+            return self.answer
+        match request:
+            case {"Attestation": {"user_data": bytes(data), "nonce": nonce, "public_key": None}}:
+                fits = len(data) <= 1024 and (nonce is None or 0 < len(nonce) <= 1024)
+                return (
+                    {"Attestation": {"document": self.mint(data, nonce)}}
+                    if fits
+                    else {"Error": "InputTooLarge"}
+                )
+        return {"Error": "InvalidOperation"}
+
+
+class OwnMemory(Memory):
+    """The memory of this very process: an ioctl that is called in place."""
+
+    def read(self, address: int, size: int) -> bytes:
+        """Bytes there."""
+        return ctypes.string_at(address, size)
+
+    def write(self, address: int, data: bytes) -> None:
+        """Puts bytes there."""
+        ctypes.memmove(address, data, len(data))
+
+
+@contextmanager
+def direct_device(emulator: Emulator, device: Path) -> Iterator[Path]:
+    """`device` is the emulator's, for ioctls, without a file system in between."""
+
+    def ioctl(_descriptor: int, command: int, argument: bytearray, _mutate: bool) -> int:
+        emulator.ioctl(device.name, command, argument, OwnMemory())
+        return 0
+
+    device.write_bytes(b"")
+    with mock.patch("fcntl.ioctl", ioctl):
+        yield device
 
 
 @contextmanager

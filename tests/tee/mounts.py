@@ -1,5 +1,5 @@
-"""An emulated TEE behind real system calls: `mounts.py KIND MOUNTPOINT OUT` mounts the interfaces of "sgx", "tdx" or
-"snp" through FUSE until it is killed.
+"""An emulated TEE behind real system calls: `mounts.py KIND MOUNTPOINT OUT` mounts the interfaces of "sgx", "tdx",
+"snp" or "nitro" through FUSE until it is killed.
 
 Evidence is signed by the test vendors, around the time of the start. What a client needs to know of them is written to
 the folder OUT: `vendor.json` (fingerprints of the roots) and, for Intel, `endorsements/dcap.json`. Whoever writes JSON
@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import hashlib
 import json
 import os
 import stat
@@ -19,7 +20,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,9 @@ if __name__ == "__main__":
     tests = Path(__file__).resolve().parents[1]
     sys.path[:0] = [str(tests.parent), str(tests), str(tests / "attest"), str(tests / "tee")]
 
-from emulators import MRENCLAVE, MRSIGNER, ConfigTsm, Emulator, Gramine, Memory, SevGuest
+from emulators import MRENCLAVE, MRSIGNER, ConfigTsm, Emulator, Gramine, Memory, Nsm, SevGuest
 
-ATTESTATION, REPORTS, SEV_GUEST, CONTROL = "attestation", "report", "sev-guest", ".control"
+ATTESTATION, REPORTS, SEV_GUEST, NSM, CONTROL = "attestation", "report", "sev-guest", "nsm", ".control"
 
 
 def missing() -> str:
@@ -69,6 +70,7 @@ class Mounted:
             "attestation": str(self.folder / ATTESTATION),
             "reports": str(self.folder / REPORTS),
             "sev_guest": str(self.folder / SEV_GUEST),
+            "nsm": str(self.folder / NSM),
         }
 
     def fail(self, **faults: list[int] | int) -> None:
@@ -146,8 +148,8 @@ class ProcessMemory(Memory):
             memory.write(data)
 
 
-def _device(tree: Tree) -> bool:
-    return isinstance(tree.parts.get(SEV_GUEST), SevGuest)
+def _is_device(tree: Tree, name: str) -> bool:
+    return isinstance(tree.parts.get(name), SevGuest | Nsm)
 
 
 def serve(tree: Tree, place: Path) -> None:
@@ -174,7 +176,7 @@ def serve(tree: Tree, place: Path) -> None:
             name, handle = path.strip("/"), self._next
             self._next += 1
             fi.fh, fi.direct_io = handle, 1
-            if name == CONTROL or (_device(tree) and name == SEV_GUEST):
+            if name == CONTROL or _is_device(tree, name):
                 return 0
             if fi.flags & os.O_ACCMODE == os.O_RDONLY:
                 emulator, rest = tree.find(name)
@@ -239,7 +241,7 @@ def serve(tree: Tree, place: Path) -> None:
 def _is_folder(tree: Tree, name: str) -> bool:
     top, _, rest = name.partition("/")
     part = tree.parts.get(top)
-    if part is None or isinstance(part, SevGuest):
+    if part is None or isinstance(part, SevGuest | Nsm):
         return False
     return not rest or rest in part.folders or (isinstance(part, ConfigTsm) and rest in part.entries)
 
@@ -247,7 +249,7 @@ def _is_folder(tree: Tree, name: str) -> bool:
 def _is_file(tree: Tree, name: str) -> bool:
     top, _, rest = name.partition("/")
     part = tree.parts.get(top)
-    return part is not None and (isinstance(part, SevGuest) or rest in part.names())
+    return part is not None and (isinstance(part, SevGuest | Nsm) or rest in part.names())
 
 
 def _tree(kind: str, out: Path) -> Tree:
@@ -270,6 +272,8 @@ def _tree(kind: str, out: Path) -> Tree:
             floor=0,
         )
         return Tree({REPORTS: tsm, SEV_GUEST: SevGuest(measurement=fake_amd.MEASUREMENT)})
+    if kind == "nitro":
+        return _nitro(out)
     intel = fake_intel.SGX if kind == "sgx" else fake_intel.TDX5
     (out / "vendor.json").write_text(json.dumps(intel.roots))
     (out / "endorsements").mkdir()
@@ -279,6 +283,25 @@ def _tree(kind: str, out: Path) -> Tree:
         return Tree({ATTESTATION: Gramine(lambda data: intel.but(body={"report_data": data}).quote)})
     quoted = ConfigTsm(lambda data: intel.but(body={"report_data": data}).quote, provider="tdx_guest")
     return Tree({REPORTS: quoted})
+
+
+def _nitro(out: Path) -> Tree:
+    """A hypervisor whose certificates are of now: the same chain for every document, each document of its moment."""
+    import fake_aws
+
+    now = datetime.now(UTC).replace(microsecond=0)
+    ages = {"root": 8000, "regional": 20, "zonal": 5, "instance": 1, "leaf": 0.125}
+    dates = {
+        n: {"begins": now - timedelta(seconds=3), "ends": now + timedelta(days=d)} for n, d in ages.items()
+    }
+    certificates = fake_aws.chain(**dates)
+    (out / "vendor.json").write_text(json.dumps([hashlib.sha256(certificates[0]).hexdigest()]))
+
+    def mint(user_data: bytes, nonce: bytes | None) -> bytes:
+        at = int(datetime.now(UTC).timestamp() * 1000)
+        return fake_aws.mint(certificates=certificates, user_data=user_data, nonce=nonce, timestamp=at)
+
+    return Tree({NSM: Nsm(mint)})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Server and command with test vendors' roots and an emulated TEE's paths, in a process of their own:
 
     patched.py serve WORLD --config FILE        patched.py command WORLD ARGUMENTS...
+    patched.py reseal WORLD --from URL --files DIR --token FILE --config FILE
 
 WORLD is a JSON file: {"format": ..., "roots": [...], "paths": {...}}. There is no setting for any of it, and must be
 none: these processes differ from real ones by the lines that are put into them here.
@@ -24,7 +25,9 @@ AFTER = "from strongroom import server\n"
 def serve(world: dict[str, object], arguments: list[str]) -> None:
     """`strongroom serve` with the launcher's own bootstrap, and two lines in it."""
     path = Path(arguments[arguments.index("--config") + 1])
-    prepared = launch.command(path, variables=config.environment(), base=Path.cwd())
+    words = dict(zip(arguments[::2], arguments[1::2], strict=True))
+    errand = {name[2:]: value for name, value in words.items() if name != "--config"}
+    prepared = launch.command(path, variables=config.environment(), base=Path.cwd(), errand=errand)
     words = list(prepared.arguments)
     at = words.index("-c") + 1
     code = words[at]
@@ -49,4 +52,4 @@ def command(world: dict[str, object], arguments: list[str]) -> None:
 
 if __name__ == "__main__":
     read = json.loads(Path(sys.argv[2]).read_text())
-    {"serve": serve, "command": command}[sys.argv[1]](read, sys.argv[3:])
+    {"serve": serve, "reseal": serve, "command": command}[sys.argv[1]](read, sys.argv[3:])

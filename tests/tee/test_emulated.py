@@ -1,12 +1,13 @@
-"""Emulated SGX, TDX and SEV-SNP behind real system calls (FUSE): the attesters' own calls, and a whole server with a
-whole client on each. The vendors are test vendors: with the real roots, which is all that is ever pinned outside these
-processes, every one of these servers is refused.
+"""Emulated SGX, TDX, SEV-SNP and Nitro behind real system calls (FUSE): the attesters' own calls, and a whole server
+with a whole client on each. The vendors are test vendors: with the real roots, which is all that is ever pinned outside
+these processes, every one of these servers is refused.
 """
 
 from __future__ import annotations
 
 import errno
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import mounts
 import pytest
+from click.testing import CliRunner
 from plane import linear_onnx
 from serving import Serving, clean_environment, start
 
@@ -22,8 +24,10 @@ import strongroom
 from strongroom import keys, platforms
 from strongroom.attest import verifiers
 from strongroom.attester import Attester
+from strongroom.cli import main
 from strongroom.errors import AttestationRefused, Failure, InvalidConfig, Unavailable
 from strongroom.platforms import Paths
+from strongroom.tee.nitro import NitroAttester
 from strongroom.tee.sev_guest import derive_key
 from strongroom.tee.sgx import SgxAttester
 from strongroom.tee.tsm import ReportInterface, SnpAttester, TdxAttester
@@ -36,7 +40,7 @@ pytestmark = [
 DATA = bytes(range(64))
 
 
-@pytest.fixture(scope="module", params=["sgx", "tdx", "snp"])
+@pytest.fixture(scope="module", params=["sgx", "tdx", "snp", "nitro"])
 def tee(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[mounts.Mounted]:
     """Each TEE, mounted once."""
     with mounts.mounted(request.param, tmp_path_factory.mktemp(request.param)) as made:
@@ -53,6 +57,8 @@ def attester(tee: mounts.Mounted) -> Attester:
     where = paths(tee)
     if tee.kind == "sgx":
         return SgxAttester(where.attestation, seal_to="measurement")
+    if tee.kind == "nitro":
+        return NitroAttester(where.nsm, operator_key=keys.operator_root(bytes(range(32))))
     reports = ReportInterface(where.reports, provider="tdx_guest" if tee.kind == "tdx" else "sev_guest")
     if tee.kind == "tdx":
         return TdxAttester(reports, operator_key=keys.operator_root(bytes(range(32))))
@@ -80,6 +86,19 @@ def test_errors_of_the_kernel_are_met(tee: mounts.Mounted) -> None:
             one.evidence(DATA, now=now)
         assert DATA in one.evidence(DATA, now=now).data
         return
+    if tee.kind == "nitro":
+        tee.fail(ioctl=[errno.EBUSY, errno.ETIMEDOUT, errno.EINTR])
+        assert DATA in one.evidence(DATA, now=now).data
+        for error, family in (
+            (errno.EIO, Unavailable),
+            (errno.EMSGSIZE, Unavailable),
+            (errno.EPERM, InvalidConfig),
+        ):
+            tee.fail(ioctl=[error])
+            with pytest.raises(family, match=errno.errorcode[error]):
+                one.evidence(DATA, now=now)
+        assert DATA in one.evidence(DATA, now=now).data
+        return
     tee.fail(outblob=[errno.EBUSY, errno.ETIMEDOUT], inblob=[errno.EBUSY])
     assert DATA in one.evidence(DATA, now=now).data
     tee.fail(racers=1)
@@ -105,6 +124,8 @@ def test_a_derived_key_needs_the_guests_message_key(tee: mounts.Mounted) -> None
     device = paths(tee).sev_guest
     before = derive_key(device, level=0)
     assert before != derive_key(device, level=1)
+    tee.fail(ioctl=[errno.EAGAIN, errno.ETIMEDOUT])
+    assert derive_key(device, level=0) == before
     for error in (errno.ENOTTY, errno.EIO):
         tee.fail(ioctl=[error])
         with pytest.raises(Failure, match=errno.errorcode[error]) as caught:
@@ -115,10 +136,58 @@ def test_a_derived_key_needs_the_guests_message_key(tee: mounts.Mounted) -> None
         derive_key(device.with_name("absent"), level=0)
 
 
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """One signed manifest with the reference values of all four, and its key: enclaves' are computed from what their
+    builds made, machines' are as the test vendors have them.
+    """
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "attest"))
+    import fake_amd
+    import fake_artefacts
+    import fake_intel
+
+    folder = tmp_path_factory.mktemp("release")
+
+    def command(*words: object) -> str:
+        done = CliRunner().invoke(main, list(map(str, words)), catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        return done.stdout
+
+    made = {
+        "enclave.sig": fake_artefacts.sigstruct(),
+        "eif.json": fake_artefacts.eif_json(PCR1="00" * 48, PCR2="00" * 48),
+    }
+    for name, data in made.items():
+        (folder / name).write_bytes(data)
+    td = {"format": "tdx", "measurement": fake_intel.TD_BODY["mr_td"].hex(),
+          "registers": {f"rtmr{i}": fake_intel.TD_BODY.get(f"rtmr{i}", bytes(48)).hex() for i in range(4)}}  # fmt: skip
+    (folder / "tdx.json").write_text(json.dumps({"reference_values": [td]}))
+    for name, option, file in (("sgx", "--sigstruct", "enclave.sig"), ("nitro", "--eif-json", "eif.json")):
+        text = command("measure", "--platform", name, option, folder / file, "--json")
+        (folder / f"{name}.json").write_text(text)
+    key, out = folder / "key.pem", folder / "release.json"
+    command("keygen", key)
+    signed = command(
+        "release", "sign", "--key", key, "--product", "acme/strongroom", "--version", "1.0", "--svn", 1, "--days", 9,
+        *(word for name in ("sgx", "tdx", "nitro") for word in ("--measured", folder / f"{name}.json")),
+        "--value", f"snp:{fake_amd.MEASUREMENT.hex()}", "--out", out, "--json",
+    )  # fmt: skip
+    return out, json.loads(signed)["release_keys"][0]
+
+
+def by_signer(policy: str, key: str, *, svn: int = 1) -> str:
+    """The policy with the signer of releases in place of the build."""
+    without = re.sub(
+        r"^(measurements|signers|products|registers\.\w+) = .*\n", "", policy, flags=re.MULTILINE
+    )
+    named = f'release_keys = ["{key}"]\nrelease_product = "acme/strongroom"\nmin_release_svn = {svn}\n'
+    return re.sub(r"^(\[\[\w+\]\]\n)", rf"\1{named}", without, flags=re.MULTILINE)
+
+
 def serve(tee: mounts.Mounted, folder: Path, world: Path) -> Serving:
     """A server with `platform = "auto"` on it."""
     wrapper = str(Path(__file__).with_name("patched.py"))
-    lines = [f'endorsements = ["{tee.endorsements}/dcap.json"]'] if tee.kind != "snp" else []
+    lines = [f'endorsements = ["{tee.endorsements}/dcap.json"]'] if tee.kind in ("sgx", "tdx") else []
     lines += ['[security]\nisolation = "in_process"'] if tee.kind == "sgx" else []
     return start(
         folder,
@@ -129,14 +198,16 @@ def serve(tee: mounts.Mounted, folder: Path, world: Path) -> Serving:
 
 
 def test_a_server_and_a_client_on_it(
-    tee: mounts.Mounted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tee: mounts.Mounted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, release: tuple[Path, str]
 ) -> None:
-    """Found by `auto`, verified by the command, a model that survives a restart; and refused under real roots."""
+    """Found by `auto`, verified by the command, also by who signed its release; a model that survives a restart; and
+    refused under real roots.
+    """
     world, policy, key = tmp_path / "world.json", tmp_path / "policy.toml", tmp_path / "owner.pem"
     world.write_text(json.dumps({"format": tee.kind, "roots": tee.roots, "paths": tee.paths()}))
     key.write_bytes(new_key_pem())
     key.chmod(0o600)
-    if tee.kind == "tdx":
+    if tee.kind in ("tdx", "nitro"):
         operator = tmp_path / "server" / "state" / "operator-key"
         operator.parent.mkdir(parents=True)
         operator.write_text("0f" * 32)
@@ -154,6 +225,8 @@ def test_a_server_and_a_client_on_it(
     assert platforms.PLATFORMS[tee.kind].title in server.log.read_text()
     assert command("policy", "init", server.url, "--out", policy) == 0
     assert command("verify", server.url, "--policy", policy) == 0
+    if tee.kind == "nitro":  # a command takes a second; the others are refused in this process
+        assert command("verify", server.url, "--policy", "production") == 10
     for refusing in (str(policy), "production"):  # this process pins the real roots
         with pytest.raises(AttestationRefused):
             strongroom.connect(server.url, policy=refusing)
@@ -164,9 +237,19 @@ def test_a_server_and_a_client_on_it(
         assert client.attestation.label == ""
         assert client.attestation.claims is not None and client.attestation.claims.host_excluded
         client.upload_model(linear_onnx(), name="m")
+    manifest, signer = release
+    signed, stricter = tmp_path / "signed.toml", tmp_path / "stricter.toml"
+    signed.write_text(by_signer(policy.read_text(), signer))
+    stricter.write_text(by_signer(policy.read_text(), signer, svn=2))
+    with strongroom.connect(server.url, policy=str(signed), endorsements=(manifest,)) as client:
+        assert client.attestation.passed
+    for by, given in ((signed, ()), (stricter, (manifest,))):
+        with pytest.raises(AttestationRefused) as caught:
+            strongroom.connect(server.url, policy=str(by), endorsements=given)
+        assert caught.value.code == "release_not_accepted"
     assert server.stop() == 0
-    if tee.kind == "tdx":
-        return  # its root is a file, and starts take seconds
+    if tee.kind in ("tdx", "nitro"):
+        return  # their root is a file, and starts take seconds
     server = serve(tee, tmp_path / "server", world)
     with strongroom.connect(server.url, policy=str(policy), key=str(key)) as client:
         assert [model.name for model in client.models()] == ["m"]

@@ -151,6 +151,67 @@ def test_a_short_inblob_shows_when_the_report_is_read() -> None:
     assert "write inblob" in emulator.calls and not emulator.entries
 
 
+@pytest.mark.parametrize(
+    ("call", "error", "family"),
+    [
+        ("mkdir", errno.EACCES, InvalidConfig),
+        ("mkdir", errno.EEXIST, InvalidConfig),
+        ("mkdir", errno.ENOENT, InvalidConfig),
+        ("read provider", errno.ENOENT, Unavailable),
+        ("read generation", errno.EIO, Unavailable),
+        ("write inblob", errno.EFBIG, Unavailable),
+        ("write inblob", errno.EINVAL, Unavailable),
+        ("read outblob", errno.EFBIG, Unavailable),
+        ("read auxblob", errno.EIO, Unavailable),
+        ("read auxblob", errno.EINVAL, Unavailable),
+    ],
+)
+def test_each_step_can_fail_and_leaves_nothing_behind(call: str, error: int, family: type[Exception]) -> None:
+    """With the error's name, at once, and the entry is removed."""
+    emulator, pauses = snp(), []  # type: ignore[var-annotated]
+    emulator.fail(call, error)
+    with direct(emulator, ROOT), pytest.raises(family, match=errno.errorcode[error]):
+        interface("sev_guest", pauses).ask(DATA)
+    assert not pauses and not emulator.entries
+
+
+@pytest.mark.parametrize("text", [b"", b"one\n", b"-1\n", b"\xff\n"])
+def test_a_generation_that_is_no_number_is_a_fault(text: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the report is ours could not be told."""
+    emulator = tdx()
+    usual = emulator.read
+    monkeypatch.setattr(emulator, "read", lambda path: text if path.endswith("generation") else usual(path))
+    with direct(emulator, ROOT), pytest.raises(Failure) as caught:
+        interface("tdx_guest").ask(DATA)
+    assert caught.value.code == "attester_malformed" and not emulator.entries
+
+
+def test_a_generation_goes_round() -> None:
+    """The kernel counts in 32 bits."""
+    emulator = tdx()
+    mkdir = emulator.mkdir
+
+    def late(path: str) -> None:
+        mkdir(path)
+        emulator.generations[path] = 0xFFFFFFFF
+
+    emulator.mkdir = late  # type: ignore[method-assign]
+    with direct(emulator, ROOT):
+        assert interface("tdx_guest").ask(DATA).data == td_quote(DATA)
+
+
+@pytest.mark.parametrize(("call", "error"), [("mkdir", errno.EBUSY), ("read privlevel_floor", errno.EIO)])
+def test_a_level_that_the_kernel_does_not_give(call: str, error: int) -> None:
+    """No key is asked for at a level that was guessed; where there is no such file, it is 0."""
+    emulator = snp(floor=1)
+    emulator.fail(call, error)
+    with direct(emulator, ROOT), pytest.raises(Unavailable, match=errno.errorcode[error]):
+        interface("sev_guest").level()
+    assert not emulator.entries
+    with direct(tdx(), ROOT):
+        assert interface("tdx_guest").level() == 0
+
+
 def test_without_a_provider_there_is_no_platform() -> None:
     """ENXIO at the mkdir."""
     with (

@@ -38,6 +38,8 @@ from strongroom.attest.strict import canonical
 SERVER, MALLORY = Server(), Server(name="mallory")
 HARDWARE = replace(SECURITY, sealing="measurement", host_excluded=True)
 GUARDED = Server(security=HARDWARE)
+RECOVERY = "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p"
+"""The example of the age specification."""
 OTHER_NONCE = hashlib.sha256(b"an earlier nonce").digest()
 
 
@@ -206,6 +208,17 @@ def _configurations(book: Book) -> None:
     book.refuse("security-contradicts-evidence", "The configuration says that the host is excluded, the evidence is "
                 "simulated.", shown(lying), "security.consistent", "security_contradicts_evidence",
                 channel=channel(lying), policy=accepting(host_excluded=[True]), spec="§4 step 6")
+    refused("handover", "The server hands its models over by a policy, the client's names none.", accepting(),
+            other(handover="ab" * 32))
+    book.refuse("security-handover-other", "The client's policy names another hand-over policy than the server has.",
+                shown(other(handover="ab" * 32)), "security.handover", "security_handover_refused",
+                channel=channel(other(handover="ab" * 32)), policy=accepting(handover=["none", "ac" * 32]))
+    book.accept("security-handover-named", "The client's policy names the server's hand-over policy and recovery key.",
+                shown(other(handover="ab" * 32, recovery=RECOVERY)),
+                channel=channel(other(handover="ab" * 32, recovery=RECOVERY)),
+                policy=accepting(handover=["ab" * 32], recovery=[RECOVERY]))
+    refused("recovery", "The server's store can be opened by the holder of a key, and the client's policy names none.",
+            accepting(), other(recovery=RECOVERY))
     book.section(331, to=339, twin="genuine", spec="§4")
     book.unusable("any-measurement", "A connection is to rest on the profile that accepts any code.", shown(SERVER),
                   "policy_appraise_only", channel=channel(SERVER))

@@ -1,0 +1,1 @@
+"""The peers, a folder each (see `strongroom_bench.peer`)."""
