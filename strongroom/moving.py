@@ -52,10 +52,18 @@ def load_policy(settings: Config, *, security: SecurityConfiguration, simulated:
     """
     if security.handover == NONE:
         return None
+    return _parsed(_measured_bytes(settings, security), simulated=simulated)
+
+
+def _measured_bytes(settings: Config, security: SecurityConfiguration) -> bytes:
     data = read_handover_policy(Path(settings.security.handover_policy))
     if not hmac.compare_digest(hashlib.sha256(data).hexdigest(), security.handover):
         message = f"the hand-over policy is not the measured one, with SHA-256 {security.handover}"
         raise SealRefused(message, code="handover_policy_changed")
+    return data
+
+
+def _parsed(data: bytes, *, simulated: bool) -> Policy:
     try:
         policy = parse_policy(data.decode("utf-8"))
     except (InvalidPolicy, UnicodeDecodeError) as exc:
@@ -83,15 +91,17 @@ def source_of(
     Raises:
         SealRefused, InvalidConfig: as `load_policy`. Unavailable, Failure: the token cannot be written.
     """
-    policy = load_policy(settings, security=security, simulated=simulated)
-    if policy is None:
+    if security.handover == NONE:
         return None
+    data = _measured_bytes(settings, security)
+    policy = _parsed(data, simulated=simulated)
     token = secrets.token_hex(32)
     _write_token(settings.state_path / TOKEN_FILE, token)
     return HandoverSource(
         Source(
             store=store,
             policy=policy,
+            policy_bytes=data,
             security=security,
             security_version=SECURITY_VERSION,
             operator=token,

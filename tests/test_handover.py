@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -235,6 +235,81 @@ def test_a_source_that_the_receivers_policy_does_not_accept(old: Party, tmp_path
         with pytest.raises(AttestationRefused):
             receive(wary, running, tap=listen)
     assert set(seen) == {"evidence", "evidence answer"} and writable(running.store)
+    running.stop()
+
+
+@dataclass(frozen=True)
+class Wider:
+    """A source's hand-over policy that differs from the receiver's, but for `receiver` in the place of its digest."""
+
+    name: str
+    text: str
+
+
+NAMES = FAMILY.replace('handover = ["none"]', 'handover = ["none", "receiver"]')
+"""What the receiver's policy says, and gives to it: a policy that another one follows."""
+
+
+@pytest.mark.parametrize(
+    "wider",
+    [
+        Wider("other code", policy_text(OLD, NEW, OTHER).replace('handover = ["none"]', 'handover = ["receiver"]')),
+        Wider("another configuration", NAMES.replace("anonymous_upload = [false]", "anonymous_upload = [false, true]")),
+        Wider("another policy", NAMES.replace('"receiver"', f'"receiver", "{"77" * 32}"')),
+        Wider("another recovery key", NAMES.replace('recovery = ["none"]', f'recovery = ["age1{"q" * 58}"]')),
+    ],
+    ids=lambda wider: wider.name,
+)  # fmt: skip
+def test_a_source_whose_own_policy_accepts_more(new: Party, tmp_path: Path, wider: Wider) -> None:
+    """A host starts the genuine old code with a policy of its own, lets that take over a store that it has made, and
+    offers this as the source: genuine code is no genuine store.
+    """
+    assert wider.text not in (FAMILY, NAMES)
+    between = Party(tmp_path / "between", OLD, wider.text.replace("receiver", new.security.handover))
+    with between.open() as store:
+        put(store, "forged")
+    running = Running(between)
+    seen: list[str] = []
+
+    def listen(what: str, data: bytes) -> bytes:
+        seen.append(what)
+        return data
+
+    assert code_of(lambda: receive(new, running, tap=listen)) == "handover_source_refused"
+    assert not (new.folder / "store" / "state").exists()
+    assert seen == ["evidence", "evidence answer", "challenge", "challenge answer"] and writable(
+        running.store
+    )
+    running.stop()
+
+
+def test_a_policy_that_is_not_the_sources(new: Party, tmp_path: Path) -> None:
+    """It shows another policy than its evidence names, or none."""
+    forged = policy_text(OLD, NEW, OTHER).replace(
+        'handover = ["none"]', f'handover = ["{new.security.handover}"]'
+    )
+    with (between := Party(tmp_path / "between", OLD, forged)).open() as store:
+        put(store, "forged")
+    for shown in (NAMES.replace("receiver", new.security.handover), ""):
+        running = Running(between)
+
+        def instead(what: str, data: bytes, shown: str = shown) -> bytes:
+            if what != "challenge answer":
+                return data
+            return handover.encode_challenge(handover.parse_challenge(data)[0], shown.encode())
+
+        assert code_of(lambda: receive(new, running, tap=instead)) == "handover_source_refused"  # noqa: B023
+        running.stop()
+
+
+def test_a_source_that_somebody_else_could_fill(new: Party, tmp_path: Path) -> None:
+    """Whoever has its recovery key can have put a store of his own in there."""
+    security = replace(new.security, recovery="age1" + "q" * 58)
+    with (between := Party(tmp_path / "between", OLD, security=security)).open() as store:
+        put(store, "forged")
+    running = Running(between)
+    assert code_of(lambda: receive(new, running)) == "security_recovery_refused"
+    assert not (new.folder / "store" / "state").exists()
     running.stop()
 
 
