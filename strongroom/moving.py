@@ -161,7 +161,7 @@ def run_errand(
     Raises:
         InvalidConfig: this server has no hand-over policy (code `handover_policy_unusable`), or no token can be read.
         The rest as `handover_receiver.take_over`, but that a source that falls silent at the very end is waited for by
-        serving, unchanged.
+        serving, unchanged: what was taken lies here then. A source that has not given anything yet is not.
     """
     if "from" not in errand:
         return
@@ -189,7 +189,8 @@ def run_errand(
     try:
         take_over(receiver)
     except Unavailable as exc:
-        if exc.code != "store_moving":
+        # Without a store, serving would begin an empty one, and the hand-over could not be repeated.
+        if exc.code != "store_moving" or not (store_path / "state").exists():
             raise
         log.warning("%s", exc.message)
     finally:

@@ -765,7 +765,13 @@ def test_messages_come_back_as_they_went() -> None:
 )
 def test_statements_of_another_form_are_refused(data: bytes) -> None:
     """Strictly: the evidence signs bytes, and two readers must not read them differently."""
-    for parse in (parse_request, parse_done, parse_take, lambda d: handover.parse_member(d, "proof")):
+    for parse in (
+        parse_request,
+        parse_done,
+        parse_take,
+        handover.parse_challenge,
+        lambda d: handover.parse_member(d, "proof"),
+    ):
         with pytest.raises(MalformedInput) as caught:
             parse(data)
         assert caught.value.code == "handover_malformed"
