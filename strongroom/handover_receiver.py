@@ -194,7 +194,7 @@ def _take(receiver: Receiver, met: _Met) -> tuple[str, Handing]:
         security_version=receiver.security_version,
     ).encode()
     data = statement_report_data(nonce=challenge, keyset_bytes=keyset, statement=statement)
-    evidence = receiver.attester.evidence(data, now=receiver.now())
+    evidence = receiver.attester.evidence(data, now=receiver.now(), nonce=challenge)  # Nitro signs it, too
     answer = encode_answer(EvidenceAnswer(evidence=evidence, keyset=keyset, inclusion=Single()))
     given = _ask(receiver, met, "take", encode_take(statement, answer))
     key, sealed = given[:KEY_BYTES], given[KEY_BYTES:]

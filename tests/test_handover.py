@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ from handovers import (
 from store_worker import OWNERS
 
 from strongroom import handover, handover_source
+from strongroom.attest.evidence import Evidence
+from strongroom.attester import SimulatedAttester
 from strongroom.errors import AttestationRefused, Conflict, Error, MalformedInput, SealRefused, Unavailable
 from strongroom.handover import (
     Request,
@@ -479,6 +482,28 @@ def test_evidence_of_another_purpose_states_nothing(
     with pytest.raises(Error, match="report_data_mismatch") as caught:
         receive(new, running)
     assert caught.value.code == "handover_receiver_refused"
+    running.stop()
+
+
+def test_the_receivers_evidence_answers_the_challenge_itself(
+    old: Party, new: Party, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Nitro document has a place of its own for the nonce, and the source looks there: the attester is told."""
+    told: list[bytes] = []
+    issue = SimulatedAttester.evidence
+
+    def evidence(
+        self: SimulatedAttester, report_data: bytes, *, now: datetime, nonce: bytes = b""
+    ) -> Evidence:
+        if self is new.attester:
+            told.append(nonce)
+        return issue(self, report_data, now=now, nonce=nonce)
+
+    monkeypatch.setattr(SimulatedAttester, "evidence", evidence)
+    kept: dict[str, bytes] = {}
+    running = Running(old)
+    receive(new, running, tap=keep(kept))
+    assert told == [handover.parse_challenge(kept["challenge answer"])[0]]
     running.stop()
 
 
