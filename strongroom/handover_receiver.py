@@ -116,6 +116,7 @@ def take_over(receiver: Receiver) -> str:
         AccessRefused: it does not give its store to us, with its own code.
         Conflict: there is a store already (code `handover_store_exists`).
         SealRefused: what came is not what was handed over (`handover_tampered`), or a file is not (`seal_...`).
+        AdmissionRefused: a model in it would not be admitted here (code `brought_model_refused`).
         Unavailable: no source there. `store_moving`: all is here, but the source did not say that it let go of it:
             this server can serve, and changes nothing until this is repeated.
     """
@@ -226,7 +227,7 @@ def _bring(
         target=keys,
         random=receiver.random,
     )
-    bring_files(record, files=receiver.files, folder=folder, keys=keys)
+    bring_files(record, files=receiver.files, folder=folder, keys=keys, security=receiver.security)
     return record
 
 

@@ -139,7 +139,7 @@ def recovery_of(
         store,
         recipient=security.recovery,
         files=settings.state_path / INCOMING,
-        security_digest=security.digest(),
+        security=security,
         monotonic=time.monotonic,
         random=os.urandom,
     )

@@ -14,6 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import handovers
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -33,7 +34,7 @@ from handovers import (
     serves,
     writable,
 )
-from store_worker import OWNERS
+from store_worker import INFO, OWNERS
 
 from strongroom import handover, handover_source
 from strongroom.attest.evidence import Evidence
@@ -50,6 +51,7 @@ from strongroom.handover import (
     proof_of,
     verify_proof,
 )
+from strongroom.models.values import TRAPS
 from strongroom.state import GIVEN, TAKEN, Handing
 
 MODELS = ("a", "b", "c")
@@ -335,6 +337,61 @@ def test_nothing_is_taken_over_a_store_that_is_there(old: Party, new: Party) -> 
     running.stop()
     with new.open() as store:
         assert serves(store, "mine")
+
+
+@pytest.mark.parametrize(
+    ("flag", "lax"),
+    [("unbounded", {"admission": "permissive"}), (TRAPS, {"isolation": "owner"})],
+)
+def test_models_that_the_receiver_would_not_admit(
+    new: Party, tmp_path: Path, flag: str, lax: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hand-over to a stricter configuration makes no exception from what that promises; the same one takes them."""
+    info = replace(INFO, admission=replace(INFO.admission, level="permissive", flags=(flag,)))
+    monkeypatch.setattr(handovers, "INFO", info)
+    weak = replace(new.security, **lax)
+    giver = Party(tmp_path / "giver", OLD, security=weak)
+    with giver.open() as store:
+        put(store, "a")
+    running = Running(giver)
+    strict = Party(tmp_path / "strict", NEW)
+    assert code_of(lambda: receive(strict, running)) == "brought_model_refused"
+    assert not (strict.folder / "store" / "state").exists() and not any(
+        (strict.folder / "store" / "data").iterdir()
+    )
+    receive(same := Party(tmp_path / "same", NEW, security=weak), running)
+    running.stop()
+    with same.open() as store:
+        assert serves(store, "a") and writable(store)
+
+
+def test_files_of_an_interrupted_hand_over_are_named(
+    old: Party, new: Party, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before its first commit, and the source has deleted a model since: nothing is removed unasked."""
+    from strongroom import handover_receiver
+
+    bring = handover_receiver.bring_files
+
+    def killed(*given: Any, **more: Any) -> None:
+        bring(*given, **more)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(handover_receiver, "bring_files", killed)
+        running = Running(old)
+        with pytest.raises(KeyboardInterrupt):
+            receive(new, running)
+        running.stop()
+    running = Running(old)
+    running.store.delete("b", None)
+    folder = new.folder / "store" / "data"
+    with pytest.raises(SealRefused, match="remove them") as caught:
+        receive(new, running)
+    assert caught.value.code == "store_state_missing" and str(folder) in caught.value.message
+    shutil.rmtree(folder)
+    receive(new, running)
+    running.stop()
 
 
 # What happens in flight
