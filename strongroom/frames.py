@@ -43,8 +43,8 @@ def send(end: Stream, header: Mapping[str, Any], data: bytes | bytearray | memor
             end.sendall(view)
 
 
-def receive(end: Stream) -> tuple[dict[str, Any], bytearray]:
-    """Receives what `send` sent.
+def receive(end: Stream, *, most: int = MAX_DATA) -> tuple[dict[str, Any], bytearray]:
+    """Receives what `send` sent, of `most` bytes besides the object.
 
     Raises:
         EOFError: the other side ended before, or says what it cannot.
@@ -52,7 +52,7 @@ def receive(end: Stream) -> tuple[dict[str, Any], bytearray]:
     """
     lengths = exactly(end, 16)
     size, count = int.from_bytes(lengths[:8], "big"), int.from_bytes(lengths[8:], "big")
-    if size > HEADER_BYTES or count > MAX_DATA:
+    if size > HEADER_BYTES or count > most:
         raise EOFError
     try:
         header = json.loads(bytes(exactly(end, size)))

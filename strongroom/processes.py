@@ -34,10 +34,15 @@ from strongroom.jobs import Source
 from strongroom.models.info import ModelInfo, TensorSpec
 from strongroom.oip import DATATYPES, Array
 from strongroom.records import Place
-from strongroom.zygote import TEMPLATE, Child, Nursery
+from strongroom.zygote import TEMPLATE, Child, Nursery, Timely
 
 BIRTH_S: Final = 10.0
 """Seconds for a worker to be forked and to say so; a few thousandths usually."""
+MOST_TEMPLATES: Final = 192
+"""Models in memory at a time. Less than the zygote has children (`zygote_child.CHILDREN`): small models of one owner,
+loaded and never run, would take the places of everybody's examiners."""
+ENDING: Final = 32
+"""Processes of a template beyond those that it may have: itself, and workers that were ended and are still going."""
 SLACK: Final = 192 << 20
 """Bytes of address space for whatever neither the model nor its values take: buffers of kernels, the heap's gaps."""
 MODEL_FACTOR: Final = 6
@@ -79,7 +84,9 @@ class WorkerLimits:
         """Bytes of shared memory: the largest request and the largest answer. Pages are taken when they are written."""
         texts = 4 * self.elements + records.ALIGNMENT * (len(info.inputs) + len(info.outputs))
         fixed = [size for spec in info.inputs if (size := _fixed_bytes(spec)) is not None]
-        inputs = sum(fixed) if len(fixed) == len(info.inputs) else self.input_bytes
+        inputs = self.input_bytes
+        if len(fixed) == len(info.inputs):
+            inputs = min(inputs, sum(fixed))
         return -(-(inputs + self.response_bytes + texts) // _PAGE) * _PAGE
 
     def memory(self, info: ModelInfo, size: int) -> int:
@@ -111,7 +118,8 @@ class Template:
             As `jobs.Host.load`; Unavailable: no process can be made (code `overloaded`).
         """
         data = source.read()
-        self._child: Child = nursery.fork(TEMPLATE)
+        self.child: Child = nursery.fork(TEMPLATE)
+        """The process."""
         try:
             self.memory_bytes = self._loaded(source, data, limits, layers)
         except BaseException:
@@ -121,26 +129,28 @@ class Template:
     @property
     def pid(self) -> int:
         """Its process id."""
-        return self._child.pid
+        return self.child.pid
 
     def _loaded(
         self, source: Source, data: bytes | bytearray, limits: WorkerLimits, layers: tuple[str, ...]
     ) -> int:
-        end = self._child.end
-        end.settimeout(limits.run_longest_s)
+        end, timely = self.child.end, Timely(self.child.end, limits.run_longest_s)
         header = {
             "info": source.info.to_json(),
             "sha256": source.sha256,
             "canonical_sha256": source.canonical_sha256,
             "memory_bytes": limits.memory(source.info, len(data)),
             "cpu_s": limits.cpu_s,
+            "processes": limits.processes + ENDING,
             "layers": list(layers),
         }
-        before, size = _resident(self.pid), len(data)
+        size = len(data)
         try:
-            frames.send(end, header, data)
+            before = _resident(self.pid)
+            frames.send(timely, header, data)
             del data
-            answer, _ = frames.receive(end)
+            answer, _ = frames.receive(timely, most=0)
+            grown = _resident(self.pid) - before
         except (OSError, EOFError):
             raise LimitExceeded(
                 "loading the model took more time or memory than it may", code="load_limits"
@@ -153,20 +163,20 @@ class Template:
         if answer != {"loaded": True}:
             raise Failure("the process that loads models answers what it cannot")
         # What it took, and never less than twice the model: it may have filled memory that was free before.
-        return max(_resident(self.pid) - before, 2 * size + FIXED)
+        return max(grown, 2 * size + FIXED)
 
     def alive(self) -> bool:
         """Whether it has not ended; it says nothing more, so whatever could be read is its end."""
-        end = self._child.end
-        return end.fileno() >= 0 and not select.select([end], [], [], 0)[0]
+        end = self.child.end
+        return end.fileno() >= 0 and not _readable(end.fileno())
 
     def fork(self, end: socket.socket) -> None:
         """Has it fork a worker that gets `end`. OSError where it has ended."""
-        socket.send_fds(self._child.end, [records.FORK], [end.fileno()])
+        socket.send_fds(self.child.end, [records.FORK], [end.fileno()])
 
     def close(self) -> None:
-        """Hangs up, upon which it ends; the zygote ends what it forked."""
-        self._child.close()
+        """Ends it; the zygote ends what it forked."""
+        self.child.close()
 
 
 _REFUSALS: Final[Mapping[object, tuple[type[Error], str]]] = {
@@ -241,7 +251,7 @@ class Worker:
 
     def alive(self) -> bool:
         """Whether the process has not ended."""
-        return self._process >= 0 and not select.select([self._process], [], [], 0)[0]
+        return self._process >= 0 and not _readable(self._process)
 
     def run(
         self, inputs: Mapping[str, Array], wanted: list[int], info: ModelInfo, seconds: float
@@ -264,6 +274,8 @@ class Worker:
                 used = records.aligned(places[-1].offset + places[-1].size)
             outcome, found = self._ask(records.pack_run(places, wanted), len(wanted), seconds)
             used = max((used, *(place.offset + place.size for place in found)))
+            if sum(place.size for place in found) > len(area):
+                raise Died  # one on top of the other: a copy of each would be more than there is
             _check_outcome(outcome)
             return [
                 self._output(place, position, info) for place, position in zip(found, wanted, strict=True)
@@ -273,10 +285,10 @@ class Worker:
             self._scrub(min(used, len(area)))
 
     def _ask(self, run: bytes, outputs: int, seconds: float) -> tuple[bytes, list[Place]]:
-        self._end.settimeout(seconds)
+        timely = Timely(self._end, seconds)
         try:
-            self._end.sendall(run)
-            return records.receive_answer(self._end, outputs=outputs)
+            timely.sendall(run)
+            return records.receive_answer(timely, outputs=outputs)
         except TimeoutError:
             self.kill()
             raise LimitExceeded(
@@ -331,6 +343,13 @@ def _check_outcome(outcome: bytes) -> None:
         raise LimitExceeded("the run takes more memory than there is for it", code="run_memory")
     if outcome == records.TOO_LARGE:
         raise LimitExceeded("the result is longer than results may be", code="response_too_large")
+
+
+def _readable(descriptor: int) -> bool:
+    """Whether there is something to be read now. Not by `select`, which knows no number from 1024 on."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _birth(pid: int) -> tuple[int, int]:
