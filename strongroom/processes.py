@@ -80,6 +80,11 @@ class WorkerLimits:
         """Seconds of processor time in a process's life; a worker that ran for half of it is replaced."""
         return max(600, 4 * self.run_longest_s)
 
+    @property
+    def answer_bytes(self) -> int:
+        """Of all outputs together as they lie in shared memory: an empty string takes 4 bytes there, and 3 in JSON."""
+        return -(-4 * self.response_bytes // 3)
+
     def room(self, info: ModelInfo) -> int:
         """Bytes of shared memory: the largest request and the largest answer. Pages are taken when they are written."""
         texts = 4 * self.elements + records.ALIGNMENT * (len(info.inputs) + len(info.outputs))
@@ -191,8 +196,8 @@ _REFUSALS: Final[Mapping[object, tuple[type[Error], str]]] = {
 class Worker:
     """One process and the memory it shares with us. One thread runs it at a time; `kill` may come from any other."""
 
-    def __init__(self, template: Template, size: int) -> None:
-        """Has it forked; `size`: bytes of shared memory.
+    def __init__(self, template: Template, size: int, *, most: int) -> None:
+        """Has it forked; `size`: bytes of shared memory, `most`: bytes of all outputs of a run together.
 
         Raises:
             OSError: the template has ended, or there are no descriptors.
@@ -202,7 +207,7 @@ class Worker:
         """Its process id, once it is there; for logs and tests, never to kill it by."""
         self.spent_s = 0.0
         self._runs = 0
-        self._size = size
+        self._size, self._most = size, most
         self._lock = threading.Lock()
         self._process = -1
         self._shared: mmap.mmap | None = None
@@ -274,9 +279,10 @@ class Worker:
                 used = records.aligned(places[-1].offset + places[-1].size)
             outcome, found = self._ask(records.pack_run(places, wanted), len(wanted), seconds)
             used = max((used, *(place.offset + place.size for place in found)))
-            if sum(place.size for place in found) > len(area):
-                raise Died  # one on top of the other: a copy of each would be more than there is
             _check_outcome(outcome)
+            # Before anything is copied: they may lie on one another, and be millions of strings.
+            if sum(place.size for place in found) > self._most:
+                _check_outcome(records.TOO_LARGE)
             return [
                 self._output(place, position, info) for place, position in zip(found, wanted, strict=True)
             ]

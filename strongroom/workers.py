@@ -226,7 +226,7 @@ class Model:
         """Asks for a worker, which gets ready on its own; None where none can be had. Callers hold the lock."""
         self._workers.place(needed=needed)
         try:
-            return Worker(template, self._room)
+            return Worker(template, self._room, most=self._workers.limits.answer_bytes)
         except OSError:  # the template has ended, or there are no descriptors
             self._workers.leave()
             return None
