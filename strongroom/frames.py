@@ -8,11 +8,14 @@ Never objects of anybody's making; what is longer than it may be, or no JSON obj
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
 HEADER_BYTES: Final = 1 << 20
 """JSON of one message; metadata of a model has 128 KiB at most."""
+MSG_WAITALL: Final = 0x100 if sys.platform == "linux" else 0x40
+"""recv(2): all that was asked for. (This module opens no socket, and has none imported.)"""
 MAX_DATA: Final = 2 << 30
 """Bytes that follow it: the largest ONNX file."""
 
@@ -23,11 +26,15 @@ class Stream(Protocol):
     def sendall(self, data: Any, /) -> None:
         """Sends all of it."""
 
-    def recv(self, size: int, /) -> bytes:
-        """Receives at most so many bytes; none at the end."""
-
     def recv_into(self, buffer: Any, /) -> int:
         """Receives some of it; 0 at the end."""
+
+
+class Blocking(Stream, Protocol):
+    """A socket that waits for as long as it takes."""
+
+    def recv(self, size: int, flags: int, /) -> bytes:
+        """Receives at most so many bytes; none at the end."""
 
 
 def send(end: Stream, header: Mapping[str, Any], data: bytes | bytearray | memoryview = b"") -> None:
@@ -43,16 +50,34 @@ def send(end: Stream, header: Mapping[str, Any], data: bytes | bytearray | memor
             end.sendall(view)
 
 
-def receive(end: Stream) -> tuple[dict[str, Any], bytearray]:
-    """Receives what `send` sent.
+def receive(end: Stream, *, most: int = MAX_DATA) -> tuple[dict[str, Any], bytearray]:
+    """Receives what `send` sent, of `most` bytes besides the object.
 
     Raises:
         EOFError: the other side ended before, or says what it cannot.
         OSError: it does not write in time.
     """
+    header, count = _header(end, most)
+    return header, exactly(end, count)
+
+
+def receive_bytes(end: Blocking) -> tuple[dict[str, Any], bytes]:
+    """As `receive`, into memory that need not be copied again for who wants `bytes`. For a socket that blocks.
+
+    Raises:
+        EOFError: as `receive`.
+    """
+    header, count = _header(end, MAX_DATA)
+    data = end.recv(count, MSG_WAITALL) if count else b""
+    if len(data) < count:  # a signal came
+        data += exactly(end, count - len(data))
+    return header, data
+
+
+def _header(end: Stream, most: int) -> tuple[dict[str, Any], int]:
     lengths = exactly(end, 16)
     size, count = int.from_bytes(lengths[:8], "big"), int.from_bytes(lengths[8:], "big")
-    if size > HEADER_BYTES or count > MAX_DATA:
+    if size > HEADER_BYTES or count > most:
         raise EOFError
     try:
         header = json.loads(bytes(exactly(end, size)))
@@ -60,7 +85,7 @@ def receive(end: Stream) -> tuple[dict[str, Any], bytearray]:
         raise EOFError from None
     if not isinstance(header, dict):
         raise EOFError
-    return header, exactly(end, count)
+    return header, count
 
 
 def exactly(end: Stream, count: int) -> bytearray:

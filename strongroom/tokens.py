@@ -26,6 +26,7 @@ import secrets
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NoReturn
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -58,6 +59,8 @@ NONCE_BUCKETS = 5
 """A nonce is taken while its bucket is at most this many buckets old: for at least 5 minutes."""
 REMEMBERED_CALLS = 1 << 18
 """Changing calls remembered at once, about 25 MB; beyond it they are refused, never forgotten early."""
+REMEMBERED_TOKENS = 1024
+"""Tokens of which the signature is not checked again; 2 MB at most."""
 
 _NONCE_LABEL = b"strongroom nonce v1\x00"
 _PART = r"[A-Za-z0-9_-]+"
@@ -177,15 +180,12 @@ def check_token(
         AccessRefused: `auth_*`, one code for each way to fail.
         Unavailable: `auth_busy`.
     """
-    header_bytes, payload = _split(token)
-    public = _parse_header(header_bytes)
-    claims = _parse_claims(_verify_signature(token, payload, public=public))
+    principal, claims = _signed(token)
     if not hmac.compare_digest(claims.aud.encode(), audience(keyset_digest).encode()):
         _refuse("token: made for another server's keyset", "auth_wrong_server")
     _check_times(claims, now=now)
     nonces.check(claims.nonce)
     _check_action(claims.act, action)
-    principal = Principal(id=principal_id(public))
     if action is not None:
         nonces.consume(f"{principal.id}.{claims.jti}")
     return principal
@@ -271,6 +271,17 @@ class _Claims:
 
 def _refuse(message: str, code: str) -> NoReturn:
     raise AccessRefused(message, code=code)
+
+
+@lru_cache(maxsize=REMEMBERED_TOKENS)
+def _signed(token: str) -> tuple[Principal, _Claims]:
+    """Steps 1 to 4: who signed which claims. That is a fact about these bytes, whenever and for whatever they are
+    shown, so it is remembered: a client shows the token of its reading calls many times. Refusals are not remembered.
+    """
+    header_bytes, payload = _split(token)
+    public = _parse_header(header_bytes)
+    claims = _parse_claims(_verify_signature(token, payload, public=public))
+    return Principal(id=principal_id(public)), claims
 
 
 def _split(token: str) -> tuple[bytes, bytes]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import random
 from statistics import NormalDist
 
 import pytest
+from strongroom_bench.machine import choose_cores, staying_on
 from strongroom_bench.schedule import PAPER_PLAN, Plan, take_turns
 from strongroom_bench.stats import geometric_mean, median_rank, ratio_of, summarise
 
@@ -104,6 +107,16 @@ def test_contenders_take_turns_and_who_begins_alternates() -> None:
     values = take_turns({"a": lambda: run("a"), "b": lambda: run("b")}, Plan(rounds=2, warmups=1))
     assert "".join(order) == "abbaab"
     assert values == {"a": [4.0, 5.0], "b": [3.0, 6.0]}
+
+
+def test_a_measurement_leaves_its_process_where_it_was() -> None:
+    """Pinned to the client's core meanwhile, also where it fails; afterwards the next one can choose again."""
+    cores = choose_cores()
+    with contextlib.suppress(KeyError), staying_on(cores.client):
+        if cores.client is not None:
+            assert os.sched_getaffinity(0) == {cores.client}
+        raise KeyError
+    assert choose_cores() == cores
 
 
 def test_the_method_is_the_papers() -> None:

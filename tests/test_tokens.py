@@ -404,3 +404,37 @@ def test_the_library_would_not_choose_the_algorithm() -> None:
         jwt.PyJWS(algorithms=["EdDSA"]).decode(
             hs256_with_the_public_key(), KEY.public_key(), algorithms=["EdDSA"]
         )
+
+
+def test_a_token_that_was_seen_before_is_judged_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the signature is not checked twice: time, server, nonce and call are looked at whenever it is shown."""
+    checked = []
+    verify = tokens._verify_signature
+    monkeypatch.setattr(tokens, "_verify_signature", lambda *a, **k: checked.append(1) or verify(*a, **k))
+    tokens._signed.cache_clear()
+    clock = Clock()
+    nonces = book(clock)
+    token = issue_token(KEY, keyset_digest=DIGEST, nonce=nonces.issue(), now=NOW, action=None)
+    for later in (0, 60, 100):
+        accepted = check_token(token, keyset_digest=DIGEST, nonces=nonces, now=NOW + later, action=None)
+        assert accepted.id == tokens.principal_id(KEY.public_key())
+    assert len(checked) == 1
+    elsewhere = hashlib.sha256(b"another keyset").digest()
+    for code, digest, now, action in (
+        ("auth_wrong_server", elsewhere, NOW, None),
+        ("auth_expired", DIGEST, NOW + 3600, None),
+        ("auth_action_required", DIGEST, NOW, PUT),
+    ):
+        with pytest.raises(AccessRefused) as refused:
+            check_token(token, keyset_digest=digest, nonces=nonces, now=now, action=action)
+        assert refused.value.code == code
+    clock.now += 3600
+    with pytest.raises(AccessRefused) as refused:
+        check_token(token, keyset_digest=DIGEST, nonces=nonces, now=NOW, action=None)
+    assert refused.value.code == "auth_nonce_stale"
+    head, payload, signature = token.split(".")
+    forged = f"{head}.{payload}.{'A' * len(signature)}"
+    for _ in range(2):
+        with pytest.raises(AccessRefused):
+            check_token(forged, keyset_digest=DIGEST, nonces=nonces, now=NOW, action=None)
+    assert len(checked) == 3  # what is refused is not remembered

@@ -6,7 +6,8 @@ import importlib.metadata
 import os
 import platform
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,20 @@ def pin(core: int | None) -> None:
     """Keeps this process on one core, and what it starts from now on."""
     if core is not None:
         os.sched_setaffinity(0, {core})
+
+
+@contextmanager
+def staying_on(core: int | None) -> Iterator[None]:
+    """This process on one core meanwhile, and afterwards where it was: the next measurement chooses anew."""
+    if core is None:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    pin(core)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def pinned(core: int | None) -> Callable[[], None] | None:

@@ -77,9 +77,15 @@ def contenders(
     result: Result, options: Options, cores: machine.Cores, *, bare: bool
 ) -> Iterator[Sequence[Contender]]:
     """Bare onnxruntime (where asked for), ours, then the peers; this process on the client's core meanwhile."""
-    machine.pin(cores.client)
     # As Ctrl-C: what was started is ended on the way out, instead of serving on without anybody.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    with machine.staying_on(cores.client):
+        yield from _contenders(result, options, cores, bare=bare)
+
+
+def _contenders(
+    result: Result, options: Options, cores: machine.Cores, *, bare: bool
+) -> Iterator[Sequence[Contender]]:
     started: list[Contender] = []
     try:
         if bare:

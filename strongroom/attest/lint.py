@@ -171,8 +171,10 @@ _SECURITY_WEAK: dict[tuple[str, str | bool], tuple[str, str]] = {
 
 _SECURITY_OTHERS = {
     "handover": "whatever code the policy file with this digest accepts can receive the stored models; read it",
-    "recovery": "whoever holds this key and a copy of the disk can read the stored models",
-    "key_release": "whoever runs the broker with this key, and has a copy of the disk, can read the stored models",
+    "recovery": "whoever holds this key and a copy of the disk can read the stored models, and can fill an empty store "
+    "with models that no server examined",
+    "key_release": "whoever runs the broker with this key, and has a copy of the disk, can read the stored models, and "
+    "can fill an empty store with models that no server examined",
 }
 
 
