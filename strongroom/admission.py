@@ -30,7 +30,7 @@ from strongroom.errors import (
 )
 from strongroom.frames import receive, send
 from strongroom.models.info import AdmissionLimits, Admitted, ModelInfo
-from strongroom.zygote import EXAMINER, Nursery
+from strongroom.zygote import EXAMINER, Nursery, Timely
 
 MESSAGE_CHARACTERS: Final = 400
 """Of a refusal's sentence."""
@@ -94,7 +94,7 @@ class Examiner:
                 send(child.end, header, data)
                 if isinstance(data, bytearray):
                     data.clear()
-                answer, canonical = receive(child.end)
+                answer, canonical = receive(Timely(child.end, self._limits.wall_s + SPARE_S))
             except (OSError, EOFError, MemoryError):
                 raise LimitExceeded(
                     "examining the model took more time or memory than it may", code="admission_limits"

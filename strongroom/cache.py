@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import sys
 import threading
 from collections.abc import Callable, Hashable, Iterator
 
@@ -33,11 +34,13 @@ class SessionCache:
       - A leased session stays. What was evicted while leased is closed by its last lease.
       - The sum of `memory_bytes` of all sessions, evicted ones still leased included, is within the budget.
         What a loader takes before its session is counted comes on top: bound the number of loading threads.
+      - There are `most` at a time, however small they are: each may be a process, and those are counted elsewhere.
       - A failed load is not remembered: the next caller tries again.
     """
 
-    def __init__(self, budget_bytes: int) -> None:
+    def __init__(self, budget_bytes: int, *, most: int = sys.maxsize) -> None:
         self._budget = budget_bytes
+        self._most = most
         self._lock = threading.Lock()
         self._entries: dict[Hashable, _Entry] = {}  # least recently used first
         self._used = 0
@@ -141,13 +144,15 @@ class SessionCache:
             )
         victims: list[Hashable] = []
         room = self._budget - self._used
+        places = self._most - sum(entry.session is not None for entry in self._entries.values())
         for key, entry in self._entries.items():
-            if room >= size:
+            if room >= size and places > 0:
                 break
             if entry.session is not None and not entry.leases:
                 victims.append(key)
                 room += entry.session.memory_bytes
-        if room < size:
+                places += 1
+        if room < size or places <= 0:
             raise Unavailable(
                 "all loaded models are in use; no memory for another", code="engine_memory_busy"
             )

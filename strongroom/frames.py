@@ -26,11 +26,18 @@ class Stream(Protocol):
     def sendall(self, data: Any, /) -> None:
         """Sends all of it."""
 
-    def recv(self, size: int, flags: int = 0, /) -> bytes:
+    def recv(self, size: int, /) -> bytes:
         """Receives at most so many bytes; none at the end."""
 
     def recv_into(self, buffer: Any, /) -> int:
         """Receives some of it; 0 at the end."""
+
+
+class Blocking(Stream, Protocol):
+    """A socket that waits for as long as it takes."""
+
+    def recv(self, size: int, flags: int = 0, /) -> bytes:
+        """Receives so many bytes where `flags` say so; none at the end."""
 
 
 def send(end: Stream, header: Mapping[str, Any], data: bytes | bytearray | memoryview = b"") -> None:
@@ -46,34 +53,34 @@ def send(end: Stream, header: Mapping[str, Any], data: bytes | bytearray | memor
             end.sendall(view)
 
 
-def receive(end: Stream) -> tuple[dict[str, Any], bytearray]:
-    """Receives what `send` sent.
+def receive(end: Stream, *, most: int = MAX_DATA) -> tuple[dict[str, Any], bytearray]:
+    """Receives what `send` sent, of `most` bytes besides the object.
 
     Raises:
         EOFError: the other side ended before, or says what it cannot.
         OSError: it does not write in time.
     """
-    header, count = _header(end)
+    header, count = _header(end, most)
     return header, exactly(end, count)
 
 
-def receive_bytes(end: Stream) -> tuple[dict[str, Any], bytes]:
+def receive_bytes(end: Blocking) -> tuple[dict[str, Any], bytes]:
     """As `receive`, into memory that need not be copied again for who wants `bytes`. For a socket that blocks.
 
     Raises:
         EOFError: as `receive`.
     """
-    header, count = _header(end)
+    header, count = _header(end, MAX_DATA)
     data = end.recv(count, MSG_WAITALL) if count else b""
     if len(data) < count:  # a signal came
         data += exactly(end, count - len(data))
     return header, data
 
 
-def _header(end: Stream) -> tuple[dict[str, Any], int]:
+def _header(end: Stream, most: int) -> tuple[dict[str, Any], int]:
     lengths = exactly(end, 16)
     size, count = int.from_bytes(lengths[:8], "big"), int.from_bytes(lengths[8:], "big")
-    if size > HEADER_BYTES or count > MAX_DATA:
+    if size > HEADER_BYTES or count > most:
         raise EOFError
     try:
         header = json.loads(bytes(exactly(end, size)))

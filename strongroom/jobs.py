@@ -26,17 +26,16 @@ class Ticket:
         """Nobody waits any more: stops what runs, and what would begin."""
         with self._lock:
             self.cancelled = True
-            stop = self._stop
-        if stop is not None:
-            stop()
+            # Under the lock: a stop that comes late would end whatever the process does for somebody else by then.
+            if self._stop is not None:
+                self._stop()
 
     def stop_with(self, stop: Callable[[], None] | None) -> None:
         """What stops the run that begins now; None: it has ended. At once, where nobody waits any more."""
         with self._lock:
             self._stop = stop
-            cancelled = self.cancelled
-        if cancelled and stop is not None:
-            stop()
+            if self.cancelled and stop is not None:
+                stop()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,10 +34,15 @@ from strongroom.jobs import Source
 from strongroom.models.info import ModelInfo, TensorSpec
 from strongroom.oip import DATATYPES, Array
 from strongroom.records import Place
-from strongroom.zygote import TEMPLATE, Child, Nursery
+from strongroom.zygote import TEMPLATE, Child, Nursery, Timely
 
 BIRTH_S: Final = 10.0
 """Seconds for a worker to be forked and to say so; a few thousandths usually."""
+MOST_TEMPLATES: Final = 192
+"""Models in memory at a time. Less than the zygote has children (`zygote_child.CHILDREN`): small models of one owner,
+loaded and never run, would take the places of everybody's examiners."""
+ENDING: Final = 32
+"""Processes of a template beyond those that it may have: itself, and workers that were ended and are still going."""
 SLACK: Final = 192 << 20
 """Bytes of address space for whatever neither the model nor its values take: buffers of kernels, the heap's gaps."""
 MODEL_FACTOR: Final = 6
@@ -75,11 +80,18 @@ class WorkerLimits:
         """Seconds of processor time in a process's life; a worker that ran for half of it is replaced."""
         return max(600, 4 * self.run_longest_s)
 
+    @property
+    def answer_bytes(self) -> int:
+        """Of all outputs together as they lie in shared memory: an empty string takes 4 bytes there, and 3 in JSON."""
+        return -(-4 * self.response_bytes // 3)
+
     def room(self, info: ModelInfo) -> int:
         """Bytes of shared memory: the largest request and the largest answer. Pages are taken when they are written."""
         texts = 4 * self.elements + records.ALIGNMENT * (len(info.inputs) + len(info.outputs))
         fixed = [size for spec in info.inputs if (size := _fixed_bytes(spec)) is not None]
-        inputs = sum(fixed) if len(fixed) == len(info.inputs) else self.input_bytes
+        inputs = self.input_bytes
+        if len(fixed) == len(info.inputs):
+            inputs = min(inputs, sum(fixed))
         return -(-(inputs + self.response_bytes + texts) // _PAGE) * _PAGE
 
     def memory(self, info: ModelInfo, size: int) -> int:
@@ -111,7 +123,8 @@ class Template:
             As `jobs.Host.load`; Unavailable: no process can be made (code `overloaded`).
         """
         data = source.read()
-        self._child: Child = nursery.fork(TEMPLATE)
+        self.child: Child = nursery.fork(TEMPLATE)
+        """The process."""
         try:
             self.memory_bytes = self._loaded(source, data, limits, layers)
         except BaseException:
@@ -121,27 +134,27 @@ class Template:
     @property
     def pid(self) -> int:
         """Its process id."""
-        return self._child.pid
+        return self.child.pid
 
     def _loaded(
         self, source: Source, data: bytes | bytearray, limits: WorkerLimits, layers: tuple[str, ...]
     ) -> int:
-        end = self._child.end
-        end.settimeout(limits.run_longest_s)
+        end, timely = self.child.end, Timely(self.child.end, limits.run_longest_s)
         header = {
             "info": source.info.to_json(),
             "sha256": source.sha256,
             "canonical_sha256": source.canonical_sha256,
             "memory_bytes": limits.memory(source.info, len(data)),
             "cpu_s": limits.cpu_s,
+            "processes": limits.processes + ENDING,
             "layers": list(layers),
         }
         size = len(data)
         try:
             before = _resident(self.pid)
-            frames.send(end, header, data)
+            frames.send(timely, header, data)
             del data
-            answer, _ = frames.receive(end)
+            answer, _ = frames.receive(timely, most=0)
             grown = _resident(self.pid) - before
         except (OSError, EOFError):
             raise LimitExceeded(
@@ -159,16 +172,16 @@ class Template:
 
     def alive(self) -> bool:
         """Whether it has not ended; it says nothing more, so whatever could be read is its end."""
-        end = self._child.end
-        return end.fileno() >= 0 and not select.select([end], [], [], 0)[0]
+        end = self.child.end
+        return end.fileno() >= 0 and not _readable(end.fileno())
 
     def fork(self, end: socket.socket) -> None:
         """Has it fork a worker that gets `end`. OSError where it has ended."""
-        socket.send_fds(self._child.end, [records.FORK], [end.fileno()])
+        socket.send_fds(self.child.end, [records.FORK], [end.fileno()])
 
     def close(self) -> None:
-        """Hangs up, upon which it ends; the zygote ends what it forked."""
-        self._child.close()
+        """Ends it; the zygote ends what it forked."""
+        self.child.close()
 
 
 _REFUSALS: Final[Mapping[object, tuple[type[Error], str]]] = {
@@ -183,8 +196,8 @@ _REFUSALS: Final[Mapping[object, tuple[type[Error], str]]] = {
 class Worker:
     """One process and the memory it shares with us. One thread runs it at a time; `kill` may come from any other."""
 
-    def __init__(self, template: Template, size: int) -> None:
-        """Has it forked; `size`: bytes of shared memory.
+    def __init__(self, template: Template, size: int, *, most: int) -> None:
+        """Has it forked; `size`: bytes of shared memory, `most`: bytes of all outputs of a run together.
 
         Raises:
             OSError: the template has ended, or there are no descriptors.
@@ -194,7 +207,7 @@ class Worker:
         """Its process id, once it is there; for logs and tests, never to kill it by."""
         self.spent_s = 0.0
         self._runs = 0
-        self._size = size
+        self._size, self._most = size, most
         self._lock = threading.Lock()
         self._process = -1
         self._shared: mmap.mmap | None = None
@@ -243,7 +256,7 @@ class Worker:
 
     def alive(self) -> bool:
         """Whether the process has not ended."""
-        return self._process >= 0 and not select.select([self._process], [], [], 0)[0]
+        return self._process >= 0 and not _readable(self._process)
 
     def run(
         self, inputs: Mapping[str, Array], wanted: list[int], info: ModelInfo, seconds: float
@@ -267,6 +280,9 @@ class Worker:
             outcome, found = self._ask(records.pack_run(places, wanted), len(wanted), seconds)
             used = max((used, *(place.offset + place.size for place in found)))
             _check_outcome(outcome)
+            # Before anything is copied: they may lie on one another, and be millions of strings.
+            if sum(place.size for place in found) > self._most:
+                _check_outcome(records.TOO_LARGE)
             return [
                 self._output(place, position, info) for place, position in zip(found, wanted, strict=True)
             ]
@@ -275,10 +291,10 @@ class Worker:
             self._scrub(min(used, len(area)))
 
     def _ask(self, run: bytes, outputs: int, seconds: float) -> tuple[bytes, list[Place]]:
-        self._end.settimeout(seconds)
+        timely = Timely(self._end, seconds)
         try:
-            self._end.sendall(run)
-            return records.receive_answer(self._end, outputs=outputs)
+            timely.sendall(run)
+            return records.receive_answer(timely, outputs=outputs)
         except TimeoutError:
             self.kill()
             raise LimitExceeded(
@@ -333,6 +349,13 @@ def _check_outcome(outcome: bytes) -> None:
         raise LimitExceeded("the run takes more memory than there is for it", code="run_memory")
     if outcome == records.TOO_LARGE:
         raise LimitExceeded("the result is longer than results may be", code="response_too_large")
+
+
+def _readable(descriptor: int) -> bool:
+    """Whether there is something to be read now. Not by `select`, which knows no number from 1024 on."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _birth(pid: int) -> tuple[int, int]:

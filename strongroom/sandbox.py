@@ -87,6 +87,9 @@ class Profile:
     then not bounded by number but by what is open."""
     tend: bool = True
     """With `fork`: waiting for children, killing them. Without it nothing reaches a parent by how its children end."""
+    processes: int | None = None
+    """With `fork`: processes at a time, this one among them, where its user is its own (elsewhere the limit would count
+    others' processes); None: not limited."""
     file_bytes: int = 0
     """Size to which a descriptor of `write_fds` may grow (RLIMIT_FSIZE); 0: no file grows."""
 
@@ -131,14 +134,20 @@ def lock_down(profile: Profile, *, without: frozenset[str] = frozenset()) -> tup
             death.set_again()
         if name in without or (filtered and name in _ONCE):
             continue
+        holds = False
         with contextlib.suppress(OSError):
-            if step():
-                _held |= {name}
+            holds = step()
+        if holds:
+            _held |= {name}
+        elif name in _TIGHTENED:  # what its parent had of it leaves a child more than it may have now
+            _held -= {name}
     return tuple(sorted(_held))
 
 
 _ONCE: Final = frozenset({"namespaces", "uid", "capabilities", "no_new_privileges", "not_dumpable"})
 """What children have from the process that they were forked from, and what a filter no longer lets them ask."""
+_TIGHTENED: Final = frozenset({"closed_descriptors", "rlimits", "seccomp"})
+"""What a child has less of than the process that it was forked from."""
 
 
 def probe() -> tuple[str, ...]:
@@ -321,6 +330,8 @@ def _limit(profile: Profile) -> bool:
         wanted["CPU"] = profile.cpu_s
     if not profile.fork:
         wanted["NPROC"] = 0
+    elif profile.processes is not None and "uid" in _held and os.getuid() != _NOBODY:
+        wanted["NPROC"] = profile.processes
     hold = True
     for name, most in wanted.items():
         what = getattr(resource, f"RLIMIT_{name}", None)

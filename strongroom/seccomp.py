@@ -137,12 +137,14 @@ _PR_SET_PDEATHSIG, _PR_GET_PDEATHSIG, _PR_GET_DUMPABLE, _PR_SET_SECCOMP, _PR_GET
 )
 
 _ALWAYS: Final = (
-    "brk munmap rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack restart_syscall exit exit_group close "
+    "brk munmap rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack restart_syscall exit exit_group "
     "clock_gettime clock_getres clock_nanosleep nanosleep gettimeofday time getrandom getrusage "
     "getpid gettid getppid getuid geteuid getgid getegid sched_yield sched_getaffinity getrlimit "
     "poll ppoll select pselect6"
 )
 """Of one's own memory, signals, time and identity; randomness; waiting on descriptors that one has."""
+_STANDARD: Final = (0, 1, 2)
+"""Descriptors that lead nowhere, and that stay: a free number is a place to keep another one in (`worker`)."""
 _LOOKS: Final = (
     "open openat openat2 stat lstat newfstatat statx access faccessat faccessat2 readlink readlinkat statfs"
 )
@@ -171,6 +173,8 @@ def rules(
         *_transfers(read_fds, write_fds, any_number=receive_fds),
         *_memory(shared=receive_fds or files),
         *(Rule(call) for call in _ALWAYS.split()),
+        Rule("close", (Argument(0, _STANDARD, negated=True),)),
+        Rule("close", action=refuse(errno.EBADF)),
         Rule("prlimit64", (Argument(0, (0,)), Argument(2, (0,), wide=True))),
         Rule("fcntl", (Argument(1, (_F_GETFD, _F_SETFD, _F_GETFL)),)),
         Rule("ioctl", (Argument(1, (_FIONBIO,)),)),
@@ -199,7 +203,7 @@ def _transfers(read_fds: tuple[int, ...], write_fds: tuple[int, ...], *, any_num
     made.append(Rule("recvmsg", (*reading, Argument(2, *plain))))
     made.append(Rule("sendmsg", (*writing, Argument(2, *plain))))
     # The standard descriptors lead nowhere: a library that logs there is not at fault.
-    standard = (Argument(0, (0, 1, 2)),)
+    standard = (Argument(0, _STANDARD),)
     return made + [Rule(c, standard, refuse(errno.EBADF)) for c in ("read", "readv", "write", "writev")]
 
 
@@ -246,7 +250,7 @@ def _of_parents() -> list[Rule]:
         Rule("seccomp"),
         Rule("landlock_create_ruleset"),
         Rule("landlock_restrict_self"),
-        Rule("close_range"),
+        Rule("close_range", (Argument(0, _STANDARD, negated=True),)),
         Rule("prlimit64", (Argument(0, (0,)),)),
         Rule("setrlimit"),
     ]  # fmt: skip

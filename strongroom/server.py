@@ -53,7 +53,7 @@ from strongroom.models.info import STANDARD_BUDGET, STANDARD_LIMITS, AdmissionLi
 from strongroom.names import check_name
 from strongroom.oip import WireLimits
 from strongroom.platforms import TPM
-from strongroom.processes import WorkerLimits
+from strongroom.processes import MOST_TEMPLATES, WorkerLimits
 from strongroom.quotas import QuotaLimits
 from strongroom.rest import Rest
 from strongroom.runner import Preloaded, RunLimits, Runner
@@ -378,7 +378,7 @@ def _service(
         store=store,
         host=host,
         admit=admit,
-        cache=SessionCache(limits.loaded_bytes),
+        cache=SessionCache(limits.loaded_bytes, most=MOST_TEMPLATES),
         preloaded=preloaded,
         verify_on_load=cast(Literal["tags", "sha256"], settings.security.verify_on_load),
         limits=RunLimits(

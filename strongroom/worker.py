@@ -83,10 +83,11 @@ def _give_up(header: dict[str, Any], *, fork: bool) -> bool:
         fork=fork,
         receive_fds=fork,
         tend=False,
+        processes=header["processes"] if fork else None,
     )
     held = sandbox.lock_down(profile)
     if fork:
-        # One free number: whoever wants a second descriptor has to close the first.
+        # One free number: whoever wants a second descriptor has to close the first; 0 to 2 cannot be closed.
         resource.setrlimit(resource.RLIMIT_NOFILE, (_WORKER + 1, _WORKER + 1))
     return set(header["layers"]) <= set(held)
 

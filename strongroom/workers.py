@@ -38,6 +38,9 @@ BIRTHS: Final = 3
 """Workers that are asked for one after the other before the template is taken to be at fault."""
 _SPARE: Final = object()
 """Whose worker it is that has seen nobody's data."""
+_NEWBORN: Final = object()
+"""Whose worker it is that was asked for, and that nobody has waited for yet. It takes a place, and gives it up to
+who needs one, as every idle one: else models that are loaded and not run would keep all places."""
 
 
 class Workers:
@@ -98,10 +101,10 @@ class Workers:
                     return one
         return None
 
-    def has_spare(self, model: Model) -> bool:
-        """Whether a worker of this model has not seen anybody's data yet."""
+    def has(self, model: Model, caller: Hashable) -> bool:
+        """Whether there is an idle worker of this model and caller."""
         with self._lock:
-            return (model, _SPARE) in self._idle.values()
+            return (model, caller) in self._idle.values()
 
     def drop(self, model: Model) -> None:
         """Ends all idle workers of a model."""
@@ -125,7 +128,6 @@ class Model:
         self._room = workers.limits.room(source.info)
         self._lock = threading.Lock()
         self._deaths = Deaths()
-        self._newborn: Worker | None = None
         self._back: float = 0.0  # monotonic seconds at which it may be there again
         self._closed = False
         self._template: Template | None = self._make()
@@ -149,7 +151,7 @@ class Model:
             again = True
         except Died:
             if not job.ticket.cancelled:  # else we have killed it
-                self._died(job)
+                self._died(job, one)
             _refuse_died()
         except InvalidRequest:
             again = True
@@ -159,7 +161,7 @@ class Model:
             raise
         finally:
             job.ticket.stop_with(None)
-            self._give_back(one, caller if again else None)
+            self._give_back(one, caller if again and not job.ticket.cancelled else None)
         return dict(zip(names, results, strict=True))
 
     def close(self) -> None:
@@ -179,14 +181,15 @@ class Model:
     def _take(self, job: Job, caller: Hashable) -> Worker:
         with self._lock:
             template = self._there(job)
-            self._settle()
+            if (newborn := self._workers.find(self, _NEWBORN)) is not None and self._settle(newborn):
+                self._workers.keep(newborn, self, _SPARE)
             if caller is not None and (found := self._idle(caller)) is not None:
                 return found
             for _ in range(BIRTHS):
                 if (found := self._idle(_SPARE)) is not None:
                     return found
-                self._bear(needed=True)
-                self._settle()
+                if (one := self._bear(template, needed=True)) is not None and self._settle(one):
+                    return one
                 if not template.alive():
                     break
             self._lost(template)
@@ -213,32 +216,32 @@ class Model:
 
     def _bear_spare(self) -> None:
         """So that who comes next need not wait; what hinders it hinders nobody else. Callers hold the lock."""
-        if not self._workers.has_spare(self):
-            with contextlib.suppress(Error):
-                self._bear(needed=False)
-
-    def _bear(self, *, needed: bool) -> None:
-        """Asks for a worker, which gets ready on its own. Callers hold the lock."""
-        if self._template is None or self._newborn is not None:
+        if self._template is None or self._workers.has(self, _SPARE) or self._workers.has(self, _NEWBORN):
             return
+        with contextlib.suppress(Error):
+            if (one := self._bear(self._template, needed=False)) is not None:
+                self._workers.keep(one, self, _NEWBORN)
+
+    def _bear(self, template: Template, *, needed: bool) -> Worker | None:
+        """Asks for a worker, which gets ready on its own; None where none can be had. Callers hold the lock."""
         self._workers.place(needed=needed)
         try:
-            self._newborn = Worker(self._template, self._room)
+            return Worker(template, self._room, most=self._workers.limits.answer_bytes)
         except OSError:  # the template has ended, or there are no descriptors
             self._workers.leave()
+            return None
 
-    def _settle(self) -> None:
-        """The worker that was asked for, if any, becomes the spare one, or is none. Callers hold the lock."""
-        one, self._newborn = self._newborn, None
-        if one is None:
-            return
+    def _settle(self, one: Worker) -> bool:
+        """Waits for a worker that was asked for; False: there is none, and its place is given back. Callers hold the
+        lock.
+        """
         try:
             one.settle()
         except (OSError, EOFError):
             self._workers.leave()
             one.close()
-        else:
-            self._workers.keep(one, self, _SPARE)
+            return False
+        return True
 
     # Deaths
 
@@ -255,11 +258,12 @@ class Model:
             _refuse_now("the model's process ended several times and is made anew", self._back - now)
         return self._template
 
-    def _died(self, job: Job) -> None:
+    def _died(self, job: Job, one: Worker) -> None:
         with self._lock:
-            renew = self._deaths.died(job.caller or "", now=time.monotonic())
-            if self._template is not None and (renew or not self._template.alive()):
-                self._lost(self._template)
+            if one.template is not self._template:
+                return  # it ended with its template, which others' deaths did: this caller has no part in it
+            if not one.template.alive() or self._deaths.died(job.caller or "", now=time.monotonic()):
+                self._lost(one.template)
 
     def _lost(self, template: Template) -> None:
         """Ends what there is, and begins to make it anew, from another zygote: a template that died has a layout that
@@ -271,19 +275,23 @@ class Model:
         delay = self._deaths.renewed()
         self._back = time.monotonic() + delay + 3
         log.warning("a model's template is made anew")
-        threading.Thread(target=self._make_anew, args=(delay,), name="workers-again", daemon=True).start()
+        threading.Thread(
+            target=self._make_anew, args=(template, delay), name="workers-again", daemon=True
+        ).start()
 
-    def _make_anew(self, delay: float) -> None:
+    def _make_anew(self, former: Template, delay: float) -> None:
         while True:
             time.sleep(delay)
             if self._is_closed():
                 return
             try:
-                self._workers.nursery.renew()
+                self._workers.nursery.renew(former.child)
                 made = self._make()
                 break
-            except (Error, OSError) as error:
-                log.error("a model's template: %s", getattr(error, "code", type(error).__name__))
+            except Error as error:
+                log.error("a model's template: %s", error.code)
+            except (OSError, MemoryError) as error:  # whatever it is: the model must not stay away for ever
+                log.error("a model's template: %s", type(error).__name__)
             with self._lock:
                 delay = self._deaths.renewed()
                 self._back = time.monotonic() + delay + 3
@@ -306,10 +314,6 @@ class Model:
         if self._template is not None:
             self._template.close()
             self._template = None
-        if self._newborn is not None:
-            self._workers.leave()
-            self._newborn.close()
-            self._newborn = None
         self._workers.drop(self)
 
 

@@ -7,6 +7,8 @@ Rules
   - It is executed, not forked, and before any secret exists: no key is in its memory, nor in that of what comes
     from it. It imports once what they need, and looks at no model and no request.
   - It has a control socket and nothing else of this process; when that ends it ends all that it forked.
+  - What it forked may hang, or have been taken over: who asked for it ends it by a descriptor of the process, and
+    gives everything that it says a time in all, not one for each byte.
   - What it forks shares the layout of its memory, canaries included. `Nursery.renew` executes another; the former
     one ends with the last of its children.
   - Where no descriptor can be sent over a socket (a library OS) it cannot hand a child its socket. Then it does not
@@ -15,16 +17,19 @@ Rules
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from strongroom import frames
 from strongroom.errors import Failure, Unavailable
@@ -128,19 +133,25 @@ class _Zygote:
             self._control.settimeout(SPARE_S)
         return self.layers
 
-    def fork(self, kind: bytes, end: socket.socket) -> int:
-        """The new process's id; 0 where none can be made. OSError where the zygote has ended."""
+    def fork(self, kind: bytes, end: socket.socket) -> tuple[int, int]:
+        """The new process's id, and a descriptor of it, -1 where the system has none; (0, -1) where no process can be
+        made. OSError where the zygote has ended.
+        """
         socket.send_fds(self._control, [kind], [end.fileno()])
-        return self._answer()
+        close_on_exec = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+        answer, descriptors, _, _ = socket.recv_fds(self._control, 4, 1, close_on_exec)
+        process = descriptors[0] if descriptors else -1
+        if len(answer) != 4:
+            if process >= 0:
+                os.close(process)
+            raise ConnectionResetError
+        return int.from_bytes(answer, "big"), process
 
     def become(self, kind: bytes) -> tuple[int, socket.socket]:
         """Its id, and its control socket, at whose other end it is what was asked for. As `fork`."""
         self._control.sendall(kind)
-        return self._answer(), self._control
-
-    def _answer(self) -> int:
         try:
-            return int.from_bytes(frames.exactly(self._control, 4), "big")
+            return int.from_bytes(frames.exactly(self._control, 4), "big"), self._control
         except EOFError:
             raise ConnectionResetError from None
 
@@ -154,12 +165,47 @@ class _Zygote:
             self.process.wait()
 
 
-class Child:
-    """A process of the zygote's, by its socket and its id. A context manager: the socket is closed at the end."""
+class Timely:
+    """A socket to somebody who may answer byte by byte: all that is done through it takes `seconds` together.
 
-    def __init__(self, nursery: Nursery, zygote: _Zygote, end: socket.socket, pid: int) -> None:
+    A `frames.Stream`; where the time is over its methods raise TimeoutError.
+    """
+
+    def __init__(
+        self, end: socket.socket, seconds: float, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._end, self._clock = end, clock
+        self._until = clock() + seconds
+
+    def sendall(self, data: Any, /) -> None:
+        """See `frames.Stream`."""
+        self._in_time().sendall(data)
+
+    def recv(self, size: int, /) -> bytes:
+        """See `frames.Stream`."""
+        return self._in_time().recv(size)
+
+    def recv_into(self, buffer: Any, /) -> int:
+        """See `frames.Stream`."""
+        return self._in_time().recv_into(buffer)
+
+    def _in_time(self) -> socket.socket:
+        left = self._until - self._clock()
+        if left <= 0:
+            raise TimeoutError
+        self._end.settimeout(left)
+        return self._end
+
+
+class Child:
+    """A process of the zygote's, by its socket and its id. A context manager: it is ended at the end."""
+
+    def __init__(
+        self, nursery: Nursery, zygote: _Zygote, end: socket.socket, pid: int, process: int = -1
+    ) -> None:
+        """`process`: a descriptor of it, which is this object's from here on; -1: there is none."""
         self._nursery, self._zygote = nursery, zygote
-        self.end, self.pid = end, pid
+        self.end, self.pid, self._process = end, pid, process
 
     def __enter__(self) -> Self:
         return self
@@ -168,10 +214,15 @@ class Child:
         self.close()
 
     def close(self) -> None:
-        """Hangs up, upon which it ends."""
-        if self.end.fileno() >= 0:
-            self.end.close()
-            self._nursery._left(self._zygote)
+        """Hangs up and ends it, for it may not look; the zygote ends what it forked."""
+        if self.end.fileno() < 0:
+            return
+        self.end.close()
+        if self._process >= 0:
+            with contextlib.suppress(OSError):  # it has ended
+                signal.pidfd_send_signal(self._process, signal.SIGKILL)
+            os.close(self._process)
+        self._nursery._left(self._zygote)
 
 
 def descriptors_travel() -> bool:
@@ -199,6 +250,7 @@ class Nursery:
         """
         self._launch = launch
         self._lock = threading.Lock()
+        self._renewing = threading.Lock()
         self._alone = not descriptors_travel()
         self._current = self._fresh()
         self._closed = False
@@ -232,23 +284,36 @@ class Nursery:
         """
         if self._alone:
             return self._become(kind)
-        ours, theirs = socket.socketpair()
-        with theirs, self._lock:
-            for attempt in range(2):
-                if self._closed:
-                    break
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError:  # no descriptors are left
+            raise _no_process() from None
+        try:
+            with theirs, self._lock:
+                return self._fork(kind, ours, theirs)
+        except BaseException:
+            ours.close()
+            raise
+
+    def _fork(self, kind: bytes, ours: socket.socket, theirs: socket.socket) -> Child:
+        for attempt in range(2):
+            if self._closed:
+                break
+            try:
                 self._current.wait()
-                try:
-                    if pid := self._current.fork(kind, theirs):
-                        self._current.children += 1
-                        return Child(self, self._current, ours, pid)
-                    break
-                except OSError:
-                    if attempt == 0:
-                        self._current.stop()
-                        self._current = self._fresh()
-        ours.close()
-        raise Unavailable("no process can be made for the model", code="overloaded")
+                pid, process = self._current.fork(kind, theirs)
+            except (OSError, Failure) as fault:
+                if attempt:
+                    raise fault if isinstance(fault, Failure) else _no_process() from None
+                # Also one that did not start: what hindered it may be over, and it will not start any more.
+                self._current.stop()
+                self._current = self._fresh()
+                continue
+            if not pid:
+                break
+            self._current.children += 1
+            return Child(self, self._current, ours, pid, process)
+        raise _no_process()
 
     def _become(self, kind: bytes) -> Child:
         """As `fork`, where no socket can be handed over: the zygote itself, and the next one gets ready meanwhile."""
@@ -267,17 +332,23 @@ class Nursery:
                     zygote.children, zygote.retired = 1, True
                     return Child(self, zygote, end, pid)
                 zygote.stop()
-        raise Unavailable("no process can be made for the model", code="overloaded")
+        raise _no_process()
 
     def _fresh(self) -> _Zygote:
         return _Zygote(self._launch, alone=self._alone)
 
-    def renew(self) -> None:
-        """Executes another zygote for all that is forked from now on; returns when it is ready.
+    def renew(self, child: Child) -> None:
+        """Sees to it that all that is forked from now on comes from another zygote than `child` did; returns when that
+        is ready. Only where there is none yet one is executed: many that end together do not need one each.
 
         Raises:
             Failure: it does not start (code `start_refused`); then the former one stays in charge.
         """
+        with self._renewing:
+            if child._zygote is self._current:
+                self._renew()
+
+    def _renew(self) -> None:
         fresh = self._fresh()
         try:
             fresh.wait()
@@ -305,3 +376,7 @@ class Nursery:
             last = zygote.retired and not zygote.children
         if last:
             zygote.stop()
+
+
+def _no_process() -> Unavailable:
+    return Unavailable("no process can be made for the model", code="overloaded")

@@ -81,7 +81,9 @@ def _serve(server: socket.socket) -> int:
         if pid:
             children[pid] = _pidfd(pid)
         with contextlib.suppress(OSError):
-            server.sendall(pid.to_bytes(4, "big"))
+            # With a descriptor of the process, by which the server ends it: an id may be another's by then.
+            process = [children[pid]] if children.get(pid, -1) >= 0 else []
+            socket.send_fds(server, [pid.to_bytes(4, "big")], process)
 
 
 def _pidfd(pid: int) -> int:

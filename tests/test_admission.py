@@ -31,7 +31,7 @@ from strongroom.launch import CHILD, dependency_folders
 from strongroom.measure import measure_at
 from strongroom.models import admit
 from strongroom.models.info import STANDARD_LIMITS
-from strongroom.zygote import Launch, Nursery
+from strongroom.zygote import EXAMINER, Launch, Nursery, Timely
 
 CORPUS = SHARED / "hostile-models"
 FORMATS = {"onnx": "onnx", "xgb_json": "xgboost-json", "xgb_ubj": "xgboost-ubj"}
@@ -228,6 +228,63 @@ def test_a_long_message_arrives_whole() -> None:
         sender.start()
         assert receive(ours) == ({"a": 1}, bytearray(body))
         sender.join()
+
+
+def test_more_than_is_expected_is_not_made_room_for() -> None:
+    """Whoever has no bytes to send says so beforehand, and cannot have us allocate two gigabytes."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        send(theirs, {"loaded": True}, b"x")
+        with pytest.raises(EOFError):
+            receive(ours, most=0)
+        send(ours, {"loaded": True})
+        assert receive(theirs, most=0)[0] == {"loaded": True}
+
+
+def test_an_answer_byte_by_byte_has_one_time_in_all() -> None:
+    """Not one for each byte, in which a taken-over process would hold a thread for days."""
+    now = [0.0]
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        timely = Timely(ours, 10.0, clock=lambda: now[0])
+        timely.sendall(b"?")
+        for _ in range(9):
+            now[0] += 1.0
+            theirs.sendall(b"x")
+            assert timely.recv(1) == b"x" and ours.gettimeout() == 10.0 - now[0]
+        now[0] += 1.0
+        theirs.sendall(b"xx")
+        for late in (
+            lambda: timely.recv(1),
+            lambda: timely.recv_into(bytearray(1)),
+            lambda: timely.sendall(b"?"),
+        ):
+            with pytest.raises(TimeoutError):
+                late()
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="not exercised here: descriptors of processes are Linux's"
+)
+def test_a_process_that_does_not_look_is_ended(nursery: Nursery) -> None:
+    """A parser that hangs does not see us hang up, and one that was taken over does not care."""
+    with nursery.fork(EXAMINER) as child:
+        os.kill(child.pid, signal.SIGSTOP)
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{child.pid}").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    child.close()  # once is enough
+
+
+@pytest.mark.slow
+def test_a_zygote_that_did_not_start_is_not_the_last() -> None:
+    """What hindered it may be over: the next caller has another one executed."""
+    with Nursery(launch(paths=[])) as nursery:
+        with pytest.raises(Failure):
+            nursery.fork(EXAMINER)
+        nursery._launch = launch()
+        nursery.fork(EXAMINER).close()
 
 
 # The corpus of hostile models, where it is beside this checkout

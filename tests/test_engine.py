@@ -353,6 +353,23 @@ def test_the_least_recently_used_goes_first() -> None:
     assert cache.loaded() == ("a", "d") and cache.used_bytes == 25
 
 
+def test_there_are_so_many_however_small() -> None:
+    """The one more takes the oldest's place; where all are in use there is none for it."""
+    cache = SessionCache(100, most=2)
+    a, b = warm(cache, "a", 1), warm(cache, "b", 1)
+    c = warm(cache, "c", 1)
+    assert (a.closed, b.closed, c.closed) == (1, 0, 0) and cache.loaded() == ("b", "c")
+    late = Fake(1)
+    with (
+        cache.get("b", never),
+        cache.get("c", never),
+        pytest.raises(Unavailable) as caught,
+        cache.get("d", making(late)),
+    ):
+        pass
+    assert caught.value.code == "engine_memory_busy" and late.closed == 1 and cache.used_bytes == 2
+
+
 def test_what_is_in_use_stays() -> None:
     """A lease pins its session; without room the newcomer is refused for now, and nothing is lost."""
     cache = SessionCache(30)

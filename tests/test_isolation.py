@@ -247,12 +247,10 @@ def test_no_process_has_a_key_or_another_owners_data(
         wanted = {**secrets, **canary, **result}
         assert memory_holds(os.getpid(), secrets) == set(secrets)  # what looks, finds
         kept = {owner[1]: one.pid for one, owner in host._idle.items() if isinstance(owner[1], str)}
-        spare = [one.pid for one, owner in host._idle.items() if not isinstance(owner[1], str)]
+        others = [one for one, owner in host._idle.items() if not isinstance(owner[1], str)]
         (model,) = {owner[0] for owner in host._idle.values()}
-        assert model._template is not None and len(kept) == 2
-        if model._newborn is not None:
-            model._settle()
-            spare = [one.pid for one, owner in host._idle.items() if not isinstance(owner[1], str)]
+        assert model._template is not None and len(kept) == 2 and others
+        spare = [one.pid for one in others if one.pid or (model._settle(one) and one.pid)]
         bobs = next(pid for owner, pid in kept.items() if owner == world_id(BOB))
         for pid in (nursery.pid, model._template.pid, bobs, *spare):
             assert memory_holds(pid, wanted) == set(), pid

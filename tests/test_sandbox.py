@@ -380,6 +380,80 @@ def test_a_template_is_no_free_process(body: Callable[[int], object]) -> None:
     assert (said, ended) == ("", signal.SIGSYS)
 
 
+@needs("seccomp", "rlimits", "closed_descriptors")
+def test_no_number_becomes_free_for_a_descriptor_that_is_to_be_passed_on() -> None:
+    """A template that kept a worker's socket would give it to the next owner's worker: the standard three stay."""
+
+    def body(report: int) -> str:
+        most = report + 1
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        said = []
+        for number in (0, 1, 2):
+            with pytest.raises(OSError) as closed:
+                os.close(number)
+            with pytest.raises(OSError) as copied:
+                fcntl.fcntl(report, fcntl.F_DUPFD_CLOEXEC, 0)
+            said += [closed.value.errno, copied.value.errno]
+        return str(set(said) == {errno.EBADF, errno.EMFILE})
+
+    def narrow(report: int) -> object:
+        os.dup2(report, 3)
+        sandbox.lock_down(
+            sandbox.Profile(
+                **{**PROFILE, "fork": True, "receive_fds": True, "tend": False, "write_fds": (3,)}
+            )
+        )
+        os.write(3, body(3).encode())
+        os._exit(0)
+
+    assert forked(narrow) == ("True", 0)
+
+
+@needs("seccomp", "uid")
+def test_a_template_has_only_so_many_children() -> None:
+    """Its user is its own, so that the kernel can count them."""
+
+    def body(_: int) -> str:
+        for number in range(9):
+            try:
+                if os.fork() == 0:
+                    time.sleep(0.3)
+                    os._exit(0)
+            except OSError as exc:
+                return f"{number} {exc.errno}"
+        return "no end"
+
+    assert confined(body, fork=True, receive_fds=True, tend=False, processes=4) == (f"3 {errno.EAGAIN}", 0)
+
+
+@needs("seccomp")
+@pytest.mark.parametrize(
+    ("function", "layer"), [("install_filter", "seccomp"), ("close_all_but", "closed_descriptors")]
+)
+def test_what_a_child_does_not_get_is_not_its_parents(function: str, layer: str) -> None:
+    """A child that stays under its template's filter is not confined as a child is."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOMEM, "refused")
+
+    def child(report: int) -> str:
+        before = os.dup(report)
+        sandbox.lock_down(
+            sandbox.Profile(**{**PROFILE, "fork": True, "write_fds": (report, before), "receive_fds": True})
+        )
+        if os.fork() == 0:
+            with pytest.MonkeyPatch.context() as patched:
+                patched.setattr(kernel, function, refuse)
+                patched.setattr(os, "closerange", lambda *_: None)
+                held = sandbox.lock_down(sandbox.Profile(**{**PROFILE, "write_fds": (report,)}))
+            os.write(report, f"{layer in held}".encode())
+            os._exit(0)
+        os.wait()
+        return ""
+
+    assert forked(child) == ("False", 0)
+
+
 @needs("seccomp")
 def test_a_template_kills_its_children() -> None:
     """By number; they are in its Landlock domain, and have its user."""

@@ -121,6 +121,8 @@ ALLOWED = [
     ("newfstatat", (9, 1, 1, 0x1000), {"receive_fds": True}),
     ("fcntl", (9, 1030, 0), {"receive_fds": True}),
     ("ftruncate", (6, 100), {"files": True}),
+    ("close", (3,), {}),
+    ("close_range", (5, 0xFFFFFFFF, 0), {"fork": True}),
 ]
 REFUSED = [
     ("read", (6,), {}, KILL),
@@ -190,6 +192,8 @@ REFUSED = [
     ("seccomp", (1, 8, 1), {}, KILL),
     ("landlock_restrict_self", (3, 0), {}, KILL),
     ("close_range", (0, 10, 0), {}, KILL),
+    *(("close", (fd,), {"fork": True, "receive_fds": True}, refuse(errno.EBADF)) for fd in (0, 1, 2, 1 | 1 << 32)),
+    *(("close_range", (fd, 2, 0), {"fork": True, "receive_fds": True}, KILL) for fd in (0, 1, 2)),
     ("lseek", (6, 0, 0), {}, KILL),
     ("lseek", (5, 0, 0), {"files": True}, KILL),
     ("ftruncate", (6, 1), {}, KILL),

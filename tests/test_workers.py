@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import fcntl
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -16,6 +20,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
+from strongroom import processes, records
 from strongroom.engine import Engine
 from strongroom.errors import (
     AdmissionRefused,
@@ -32,7 +37,7 @@ from strongroom.models import admit
 from strongroom.models.info import _TOKEN, STANDARD_LIMITS, Admitted
 from strongroom.oip import bytes_array
 from strongroom.planned import FEWEST
-from strongroom.processes import WorkerLimits
+from strongroom.processes import Worker, WorkerLimits
 from strongroom.workers import Model, Workers
 from strongroom.zygote import Launch, Nursery
 
@@ -196,8 +201,6 @@ def test_who_shares_a_worker(
     nursery: Nursery, monkeypatch: pytest.MonkeyPatch, isolation: str, callers: list[str | None], workers: int
 ) -> None:
     """As the isolation says; callers without a key share nothing under `owner`."""
-    from strongroom.processes import Worker
-
     used: list[int] = []
     real = Worker.run
 
@@ -299,12 +302,31 @@ def test_three_deaths_of_one_caller(nursery: Nursery) -> None:
     before = nursery.pid
     with loaded(nursery, DIVIDE) as there, loaded(nursery, DOUBLE) as other:
         template = there._template
+        assert template is not None
+        run(there, HARMLESS, "b")
+        (his,) = [one for one, owner in there._workers._idle.items() if owner == (there, "b")]
+        os.kill(his.pid, signal.SIGSTOP)
+        fate: list[object] = []
+
+        def innocent() -> None:
+            try:
+                fate.append(run(there, HARMLESS, "b"))
+            except Error as error:
+                fate.append(error.code)
+
+        thread = threading.Thread(target=innocent)
+        thread.start()
+        wait_for(lambda: his not in there._workers._idle)
         for _ in range(3):
             with pytest.raises(InvalidRequest):
                 run(there, DEADLY, "killer")
         with pytest.raises(Unavailable) as caught:
             run(there, HARMLESS, "killer")
         assert caught.value.code == "model_quarantined" and caught.value.retry_after_s > 1
+        thread.join()
+        assert fate == ["worker_died"] and list(there._deaths._callers) == [
+            "killer"
+        ]  # which is not b's doing
         assert run(other, {"x": X}).tolist() == [3.0, -4.0]  # another model, meanwhile
 
         def again() -> bool:
@@ -315,7 +337,11 @@ def test_three_deaths_of_one_caller(nursery: Nursery) -> None:
                 return False
 
         wait_for(again, 60)
-        assert there._template is not template and nursery.pid != before
+        assert there._template is not template and (now := nursery.pid) != before
+        nursery.renew(
+            template.child
+        )  # as another model of the former zygote would: there is a new one already
+        assert nursery.pid == now
         with pytest.raises(Unavailable):
             run(there, HARMLESS, "killer")
         assert run(other, {"x": X}).tolist() == [3.0, -4.0]  # whose template is still the former zygote's
@@ -362,7 +388,8 @@ def test_a_caller_who_goes_away_ends_the_run(nursery: Nursery) -> None:
         with pytest.raises(Error):
             run(there, {"x": X}, ticket=ticket)
         for pid in pids(there):
-            os.kill(pid, signal.SIGCONT)
+            with contextlib.suppress(ProcessLookupError):  # the one that ran is on its way out
+                os.kill(pid, signal.SIGCONT)
         with pytest.raises(Error):
             run(there, {"x": X}, ticket=ticket)
         assert run(there, {"x": X}).tolist() == [3.0, -4.0]
@@ -373,10 +400,123 @@ def test_closing_ends_every_process(nursery: Nursery) -> None:
     with loaded(nursery, DOUBLE) as there:
         run(there, {"x": X})
         assert there._template is not None
-        ended = {there._template.pid, *pids(there)}
+        template = there._template
+        ended = {template.pid, *pids(there)}
     wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in ended))
     with pytest.raises(Failure):
         run(there, {"x": X})
+    there._make_anew(template, 0.0)  # had it been on its way back: it stays away
+    assert there._template is None
+
+
+def test_models_that_are_not_run_keep_no_places(nursery: Nursery) -> None:
+    """Each loaded model has a worker on its way; it gives its place up to whoever runs."""
+    all_ = Workers(nursery, isolation="owner", layers=FEWEST, limits=dataclasses.replace(LIMITS, processes=2))
+    models = [all_.load(source(DOUBLE)) for _ in range(3)]
+    try:
+        for there in (*reversed(models), *models):
+            assert run(there, {"x": X}).tolist() == [3.0, -4.0]
+    finally:
+        for there in models:
+            there.close()
+    assert all_._count == 0 and not all_._idle
+
+
+def test_a_template_that_does_not_look_ends_all_the_same(nursery: Nursery) -> None:
+    """One that hangs, or was taken over, does not stay when its model goes; nor do its workers."""
+    with loaded(nursery, DOUBLE) as there:
+        run(there, {"x": X})
+        assert there._template is not None
+        ended = {there._template.pid, *pids(there)}
+        os.kill(there._template.pid, signal.SIGSTOP)
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in ended))
+
+
+# What a worker that was taken over may say
+
+
+def fake_worker() -> tuple[Worker, socket.socket]:
+    """The server's side of one, and the end of the other."""
+    one, (ours, theirs) = Worker.__new__(Worker), socket.socketpair()
+    one._end, one._process, one._lock, one._shared = ours, -1, threading.Lock(), None
+    one._most = 1 << 12
+    one._area, one._runs, one.spent_s = np.zeros(1 << 12, np.uint8), 0, 0.0
+    return one, theirs
+
+
+def test_an_answer_byte_by_byte_is_no_answer() -> None:
+    """The time of a run is one for all of its answer."""
+    one, theirs = fake_worker()
+
+    def drip() -> None:
+        with contextlib.suppress(OSError):
+            for byte in records.pack_answer(records.DONE, [records.Place(0, (1,), 0, 4)]) * 9:
+                theirs.sendall(bytes([byte]))
+                time.sleep(0.05)
+
+    thread = threading.Thread(target=drip)
+    thread.start()
+    started = time.monotonic()
+    with pytest.raises(LimitExceeded) as caught:
+        one.run({"x": X}, [0], DOUBLE.info, 0.2)
+    assert caught.value.code == "run_too_long" and time.monotonic() - started < 1.0
+    one.close()
+    thread.join()
+    theirs.close()
+
+
+def test_outputs_one_on_top_of_the_other_are_not_copied() -> None:
+    """Sixty outputs of the whole memory each would be sixty times the memory that there is."""
+    one, theirs = fake_worker()
+    with theirs:
+        for size, accepted in ((1 << 11, True), (1 << 12, False)):
+            place = records.Place(0, (size // 4,), 0, size)
+            theirs.sendall(records.pack_answer(records.DONE, [place, place]))
+            if accepted:
+                assert [a.nbytes for a in one.run({"x": X}, [0, 0], DOUBLE.info, 5.0)] == [size, size]
+                continue
+            with pytest.raises(LimitExceeded) as caught:
+                one.run({"x": X}, [0, 0], DOUBLE.info, 5.0)
+            assert caught.value.code == "response_too_large"
+        one.close()
+
+
+def test_descriptors_beyond_a_thousand_are_looked_at() -> None:
+    """`select` knows no number from 1024 on, and connections take the small ones."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        try:
+            high = fcntl.fcntl(ours, fcntl.F_DUPFD_CLOEXEC, 1024)
+        except OSError:
+            pytest.skip("not exercised here: there are no such descriptors")
+        try:
+            assert not processes._readable(high)
+            theirs.close()
+            assert processes._readable(high)
+        finally:
+            os.close(high)
+
+
+def test_a_late_stop_meets_nobody_else() -> None:
+    """Once a run has ended its ticket stops nothing: the process may work for another caller by then."""
+    ticket, stopping, go = Ticket(), threading.Event(), threading.Event()
+    seen: list[str] = []
+
+    def stop() -> None:
+        stopping.set()
+        go.wait(5)
+        seen.append("stopped")
+
+    ticket.stop_with(stop)
+    cancelling = threading.Thread(target=ticket.cancel)
+    cancelling.start()
+    assert stopping.wait(5)
+    threading.Timer(0.05, go.set).start()
+    ticket.stop_with(None)
+    seen.append("ended")
+    cancelling.join()
+    ticket.cancel()
+    assert seen == ["stopped", "ended"]
 
 
 # Loading
