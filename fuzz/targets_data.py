@@ -43,6 +43,7 @@ ADMISSION = AdmissionLimits(
     categories=1000,
     metadata_bytes=1 << 16,
     level="strict",
+    confined=True,
     budget=STANDARD_BUDGET,
 )
 

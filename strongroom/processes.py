@@ -136,11 +136,13 @@ class Template:
             "cpu_s": limits.cpu_s,
             "layers": list(layers),
         }
-        before, size = _resident(self.pid), len(data)
+        size = len(data)
         try:
+            before = _resident(self.pid)
             frames.send(end, header, data)
             del data
             answer, _ = frames.receive(end)
+            grown = _resident(self.pid) - before
         except (OSError, EOFError):
             raise LimitExceeded(
                 "loading the model took more time or memory than it may", code="load_limits"
@@ -153,7 +155,7 @@ class Template:
         if answer != {"loaded": True}:
             raise Failure("the process that loads models answers what it cannot")
         # What it took, and never less than twice the model: it may have filled memory that was free before.
-        return max(_resident(self.pid) - before, 2 * size + FIXED)
+        return max(grown, 2 * size + FIXED)
 
     def alive(self) -> bool:
         """Whether it has not ended; it says nothing more, so whatever could be read is its end."""

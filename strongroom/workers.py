@@ -259,40 +259,44 @@ class Model:
         with self._lock:
             renew = self._deaths.died(job.caller or "", now=time.monotonic())
             if self._template is not None and (renew or not self._template.alive()):
-                self._lost(self._template, renew=renew)
+                self._lost(self._template)
 
-    def _lost(self, template: Template, *, renew: bool = False) -> None:
-        """Ends what there is, and begins to make it anew. Callers hold the lock."""
+    def _lost(self, template: Template) -> None:
+        """Ends what there is, and begins to make it anew, from another zygote: a template that died has a layout that
+        somebody may know, too. Callers hold the lock.
+        """
         if self._template is not template or self._closed:
             return
         self._end()
-        # A template that died has a layout that somebody may know, too.
         delay = self._deaths.renewed()
         self._back = time.monotonic() + delay + 3
-        log.warning("a model's template is made anew%s", " by another zygote" if renew else "")
+        log.warning("a model's template is made anew")
         threading.Thread(target=self._make_anew, args=(delay,), name="workers-again", daemon=True).start()
 
     def _make_anew(self, delay: float) -> None:
         while True:
             time.sleep(delay)
+            if self._is_closed():
+                return
             try:
-                if not self._closed:
-                    self._workers.nursery.renew()
-                    made = self._make()
+                self._workers.nursery.renew()
+                made = self._make()
                 break
-            except Error as error:
-                log.error("a model's template: %s", error.code)
+            except (Error, OSError) as error:
+                log.error("a model's template: %s", getattr(error, "code", type(error).__name__))
             with self._lock:
                 delay = self._deaths.renewed()
                 self._back = time.monotonic() + delay + 3
-                if self._closed:
-                    return
         with self._lock:
             if self._closed:
                 made.close()
                 return
             self._template = made
             self._bear_spare()
+
+    def _is_closed(self) -> bool:
+        with self._lock:
+            return self._closed
 
     def _make(self) -> Template:
         workers = self._workers
