@@ -114,6 +114,7 @@ def _check_started(ready: Boot) -> int:
 
     with ready.nursery:
         here = _machine(ready.settings, ready.measurement.digest, launched=ready.launched)
+        here.confirm()
         with contextlib.closing(here), _open_store(ready.settings, here, ready.security) as store:
             results = store.check()
     return show_checks(results, as_json=ready.errand["check"] == "json", simulated=here.simulated)
@@ -127,6 +128,7 @@ async def _serve(ready: Boot) -> None:
         examiner = Examiner(nursery, limits=_child_limits(settings))
         here = _machine(settings, ready.measurement.digest, launched=ready.launched)
         stack.callback(here.close)
+        here.confirm()
         moving.run_errand(
             ready.errand,
             settings,
