@@ -19,9 +19,10 @@ from strongroom.attester import (
     root_digest,
 )
 from strongroom.config import Config
-from strongroom.errors import InvalidConfig, NotFound
+from strongroom.errors import InvalidConfig, NotFound, Refused
 from strongroom.keys import SealingRoot
 from strongroom.stapling import StapledAttester
+from strongroom.tee import rtmr
 from strongroom.tee.nitro import NitroAttester
 from strongroom.tee.sev_guest import derive_key
 from strongroom.tee.sgx import SgxAttester
@@ -36,7 +37,9 @@ _ROOT: Final = "simulated root"
 class Machine:
     """The platform that this server runs on, ready for use. `roots`: what its own evidence leads to, one of them.
     `says`: what an operator has to be told of it, as (what, value). `anchor`: what keeps an older store out.
-    `activate`: credential activation, which only a TPM has. `close`: gives the platform back.
+    `activate`: credential activation, which only a TPM has. `close`: gives the platform back. `confirm`: returns if the
+    hardware shows the launch that the settings demand; a server calls it before it makes anything, `strongroom check`,
+    which attests nothing, does not. Refused otherwise (codes `rtmr3_mismatch`, `host_data_mismatch`).
     """
 
     platform: platforms.Platform
@@ -46,6 +49,7 @@ class Machine:
     anchor: Anchor
     activate: Callable[[bytes, bytes], bytes]
     close: Callable[[], None]
+    confirm: Callable[[], None]
 
     @property
     def simulated(self) -> bool:
@@ -63,7 +67,7 @@ def no_activation(_credential: bytes, _encrypted_secret: bytes) -> bytes:
 
 
 def _nothing() -> None:
-    """Most platforms are not opened, so there is nothing to give back."""
+    """Most platforms are not opened, so there is nothing to give back; nor is a launch demanded of them."""
 
 
 def machine(settings: Config, *, measurement: str, store_exists: bool, launched: str) -> Machine:
@@ -81,14 +85,16 @@ def machine(settings: Config, *, measurement: str, store_exists: bool, launched:
     elif name == platforms.TPM:
         made = _tpm(settings, platform, measurement=measurement, store_exists=store_exists, launched=launched)
     else:
+        attester, confirm = _hardware(settings, name, measurement=measurement)
         made = Machine(
             platform=platform,
-            attester=_hardware(settings, name),
+            attester=attester,
             roots=PINS[platform.format],
             says=(("rollback of the store", "not noticed: this platform has no counter"),),
             anchor=UNANCHORED,
             activate=no_activation,
             close=_nothing,
+            confirm=confirm,
         )
     if not settings.endorsements:
         return made
@@ -116,6 +122,7 @@ def _simulated(
         anchor=SimulatedAnchor(settings.anchor_path),
         activate=no_activation,
         close=_nothing,
+        confirm=_nothing,
     )
 
 
@@ -145,24 +152,40 @@ def _tpm(
         anchor=attester.anchor(),
         activate=attester.activate,
         close=device.close,
+        confirm=_nothing,  # the TPM gave its root to nothing else
     )
 
 
-def _hardware(settings: Config, name: str) -> Attester:
+def _hardware(settings: Config, name: str, *, measurement: str) -> tuple[Attester, Callable[[], None]]:
+    """The attester, and the check of its launch."""
     paths = platforms.PATHS
-    if name == "sgx":
+    if name == platforms.SGX:
         seal_to = cast(Literal["measurement", "signer"], settings.sgx.seal_to)
-        return SgxAttester(paths.attestation, seal_to=seal_to)
+        return SgxAttester(paths.attestation, seal_to=seal_to), _nothing
     if name == platforms.NITRO:
-        return NitroAttester(paths.nsm, operator_key=_operator_key(settings, name))
+        return NitroAttester(paths.nsm, operator_key=_operator_key(settings, name)), _nothing
     reports = report_interface(paths.reports, platform=name)
-    if name == "tdx":
-        return TdxAttester(reports, operator_key=_operator_key(settings, name))
-    return SnpAttester(reports, derive=partial(_derive, paths))
+    if name == platforms.TDX:
+        td = TdxAttester(reports, operator_key=_operator_key(settings, name))
+        return td, partial(
+            rtmr.check_launched, td.rtmr3, measurement
+        ) if settings.tdx.extend_rtmr3 else _nothing
+    guest = SnpAttester(reports, derive=partial(_derive, paths))
+    demanded = settings.snp.host_data == "measurement"
+    return guest, partial(_check_host_data, guest.host_data, measurement) if demanded else _nothing
+
+
+def _check_host_data(shown: str, measurement: str) -> None:
+    if shown != measurement:
+        raise Refused(
+            f"HOST_DATA is {shown}, expected this code's measurement {measurement}: the host launched this guest for "
+            "other code or configuration",
+            code="host_data_mismatch",
+        )
 
 
 def _operator_key(settings: Config, name: str) -> SealingRoot | None:
-    """The key in the operator's file; None where a broker keeps it (`releasing`)."""
+    """The key in the operator's file; None where a broker keeps it (`key_seeker`)."""
     if settings.key_release.url:
         return None
     return load_operator_key(settings.operator_key_path(name))

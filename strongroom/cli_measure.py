@@ -75,7 +75,8 @@ def measure(
 
     First this code's own digest, which covers package, dependencies and configuration. For the simulated TEE that is
     what its evidence states, and where the simulated root key of that configuration exists, says which root it is:
-    `policy init` wants both. On a TPM it also says what the code's register will hold.
+    `policy init` wants both. On a TPM it also says what the code's register will hold; for TDX and SEV-SNP, where the
+    configuration has the launcher extend RTMR3 or the server compare HOST_DATA, that value.
 
     Other hardware states what the hardware measured, which follows from what the release's build made: name it. What
     is printed as JSON is what `release sign --measured` takes.
@@ -146,19 +147,45 @@ def _reference(
             code_pcr=settings.tpm.code_pcr,
             code_value=reference_value(measured.digest),
         )
+    launched = _launched(name, settings, measured)
     if not given:
         wanted = ", ".join(f"--{_dashed(n)}" for n in _NEEDED[name])
         return reference.Reference(
-            value=None, notes=(f"evidence states what the hardware measured: give {wanted}",)
+            value=None, facts=launched, notes=(f"evidence states what the hardware measured: give {wanted}",)
         )
     if name == "sgx":
         return reference.sgx_reference(_bytes(given["sigstruct"]))
     if name == "nitro":
         return reference.nitro_reference(_bytes(given["eif_json"]))
+    held = "".join(value for _, value in launched)
     if name == "tdx":
         log = _bytes(given["event_log"]) if "event_log" in given else None
-        return reference.tdx_reference(_bytes(given["firmware"]), log, order=given["page_order"])
-    return reference.snp_reference(_launch_digest(given), with_kernel="kernel" in given)
+        return reference.tdx_reference(
+            _bytes(given["firmware"]), log, order=given["page_order"], launched=held
+        )
+    return reference.snp_reference(_launch_digest(given), with_kernel="kernel" in given, host_data=held)
+
+
+def _launched(name: str, settings: Config, measured: Measurement | None) -> tuple[tuple[str, str], ...]:
+    """What evidence says of this code's own digest, where the settings want it there: the launcher's event in RTMR3,
+    or HOST_DATA, which the host has to be told.
+
+    Raises:
+        Failure: the settings want that, and the digest cannot be had here (code `start_refused`).
+    """
+    wanted = {"tdx": settings.tdx.extend_rtmr3, "snp": settings.snp.host_data == "measurement"}
+    if not wanted.get(name, False):
+        return ()
+    if measured is None:
+        raise Failure(
+            "the settings want this code's digest in the evidence: install strongroom with the extra server",
+            code="start_refused",
+        )
+    if name == "snp":
+        return (("host_data", measured.digest),)
+    from strongroom.tee.rtmr import reference_value
+
+    return (("rtmr3", reference_value(measured.digest)),)
 
 
 def _launch_digest(given: Mapping[str, Any]) -> str:
@@ -230,7 +257,7 @@ def _registers(reference: Reference) -> dict[str, str]:
     """Those of the value; without one, those that are known."""
     if reference.value is not None:
         return dict(reference.value.registers)
-    return {n: v for n, v in reference.facts if n.startswith("pcr")}
+    return {n: v for n, v in reference.facts if n.startswith(("pcr", "rtmr"))}
 
 
 def _show(name: str, measured: Measurement | None, reference: Reference, root: str | None) -> None:
@@ -261,7 +288,8 @@ def _show_policy(reference: Reference, name: str) -> None:
         raise InvalidRequest(
             f"no entry for {name}: {'; '.join(reference.notes)}", code="reference_incomplete"
         )
-    click.echo(render_entry(reference.value, svn=reference.svn), nl=False)
+    host_data = dict(reference.facts).get("host_data", "")
+    click.echo(render_entry(reference.value, svn=reference.svn, host_data=host_data), nl=False)
     for note in reference.notes:
         click.secho(f"note: {note}", fg="yellow", err=True)
     note_simulated(name == "simulated")

@@ -28,6 +28,7 @@ from strongroom.platform_settings import KeyRelease as KeyRelease
 from strongroom.platform_settings import Nitro as Nitro
 from strongroom.platform_settings import Sgx as Sgx
 from strongroom.platform_settings import Simulated as Simulated
+from strongroom.platform_settings import Snp as Snp
 from strongroom.platform_settings import Tdx as Tdx
 from strongroom.platform_settings import Tpm as Tpm
 from strongroom.platform_settings import setting as _setting
@@ -145,6 +146,7 @@ class Config:
     simulated: Simulated = field(default_factory=Simulated)
     sgx: Sgx = field(default_factory=Sgx)
     tdx: Tdx = field(default_factory=Tdx)
+    snp: Snp = field(default_factory=Snp)
     nitro: Nitro = field(default_factory=Nitro)
     tpm: Tpm = field(default_factory=Tpm)
     key_release: KeyRelease = field(default_factory=KeyRelease)
@@ -213,6 +215,7 @@ _SECTIONS: Final[dict[str, type]] = {
     "simulated": Simulated,
     "sgx": Sgx,
     "tdx": Tdx,
+    "snp": Snp,
     "nitro": Nitro,
     "tpm": Tpm,
     "key_release": KeyRelease,
@@ -284,6 +287,7 @@ def load(path: Path | None, *, variables: Mapping[str, str], base: Path) -> Conf
         simulated=Simulated(**chosen["simulated"]),
         sgx=Sgx(**chosen["sgx"]),
         tdx=Tdx(**chosen["tdx"]),
+        snp=Snp(**chosen["snp"]),
         nitro=Nitro(**chosen["nitro"]),
         tpm=Tpm(**chosen["tpm"]),
         key_release=KeyRelease(**chosen["key_release"]),

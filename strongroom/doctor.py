@@ -62,6 +62,7 @@ def examine(root: Path, *, release: str, now: datetime, have: Callable[[str], bo
         reports=root / "sys/kernel/config/tsm/report",
         sev_guest=root / "dev/sev-guest",
         nsm=root / "dev/nsm",
+        td_registers=root / "sys/devices/virtual/misc/tdx_guest/measurements",
     )
     try:
         found: str | None = platforms.resolve(platforms.AUTO, paths=paths)

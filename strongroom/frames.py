@@ -26,6 +26,9 @@ class Stream(Protocol):
     def sendall(self, data: Any, /) -> None:
         """Sends all of it."""
 
+    def recv(self, size: int, /) -> bytes:
+        """Receives at most so many bytes; none at the end."""
+
     def recv_into(self, buffer: Any, /) -> int:
         """Receives some of it; 0 at the end."""
 
@@ -33,8 +36,8 @@ class Stream(Protocol):
 class Blocking(Stream, Protocol):
     """A socket that waits for as long as it takes."""
 
-    def recv(self, size: int, flags: int, /) -> bytes:
-        """Receives at most so many bytes; none at the end."""
+    def recv(self, size: int, flags: int = 0, /) -> bytes:
+        """Receives so many bytes where `flags` say so; none at the end."""
 
 
 def send(end: Stream, header: Mapping[str, Any], data: bytes | bytearray | memoryview = b"") -> None:

@@ -33,8 +33,8 @@ from types import MappingProxyType
 from typing import Final, NoReturn
 
 from strongroom import config
-from strongroom.errors import Error, Failure, InvalidConfig
-from strongroom.platforms import SGX, TPM
+from strongroom.errors import Error, Failure, InvalidConfig, Refused, Unavailable
+from strongroom.platforms import SGX, TDX, TPM, resolve
 
 FIXED: Final[Mapping[str, str]] = {
     "OPENSSL_CONF": "/dev/null",  # else it may name a provider: foreign code in this very process
@@ -56,6 +56,8 @@ machine of the host's it would be a way to plant one."""
 
 NO_BYTE_CODE: Final = f"pycache_prefix={os.devnull}/none"
 """Option of the interpreter: where it looks for byte code no file can exist."""
+_EXITS: Final[tuple[tuple[type[Error], int], ...]] = ((Failure, 1), (Refused, 10), (Unavailable, 30))
+"""Family -> exit code, as `boot.report` has it; the others are 20."""
 ROOM: Final = "run-"
 """Prefix of the folder in the state folder that holds this process's empty working folder."""
 
@@ -117,10 +119,12 @@ def command(
     """Prepares the clean interpreter; makes the state folder and the empty one in it. `errand`: what the server is
     asked for besides serving (`moving`).
 
-    On the platform `tpm` this extends the PCR of the code: from here on the machine is the server's until its reset.
+    On the platform `tpm` this extends the PCR of the code: from here on the machine is the server's until its reset. In
+    a trust domain it extends RTMR3, where the settings say so.
 
     Raises:
-        InvalidConfig: the settings cannot be used, or the state folder cannot be made, or there is no TPM.
+        InvalidConfig: the settings cannot be used, or the state folder cannot be made, or there is no TPM or RTMR3.
+        Refused, Unavailable: RTMR3 holds something else, or cannot be extended now: see `tee.rtmr.measure_into`.
         Failure: a dependency of the server is not installed (code `start_refused`), or the TPM fails.
     """
     settings = config.load(config_path, variables=variables, base=base)
@@ -132,7 +136,7 @@ def command(
         "room": str(room),
         "package": str(Path(__file__).resolve().parent),
         "paths": folders,
-        "launched": _measured_start(settings, folders) if settings.platform == TPM else "",
+        "launched": _measured_start(settings, folders),
         "errand": dict(errand),
     }
     environment = {**{k: v for k, v in variables.items() if _passed_on(k, settings.platform)}, **FIXED}
@@ -188,14 +192,25 @@ def _make_room(state: Path) -> Path:
 
 
 def _measured_start(settings: config.Config, folders: list[str]) -> str:
-    """Tells the TPM which code is about to run; returns what its PCR held before (hex)."""
-    from strongroom import planned
+    """Tells the hardware which code is about to run, where that is the launcher's; returns what the TPM's PCR held
+    before (hex), "" on other platforms.
+    """
+    extends_rtmr3 = settings.tdx.extend_rtmr3 and resolve(settings.platform) == TDX
+    if settings.platform != TPM and not extends_rtmr3:
+        return ""
+    from strongroom import planned, platforms
+
+    preload = planned.preload_digests(settings)
+    measured = planned.measurement(settings, preload=preload, folders=folders)
+    if extends_rtmr3:
+        from strongroom.tee import rtmr
+
+        rtmr.measure_into(platforms.PATHS.td_registers, measured.digest)
+        return ""
     from strongroom.tee.tpm import measure_into
     from strongroom.tee.tpm_device import Device
 
     os.environ["TSS2_LOG"] = FIXED["TSS2_LOG"]
-    preload = planned.preload_digests(settings)
-    measured = planned.measurement(settings, preload=preload, folders=folders)
     device = Device(settings.tpm.tcti)
     try:
         return measure_into(device, settings.tpm.code_pcr, measured.digest)
@@ -231,7 +246,7 @@ def main(arguments: list[str]) -> int:
         serve(arguments[1] if arguments else None)
     except Error as error:
         sys.stderr.write(f"strongroom: {error.message} [{error.code}]\n")
-        return 1 if isinstance(error, Failure) else 20
+        return next((code for family, code in _EXITS if isinstance(error, family)), 20)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ FEWEST: Final = ("closed_descriptors", "no_new_privileges", "not_dumpable", "rli
 """Layers without which no stranger's model runs in a process of its own."""
 MAX_HANDOVER_POLICY: Final = 64 * 1024
 """Bytes of a hand-over policy: what `attest.policy` reads."""
-BROKERED: Final = ("tdx", platforms.NITRO, platforms.SIMULATED)
+BROKERED: Final = (platforms.TDX, platforms.NITRO, platforms.SIMULATED)
 """Platforms that have no sealing key of their own (or only pretend to), so that a broker may keep one."""
 PACKAGE: Final = Path(__file__).resolve().parent
 

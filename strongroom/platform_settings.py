@@ -56,6 +56,24 @@ class Tdx:
         "It protects nothing from whoever reads it. Empty: `operator-key` in `state_dir`.",
         unit="path",
     )
+    extend_rtmr3: bool = setting(
+        False,
+        "Whether the launcher extends RTMR3 with this code's measurement before it runs it, and the server starts only "
+        "if its quote shows that (docs/spec/reference-values.md §7). Not the default, for it takes Linux 6.16 and the "
+        "right to write root's files below /sys. With it, another build starts only after a restart of the TD.",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snp:
+    """`[snp]`: an SEV-SNP guest."""
+
+    host_data: str = setting(
+        "any",
+        "What HOST_DATA, 32 bytes that the host gives at the launch, has to be: `measurement`, this code's own digest "
+        "(`strongroom measure --platform snp` prints it), or the server does not start; `any`, whatever the host gave.",
+        choices=("any", "measurement"),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,6 +25,8 @@ SIMULATED: Final = "simulated"
 TPM: Final = "tpm"
 NITRO: Final = "nitro"
 SGX: Final = "sgx"
+TDX: Final = "tdx"
+SNP: Final = "snp"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +45,8 @@ class Platform:
 
 PLATFORMS: Final[Mapping[str, Platform]] = {
     SGX: Platform(title="Intel SGX under Gramine", format="sgx", sealing="measurement", host_excluded=True),
-    "tdx": Platform(title="Intel TDX", format="tdx", sealing="operator", host_excluded=True),
-    "snp": Platform(title="AMD SEV-SNP", format="snp", sealing="measurement", host_excluded=True),
+    TDX: Platform(title="Intel TDX", format="tdx", sealing="operator", host_excluded=True),
+    SNP: Platform(title="AMD SEV-SNP", format="snp", sealing="measurement", host_excluded=True),
     NITRO: Platform(title="AWS Nitro Enclaves", format="nitro", sealing="operator", host_excluded=True),
     TPM: Platform(
         title="TPM 2.0: measures the start, hides no memory from the host",
@@ -71,11 +73,12 @@ class Paths:
     reports: Path = Path("/sys/kernel/config/tsm/report")
     sev_guest: Path = Path("/dev/sev-guest")
     nsm: Path = Path("/dev/nsm")
+    td_registers: Path = Path("/sys/devices/virtual/misc/tdx_guest/measurements")
 
 
 PATHS: Final = Paths()
 
-PROVIDERS: Final[Mapping[str, str]] = {"tdx_guest": "tdx", "sev_guest": "snp"}
+PROVIDERS: Final[Mapping[str, str]] = {"tdx_guest": TDX, "sev_guest": SNP}
 """What configfs-tsm calls the provider of reports -> the platform."""
 
 

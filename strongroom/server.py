@@ -113,6 +113,7 @@ def _check_started(ready: Boot) -> int:
 
     with ready.nursery:
         here = _machine(ready.settings, ready.measurement.digest, launched=ready.launched)
+        here.confirm()
         keyed = _keyed(ready.settings, here, ready.security)
         with contextlib.closing(here), _open_store(ready.settings, keyed, ready.security) as store:
             results = store.check()
@@ -127,6 +128,7 @@ async def _serve(ready: Boot) -> None:
         examiner = Examiner(nursery, limits=_child_limits(settings))
         here = _machine(settings, ready.measurement.digest, launched=ready.launched)
         stack.callback(here.close)
+        here.confirm()
         here = _keyed(settings, here, ready.security)
         moving.run_errand(
             ready.errand,

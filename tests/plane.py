@@ -158,6 +158,7 @@ def plane(
         anchor=UNANCHORED,
         activate=no_activation,
         close=lambda: None,
+        confirm=lambda: None,
     )
     service = _service(settings, store, here, preloaded, admit=admit, host=host or InProcess(Engine()))
     rest = Rest(

@@ -16,7 +16,9 @@ import fake_tpm
 from strongroom.attest.releases import verify_release
 from strongroom.cli import main
 from strongroom.client import SYSTEM_CLOCK
+from strongroom.errors import Failure
 from strongroom.measure import Measurement
+from strongroom.tee.rtmr import reference_value
 
 DIGEST = "d1" * 32
 CCEL = fake_tpm.event_log([(1, 4, b"firmware"), (2, 13, b"kernel")], banks=(fake_tpm.SHA384,), first=1)
@@ -91,6 +93,39 @@ def test_hardware_measures_what_the_build_made(platform: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("platform", "settings", "name", "value"),
+    [
+        ("tdx", "[tdx]\nextend_rtmr3 = true", "rtmr3", reference_value(DIGEST)),
+        ("snp", '[snp]\nhost_data = "measurement"', "host_data", DIGEST),
+    ],
+)
+def test_what_the_launch_has_to_say_of_the_code(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, platform: str, settings: str, name: str, value: str
+) -> None:
+    """RTMR3 or HOST_DATA, with and without the build's files; in a policy's entry; nothing where it is not demanded."""
+    monkeypatch.setattr("strongroom.launch_digest.launch_digest", lambda _launch: "ab" * 48)
+    monkeypatch.setattr("strongroom.launch_digest.vcpu_types", lambda: ("EPYC-Milan",))
+    config = folder / "strongroom.toml"
+    config.write_text(settings)
+    demanded = ("--config", str(config))
+    for words in ((), WORDS[platform]):
+        assert value in run(platform, *words, *demanded).stdout.split()[1:]
+        document = json.loads(run(platform, *words, *demanded, "--json").stdout)
+        assert (document["registers"] | document["facts"])[name] == value
+        assert name not in json.loads(run(platform, *words, "--json").stdout)["facts"]
+    entry = run(platform, *WORDS[platform], *demanded, "--policy").stdout
+    assert f'{"registers." if name == "rtmr3" else ""}{name} = ["{value}"]' in entry
+    assert "host_data" not in run(platform, *WORDS[platform], "--policy").stdout
+
+    def missing(_settings: object) -> Measurement:
+        raise Failure("uvicorn is not installed", code="start_refused")
+
+    monkeypatch.setattr("strongroom.boot.planned_measurement", missing)
+    assert run(platform, *WORDS[platform], *demanded).exit_code == 1
+    assert run(platform, *WORDS[platform]).exit_code == 0
+
+
+@pytest.mark.parametrize(
     ("platform", "words"),
     [
         ("sgx", ("--eif-json", "eif.json")),
@@ -117,7 +152,6 @@ def test_options_that_say_nothing_or_too_little(platform: str, words: tuple[str,
 
 def test_without_the_servers_parts_hardware_still_has_its_value(monkeypatch: pytest.MonkeyPatch) -> None:
     """An auditor with the client's install can read a SIGSTRUCT; this code's own digest takes the server's."""
-    from strongroom.errors import Failure
 
     def missing(_settings: object) -> Measurement:
         raise Failure("uvicorn is not installed", code="start_refused")

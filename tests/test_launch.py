@@ -9,8 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from strongroom import launch
-from strongroom.errors import Failure, InvalidConfig
+sys.path.insert(0, str(Path(__file__).resolve().parent / "tee"))
+from emulators import Registers
+
+from strongroom import launch, platforms
+from strongroom.errors import Error, Failure, InvalidConfig, Refused, Unavailable
+from strongroom.measure import Measurement
+from strongroom.tee import rtmr
 
 HOST = {
     "PATH": "/usr/bin",
@@ -68,6 +73,30 @@ def test_libraries_are_looked_for_where_the_manifest_says_in_an_enclave_only(
         assert "LD_LIBRARY_PATH" not in command(tmp_path, STRONGROOM_PLATFORM=platform).environment
         assert launch.child_environment(platform) == launch.CHILD
     assert "LD_PRELOAD" not in command(tmp_path, STRONGROOM_PLATFORM="sgx").environment
+
+
+def test_the_launcher_extends_rtmr3_where_the_settings_say_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the measurement that the server will have, in a trust domain alone; no register, no start."""
+    registers, folder = Registers(), tmp_path / "measurements"
+    monkeypatch.setattr(platforms, "PATHS", platforms.Paths(td_registers=folder))
+    monkeypatch.setattr("strongroom.planned.measurement", lambda *_, **__: Measurement({}, "0a" * 32, ()))
+    demanded = {"STRONGROOM_TDX_EXTEND_RTMR3": "true"}
+    with pytest.raises(InvalidConfig) as caught:
+        command(tmp_path, STRONGROOM_PLATFORM="tdx", **demanded)
+    assert caught.value.code == "rtmr3_unavailable"
+    command(tmp_path, STRONGROOM_PLATFORM="snp", **demanded)
+    command(tmp_path, STRONGROOM_PLATFORM="tdx")
+    monkeypatch.setattr("strongroom.tee.rtmr.read_value", lambda path, limit: registers.read(path.name))
+    monkeypatch.setattr(
+        "strongroom.tee.rtmr.write_value", lambda path, data: registers.write(path.name, data)
+    )
+    message = json.loads(command(tmp_path, STRONGROOM_PLATFORM="tdx", **demanded).arguments[-1])
+    assert registers.rtmr3.hex() == rtmr.reference_value("0a" * 32) and message["launched"] == ""
+    monkeypatch.setattr("strongroom.planned.measurement", lambda *_, **__: Measurement({}, "0b" * 32, ()))
+    with pytest.raises(Refused):
+        command(tmp_path, STRONGROOM_PLATFORM="tdx", **demanded)
 
 
 def test_the_interpreter_is_isolated_and_finds_no_byte_code(tmp_path: Path) -> None:
@@ -148,3 +177,18 @@ def test_the_command_line_takes_one_option(capsys: pytest.CaptureFixture[str]) -
     assert launch.main(["--port", "1"]) == 20
     assert launch.main(["--config", "/nonexistent/strongroom.toml"]) == 20
     assert "config_unreadable" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("family", "code"), [(Failure, 1), (Refused, 10), (InvalidConfig, 20), (Unavailable, 30)]
+)
+def test_exit_codes_are_those_of_the_families(
+    family: type[Error], code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service manager starts again what was busy (30), and not what was refused or misconfigured."""
+
+    def fail(_config: object) -> None:
+        raise family("not here")
+
+    monkeypatch.setattr(launch, "serve", fail)
+    assert launch.main([]) == code

@@ -25,6 +25,7 @@ def paths(folder: Path) -> Paths:
         reports=folder / "report",
         sev_guest=folder / "sev-guest",
         nsm=folder / "nsm",
+        td_registers=folder / "measurements",
     )
 
 

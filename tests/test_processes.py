@@ -93,7 +93,7 @@ class Lying:
 def worker(behaviour: Behaviour, **how: Any) -> Iterator[Worker]:
     """One that is there, or is not."""
     template: Any = Lying(behaviour, **how)
-    made = Worker(template, SIZE)
+    made = Worker(template, SIZE, most=SIZE)
     try:
         yield made
     finally:
@@ -253,7 +253,7 @@ def test_a_process_from_before_is_no_worker() -> None:
 
         template.children.append(_fork(helper))
         time.sleep(0.05)  # births are told apart by hundredths of a second
-        one = Worker(template, SIZE)
+        one = Worker(template, SIZE, most=SIZE)
         try:
             with pytest.raises(EOFError):
                 one.settle()
@@ -284,7 +284,7 @@ def test_its_memory_cannot_be_made_smaller() -> None:
             self._behaviour(end, None)
 
     template: Any = Kept(cutting)
-    one = Worker(template, SIZE)
+    one = Worker(template, SIZE, most=SIZE)
     try:
         one.settle()
         with pytest.raises(InvalidRequest) as caught:

@@ -440,8 +440,9 @@ def render_policy(policy: Policy, *, heading: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def render_entry(value: ReferenceValue, *, svn: int) -> str:
+def render_entry(value: ReferenceValue, *, svn: int, host_data: str = "") -> str:
     """Returns the TOML text of an entry that accepts the code of `value`, with at least this security version.
+    `host_data`: what an SNP guest's HOST_DATA has to be (hex); "" leaves it open.
 
     What a release cannot know (how well patched a platform must be, who made it) is stated strictly where that is
     possible; where it is not, the member stands behind a comment sign, and a file that leaves it so does not parse.
@@ -453,6 +454,8 @@ def render_entry(value: ReferenceValue, *, svn: int) -> str:
     # What a quote of PCRs measures is the PCRs, so their names say more.
     if value.format != "tpm":
         known["measurements"] = (value.measurement,)
+    if host_data:
+        known["host_data"] = (host_data,)
     if value.registers:
         known["registers"] = {name: (held,) for name, held in value.registers}
     lines = [f"[[{value.format}]]"]

@@ -68,29 +68,39 @@ def _enclave_facts(found: SigStruct) -> tuple[tuple[str, str], ...]:
     )
 
 
-def tdx_reference(firmware: bytes, event_log: bytes | None, *, order: Order) -> Reference:
+def tdx_reference(firmware: bytes, event_log: bytes | None, *, order: Order, launched: str) -> Reference:
     """Of a TD: MRTD computed from the firmware, RTMRs replayed from the event log (CCEL) of a start that somebody
-    examined. Without a log there is no value: MRTD alone names no more than firmware.
+    examined. Without a log there is no value: MRTD alone names no more than firmware. `launched`: what the launcher
+    leaves in RTMR3 (hex), which no such log has; "" where it leaves that register alone.
 
     Raises:
         MalformedInput: codes `artefact_malformed`, `event_log_malformed`.
     """
     measurement = mrtd(firmware, order=order).hex()
-    facts = (("mr_td", measurement),)
+    facts = (("mr_td", measurement), *((("rtmr3", launched),) if launched else ()))
     if event_log is None:
         missing = "no event log: RTMR0 to RTMR3 are missing, without which a TD's value names firmware alone"
         return Reference(value=None, facts=facts, notes=(missing,))
-    registers = tuple(
-        (f"rtmr{i}", value.hex()) for i, value in enumerate(replay_rtmrs(parse_event_log(event_log)))
-    )
+    logged = [value.hex() for value in replay_rtmrs(parse_event_log(event_log))]
+    if launched:
+        if int(logged[3], 16):
+            message = "event log: it extends RTMR3, which is the code's alone with tdx.extend_rtmr3"
+            raise MalformedInput(message, code="event_log_malformed")
+        logged[3] = launched
+    registers = tuple((f"rtmr{i}", value) for i, value in enumerate(logged))
     note = "RTMRs are those of the start that was logged: examine that log, event by event"
     return Reference(value=ReferenceValue("tdx", measurement, registers), facts=facts, notes=(note,))
 
 
-def snp_reference(digest: str, *, with_kernel: bool) -> Reference:
-    """Of an SEV-SNP guest with this launch digest (hex)."""
+def snp_reference(digest: str, *, with_kernel: bool, host_data: str) -> Reference:
+    """Of an SEV-SNP guest with this launch digest (hex). `host_data`: what the server demands HOST_DATA to be (hex);
+    "" where it takes any.
+    """
     note = "no kernel: the digest covers the firmware alone, which starts whatever the host gives it"
-    return Reference(value=ReferenceValue("snp", digest, ()), notes=() if with_kernel else (note,))
+    facts = (("host_data", host_data),) if host_data else ()
+    return Reference(
+        value=ReferenceValue("snp", digest, ()), facts=facts, notes=() if with_kernel else (note,)
+    )
 
 
 def nitro_reference(description: bytes) -> Reference:

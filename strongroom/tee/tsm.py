@@ -32,6 +32,7 @@ from typing import Final
 from strongroom import keys
 from strongroom.attest.evidence import REPORT_DATA_SIZE, Evidence
 from strongroom.attest.quote import TdReport, parse_quote
+from strongroom.attest.snp_report import Report as SnpReport
 from strongroom.attest.snp_report import parse_report
 from strongroom.errors import Failure, InvalidConfig, MalformedInput
 from strongroom.platforms import PROVIDERS
@@ -151,7 +152,7 @@ def _number(text: bytes, name: str) -> int:
 
 
 class TdxAttester:
-    """The trust domain that this process runs in."""
+    """The trust domain that this process runs in. `rtmr3` (hex): as its first quote shows it."""
 
     format = "tdx"
 
@@ -162,7 +163,8 @@ class TdxAttester:
             InvalidConfig, Unavailable, Failure: as `ReportInterface.ask`.
         """
         self._reports, self._root = reports, operator_key
-        self.measurement = self._quote(bytes(REPORT_DATA_SIZE))[1].mr_td.hex()
+        body = self._quote(bytes(REPORT_DATA_SIZE))[1]
+        self.measurement, self.rtmr3 = body.mr_td.hex(), body.rtmrs[3].hex()
 
     def evidence(self, report_data: bytes, *, now: datetime, nonce: bytes = b"") -> Evidence:
         """A quote that carries `report_data`. It states no time, so `now` is not in it.
@@ -195,7 +197,7 @@ class TdxAttester:
 
 
 class SnpAttester:
-    """The SEV-SNP guest that this process runs in."""
+    """The SEV-SNP guest that this process runs in. `host_data` (hex): what the host gave at its launch."""
 
     format = "snp"
 
@@ -206,7 +208,8 @@ class SnpAttester:
             InvalidConfig, Unavailable, Failure: as `ReportInterface.ask`.
         """
         self._reports, self._derive = reports, derive
-        self.measurement = self._report(bytes(REPORT_DATA_SIZE))[1]
+        report = self._report(bytes(REPORT_DATA_SIZE))[1]
+        self.measurement, self.host_data = report.measurement.hex(), report.host_data.hex()
 
     def evidence(self, report_data: bytes, *, now: datetime, nonce: bytes = b"") -> Evidence:
         """A report that carries `report_data`, with the certificates that the host gave. It states no time.
@@ -215,8 +218,8 @@ class SnpAttester:
             MalformedInput: report data of another size. Unavailable, Failure: as `ReportInterface.ask`.
         """
         check_report_data(report_data)
-        report, measurement = self._report(report_data)
-        if measurement != self.measurement:
+        report, body = self._report(report_data)
+        if body.measurement.hex() != self.measurement:
             raise malformed("SNP report", "its measurement is no longer the first one's")
         certificates = (("certificates.bin", report.certificates),) if any(report.certificates) else ()
         return Evidence(format=self.format, data=report.data, endorsements=certificates)
@@ -230,7 +233,7 @@ class SnpAttester:
         key = self._derive(self._reports.level())
         return keys.platform_root("snp", key, sealing_class="measurement", sealed_for=self.measurement)
 
-    def _report(self, report_data: bytes) -> tuple[Report, str]:
+    def _report(self, report_data: bytes) -> tuple[Report, SnpReport]:
         answer = self._reports.ask(report_data)
         try:
             report = parse_report(answer.data)
@@ -238,7 +241,7 @@ class SnpAttester:
             raise malformed("SNP report", exc.message) from exc
         if not hmac.compare_digest(report.report_data, report_data):
             raise malformed("SNP report", "it carries other report data than was asked for")
-        return answer, report.measurement.hex()
+        return answer, report
 
 
 def report_interface(folder: Path, *, platform: str) -> ReportInterface:

@@ -38,21 +38,33 @@ def test_an_enclave_is_its_mrenclave() -> None:
 
 def test_a_td_is_its_firmware_and_a_start_that_was_logged() -> None:
     """Without the log there is no value, for MRTD alone is firmware."""
-    found = tdx_reference(fake.firmware(), CCEL, order="page")
+    found = tdx_reference(fake.firmware(), CCEL, order="page", launched="")
     registers = {f"rtmr{i}": v.hex() for i, v in enumerate(replay_rtmrs(parse_event_log(CCEL)))}
     assert found.value is not None
     assert found.value.measurement == mrtd(fake.firmware(), order="page").hex()
     assert dict(found.value.registers) == registers
-    without = tdx_reference(fake.firmware(), None, order="page")
+    without = tdx_reference(fake.firmware(), None, order="page", launched="")
     assert without.value is None and without.notes
     with pytest.raises(MalformedInput):
-        tdx_reference(fake.firmware(), fake_tpm.event_log(fake_tpm.BOOT), order="page")
+        tdx_reference(fake.firmware(), fake_tpm.event_log(fake_tpm.BOOT), order="page", launched="")
+
+
+def test_the_launchers_register_is_not_in_that_log() -> None:
+    """With `tdx.extend_rtmr3` RTMR3 is the code's, and a log that extends it as well gives a value that none has."""
+    held = "ab" * 48
+    found = tdx_reference(fake.firmware(), CCEL, order="page", launched=held)
+    assert found.value is not None and dict(found.value.registers)["rtmr3"] == held
+    assert dict(tdx_reference(fake.firmware(), None, order="page", launched=held).facts)["rtmr3"] == held
+    log = fake_tpm.event_log([(4, 13, b"an application")], banks=(fake_tpm.SHA384,), first=1)
+    assert tdx_reference(fake.firmware(), log, order="page", launched="").value is not None
+    with pytest.raises(MalformedInput, match="extends RTMR3"):
+        tdx_reference(fake.firmware(), log, order="page", launched=held)
 
 
 def test_a_guest_without_a_kernel_in_its_digest_is_noted() -> None:
     """The firmware alone starts whatever the host gives it."""
-    assert not snp_reference("ab" * 48, with_kernel=True).notes
-    assert "firmware alone" in snp_reference("ab" * 48, with_kernel=False).notes[0]
+    assert not snp_reference("ab" * 48, with_kernel=True, host_data="").notes
+    assert "firmware alone" in snp_reference("ab" * 48, with_kernel=False, host_data="").notes[0]
 
 
 def test_an_enclave_image_is_its_pcrs() -> None:
@@ -147,8 +159,8 @@ FILLED = {
 REFERENCES: dict[str, Reference] = {
     "sim": sim_reference("ab" * 32, svn=1),
     "sgx": sgx_reference(fake.sigstruct()),
-    "tdx": tdx_reference(fake.firmware(), CCEL, order="page"),
-    "snp": snp_reference("ab" * 48, with_kernel=True),
+    "tdx": tdx_reference(fake.firmware(), CCEL, order="page", launched=""),
+    "snp": snp_reference("ab" * 48, with_kernel=True, host_data=""),
     "nitro": nitro_reference(fake.eif_json()),
     "tpm": tpm_reference(fake_tpm.event_log(fake_tpm.BOOT), pcrs=(0, 4, 7), code_pcr=13, code_value=CODE),
 }

@@ -32,6 +32,8 @@ class Emulator:
     """What the emulators share: faults, and refusals of what is not there."""
 
     folders: frozenset[str] = frozenset({""})
+    immediate = False
+    """Whether a write takes effect by itself, and has its error, in place of the close."""
 
     def __init__(self) -> None:
         self.faults: dict[str, list[int]] = {}
@@ -155,6 +157,8 @@ class ConfigTsm(Emulator):
         self._sign, self.provider, self._certificates, self._floor = sign, provider, certificates, floor
         self.entries: dict[str, dict[str, bytes]] = {}
         self.generations: dict[str, int] = {}
+        self.host_data = "00" * 32
+        """What the host gave a guest at its launch (hex)."""
         self.racers = 0
         """How many of the next questions somebody else writes to as well."""
 
@@ -213,6 +217,36 @@ class ConfigTsm(Emulator):
 
     def _count(self, entry: str) -> None:
         self.generations[entry] = (self.generations[entry] + 1) % (1 << 32)
+
+
+class Registers(Emulator):
+    """`/sys/devices/virtual/misc/tdx_guest/measurements` (Linux 6.16): RTMR3, whose write extends it at once."""
+
+    immediate = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rtmr3 = bytes(48)
+
+    def names(self) -> list[str]:
+        """Of the seven files the one that is used."""
+        return ["", "rtmr3:sha384"]
+
+    def read(self, path: str) -> bytes:
+        """The register's value."""
+        self.enter("read", path)
+        if path != "rtmr3:sha384":
+            raise OSError(errno.ENOENT, path)
+        return self.rtmr3
+
+    def write(self, path: str, data: bytes) -> None:
+        """EINVAL for anything but 48 bytes, by the write."""
+        self.enter("write", path)
+        if path != "rtmr3:sha384":
+            raise OSError(errno.ENOENT, path)
+        if len(data) != 48:
+            raise OSError(errno.EINVAL, path)
+        self.rtmr3 = hashlib.sha384(self.rtmr3 + data).digest()
 
 
 class SevGuest(Emulator):
@@ -354,6 +388,8 @@ def direct(emulator: Emulator, root: Path) -> Iterator[Path]:
     with (
         mock.patch("strongroom.tee.sgx.read_value", read),
         mock.patch("strongroom.tee.sgx.write_value", write),
+        mock.patch("strongroom.tee.rtmr.read_value", read),
+        mock.patch("strongroom.tee.rtmr.write_value", write),
         mock.patch("strongroom.tee.tsm.read_value", read),
         mock.patch("strongroom.tee.tsm.write_value", write),
         mock.patch.object(Path, "mkdir", lambda self: emulator.mkdir(inside(self))),

@@ -3,7 +3,8 @@
 
 Evidence is signed by the test vendors, around the time of the start. What a client needs to know of them is written to
 the folder OUT: `vendor.json` (fingerprints of the roots) and, for Intel, `endorsements/dcap.json`. Whoever writes JSON
-to `.control` in the mount makes the next calls fail: {"outblob": [16, 16]}; {"racers": 2}.
+to `.control` in the mount makes the next calls fail: {"outblob": [16, 16]}; {"racers": 2}; or launches the guest anew
+with other HOST_DATA: {"host_data": "00.."}.
 """
 
 from __future__ import annotations
@@ -28,9 +29,10 @@ if __name__ == "__main__":
     tests = Path(__file__).resolve().parents[1]
     sys.path[:0] = [str(tests.parent), str(tests), str(tests / "attest"), str(tests / "tee")]
 
-from emulators import MRENCLAVE, MRSIGNER, ConfigTsm, Emulator, Gramine, Memory, Nsm, SevGuest
+from emulators import MRENCLAVE, MRSIGNER, ConfigTsm, Emulator, Gramine, Memory, Nsm, Registers, SevGuest
 
 ATTESTATION, REPORTS, SEV_GUEST, NSM, CONTROL = "attestation", "report", "sev-guest", "nsm", ".control"
+REGISTERS = "measurements"
 
 
 def missing() -> str:
@@ -71,10 +73,11 @@ class Mounted:
             "reports": str(self.folder / REPORTS),
             "sev_guest": str(self.folder / SEV_GUEST),
             "nsm": str(self.folder / NSM),
+            "td_registers": str(self.folder / REGISTERS),
         }
 
-    def fail(self, **faults: list[int] | int) -> None:
-        """Makes the next calls fail."""
+    def fail(self, **faults: list[int] | int | str) -> None:
+        """Makes the next calls fail, or launches the guest anew with other HOST_DATA (hex)."""
         (self.folder / CONTROL).write_text(json.dumps(faults))
 
 
@@ -119,12 +122,17 @@ class Tree:
             raise OSError(errno.ENOENT, path)
         return self.parts[top], rest
 
+    def writes_at_once(self, path: str) -> bool:
+        """Whether a write there does not wait for the close."""
+        part = self.parts.get(path.partition("/")[0])
+        return part is not None and part.immediate
+
     def control(self, faults: dict[str, Any]) -> None:
         """See the file's docstring."""
         for emulator in self.parts.values():
             for name, value in faults.items():
-                if name == "racers":
-                    emulator.racers = value  # type: ignore[attr-defined]
+                if name in ("racers", "host_data"):
+                    setattr(emulator, name, value)
                 else:
                     emulator.fail(name, *value)
 
@@ -191,6 +199,11 @@ def serve(tree: Tree, place: Path) -> None:
             written = self._written.setdefault(fi.fh, bytearray())
             if name.endswith("/inblob") and len(written) + len(data) > 64:
                 raise mfusepy.FuseOSError(errno.EFBIG)
+            if tree.writes_at_once(name):
+                del self._written[fi.fh]
+                emulator, rest = tree.find(name)
+                emulator.write(rest, bytes(data) if offset == 0 else b"")
+                return len(data)
             written += data
             return len(data)
 
@@ -266,7 +279,7 @@ def _tree(kind: str, out: Path) -> Tree:
         )
         (out / "vendor.json").write_text(json.dumps(fake_amd.roots()))
         tsm = ConfigTsm(
-            lambda data: guest.but(fields={0x50: data}).report,
+            lambda data: guest.but(fields={0x50: data, 0xC0: bytes.fromhex(tsm.host_data)}).report,
             provider="sev_guest",
             certificates=table,
             floor=0,
@@ -281,8 +294,12 @@ def _tree(kind: str, out: Path) -> Tree:
     if kind == "sgx":
         assert intel.body == {} and MRENCLAVE and MRSIGNER
         return Tree({ATTESTATION: Gramine(lambda data: intel.but(body={"report_data": data}).quote)})
-    quoted = ConfigTsm(lambda data: intel.but(body={"report_data": data}).quote, provider="tdx_guest")
-    return Tree({REPORTS: quoted})
+    registers = Registers()
+    quoted = ConfigTsm(
+        lambda data: intel.but(body={"report_data": data, "rtmr3": registers.rtmr3}).quote,
+        provider="tdx_guest",
+    )
+    return Tree({REPORTS: quoted, REGISTERS: registers})
 
 
 def _nitro(out: Path) -> Tree:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from strongroom import config, launch
+from strongroom import config, launch, platforms
 
 BEFORE = "from strongroom import errors, boot\n"
 AFTER = "from strongroom import server\n"
@@ -27,6 +27,8 @@ def serve(world: dict[str, object], arguments: list[str]) -> None:
     path = Path(arguments[arguments.index("--config") + 1])
     words = dict(zip(arguments[::2], arguments[1::2], strict=True))
     errand = {name[2:]: value for name, value in words.items() if name != "--config"}
+    where = {name: Path(path) for name, path in world["paths"].items()}  # type: ignore[attr-defined]
+    platforms.PATHS = platforms.Paths(**where)  # type: ignore[misc]
     prepared = launch.command(path, variables=config.environment(), base=Path.cwd(), errand=errand)
     words = list(prepared.arguments)
     at = words.index("-c") + 1

@@ -5,6 +5,7 @@ these processes, every one of these servers is refused.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import re
@@ -13,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import mounts
 import pytest
@@ -25,8 +27,10 @@ from strongroom import keys, platforms
 from strongroom.attest import verifiers
 from strongroom.attester import Attester
 from strongroom.cli import main
-from strongroom.errors import AttestationRefused, Failure, InvalidConfig, Unavailable
+from strongroom.errors import AttestationRefused, Failure, InvalidConfig, Refused, Unavailable
 from strongroom.platforms import Paths
+from strongroom.tee import rtmr
+from strongroom.tee.files import write_value
 from strongroom.tee.nitro import NitroAttester
 from strongroom.tee.sev_guest import derive_key
 from strongroom.tee.sgx import SgxAttester
@@ -136,6 +140,26 @@ def test_a_derived_key_needs_the_guests_message_key(tee: mounts.Mounted) -> None
         derive_key(device.with_name("absent"), level=0)
 
 
+def test_rtmr3_is_extended_once_by_a_whole_event(tmp_path: Path) -> None:
+    """Real writes: EINVAL for a part, the value that a quote then shows, a second start that extends nothing, and
+    other code that is refused.
+    """
+    with mounts.mounted("tdx", tmp_path) as tee:
+        folder = paths(tee).td_registers
+        for part in (b"", bytes(47), bytes(49)):
+            with pytest.raises(OSError, match="Invalid argument") if part else contextlib.nullcontext():
+                write_value(folder / rtmr.REGISTER, part)
+        for _ in range(2):
+            rtmr.measure_into(folder, "0a" * 32)
+        shown = attester(tee)
+        assert isinstance(shown, TdxAttester)
+        rtmr.check_launched(shown.rtmr3, "0a" * 32)
+        with pytest.raises(Refused):
+            rtmr.measure_into(folder, "0b" * 32)
+        with pytest.raises(Refused):
+            rtmr.check_launched(shown.rtmr3, "0b" * 32)
+
+
 @pytest.fixture(scope="module")
 def release(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """One signed manifest with the reference values of all four, and its key: enclaves' are computed from what their
@@ -159,11 +183,15 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     }
     for name, data in made.items():
         (folder / name).write_bytes(data)
-    td = {"format": "tdx", "measurement": fake_intel.TD_BODY["mr_td"].hex(),
-          "registers": {f"rtmr{i}": fake_intel.TD_BODY.get(f"rtmr{i}", bytes(48)).hex() for i in range(4)}}  # fmt: skip
+    registers = {f"rtmr{i}": fake_intel.TD_BODY.get(f"rtmr{i}", bytes(48)).hex() for i in range(3)}
+    registers["rtmr3"] = printed(folder, "tdx")["registers"]["rtmr3"]
+    td = {"format": "tdx", "measurement": fake_intel.TD_BODY["mr_td"].hex(), "registers": registers}
     (folder / "tdx.json").write_text(json.dumps({"reference_values": [td]}))
+    in_process = folder / "sgx.toml"
+    in_process.write_text('[security]\nisolation = "in_process"')  # an enclave starts with nothing else
     for name, option, file in (("sgx", "--sigstruct", "enclave.sig"), ("nitro", "--eif-json", "eif.json")):
-        text = command("measure", "--platform", name, option, folder / file, "--json")
+        given = ("--config", in_process) if name == "sgx" else ()
+        text = command("measure", *given, "--platform", name, option, folder / file, "--json")
         (folder / f"{name}.json").write_text(text)
     key, out = folder / "key.pem", folder / "release.json"
     command("keygen", key)
@@ -175,6 +203,20 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return out, json.loads(signed)["release_keys"][0]
 
 
+LAUNCH = {"tdx": "[tdx]\nextend_rtmr3 = true", "snp": '[snp]\nhost_data = "measurement"'}
+"""Settings by which the code itself stands in the evidence."""
+
+
+def printed(folder: Path, kind: str) -> dict[str, Any]:
+    """What `strongroom measure` says of a server with these settings."""
+    config = folder / f"measured-{kind}.toml"
+    config.write_text(LAUNCH[kind])
+    words = ["measure", "--platform", kind, "--config", str(config), "--json"]
+    done = CliRunner().invoke(main, words, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return dict(json.loads(done.stdout))
+
+
 def by_signer(policy: str, key: str, *, svn: int = 1) -> str:
     """The policy with the signer of releases in place of the build."""
     without = re.sub(
@@ -184,11 +226,12 @@ def by_signer(policy: str, key: str, *, svn: int = 1) -> str:
     return re.sub(r"^(\[\[\w+\]\]\n)", rf"\1{named}", without, flags=re.MULTILINE)
 
 
-def serve(tee: mounts.Mounted, folder: Path, world: Path) -> Serving:
+def serve(tee: mounts.Mounted, folder: Path, world: Path, more: str = "") -> Serving:
     """A server with `platform = "auto"` on it."""
     wrapper = str(Path(__file__).with_name("patched.py"))
     lines = [f'endorsements = ["{tee.endorsements}/dcap.json"]'] if tee.kind in ("sgx", "tdx") else []
     lines += ['[security]\nisolation = "in_process"'] if tee.kind == "sgx" else []
+    lines += [LAUNCH.get(tee.kind, ""), more]
     return start(
         folder,
         settings="\n".join(lines),
@@ -212,6 +255,10 @@ def test_a_server_and_a_client_on_it(
         operator.parent.mkdir(parents=True)
         operator.write_text("0f" * 32)
         operator.chmod(0o600)
+    if tee.kind == "snp":
+        with pytest.raises(RuntimeError, match="host_data_mismatch"):  # launched for nobody's code
+            serve(tee, tmp_path / "server", world)
+        tee.fail(host_data=printed(tmp_path, "snp")["facts"]["host_data"])
     server = serve(tee, tmp_path / "server", world)
 
     def command(*words: object) -> int:
@@ -248,6 +295,9 @@ def test_a_server_and_a_client_on_it(
             strongroom.connect(server.url, policy=str(by), endorsements=given)
         assert caught.value.code == "release_not_accepted"
     assert server.stop() == 0
+    if tee.kind == "tdx":
+        with pytest.raises(RuntimeError, match="RTMR3 holds"):  # another configuration, in the same TD
+            serve(tee, tmp_path / "other", world, '[security]\nverify_on_load = "sha256"')
     if tee.kind in ("tdx", "nitro"):
         return  # their root is a file, and starts take seconds
     server = serve(tee, tmp_path / "server", world)
