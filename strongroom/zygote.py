@@ -322,7 +322,12 @@ class Nursery:
                 if self._closed:
                     break
                 zygote = self._current
-                zygote.wait()
+                try:
+                    zygote.wait()
+                except Failure:  # the next caller meets another one
+                    self._current = self._fresh()
+                    zygote.stop()
+                    raise
                 try:
                     pid, end = zygote.become(kind)
                 except OSError:
