@@ -14,8 +14,10 @@ from strongroom import age
 from strongroom.errors import Error
 from strongroom.handover import (
     Request,
+    encode_challenge,
     encode_done,
     encode_take,
+    parse_challenge,
     parse_done,
     parse_member,
     parse_request,
@@ -115,7 +117,12 @@ IDENTITY = X25519PrivateKey.from_private_bytes(KEY)
 RECIPIENT = age.recipient_of(IDENTITY)
 WRAPPED_FILE = age.encrypt(PLAIN[:32], RECIPIENT, random=random.Random(3).randbytes)
 SEEDS = {
-    "fuzz_sealed_handover": (STATEMENT, encode_take(STATEMENT, ANSWER), encode_done(HANDING)),
+    "fuzz_sealed_handover": (
+        STATEMENT,
+        encode_take(STATEMENT, ANSWER),
+        encode_done(HANDING),
+        encode_challenge(KEY, ANSWER),
+    ),
     "fuzz_sealed_age_file": (WRAPPED_FILE,),
     "fuzz_sealed_age_key": (RECIPIENT.encode(), age.encode_identity(IDENTITY).encode()),
     "fuzz_sealed_container": (CONTAINER,),
@@ -177,7 +184,7 @@ def fuzz_sealed_handover(data: bytes) -> None:
     """A statement that parses is written again as it was; the other messages parse or are refused."""
     with contextlib.suppress(Error):
         assert parse_request(data).encode() == data
-    for parse in (parse_take, parse_done, lambda given: parse_member(given, "proof")):
+    for parse in (parse_take, parse_done, parse_challenge, lambda given: parse_member(given, "proof")):
         with contextlib.suppress(Error):
             parse(data)
 

@@ -18,10 +18,11 @@ from typing import Any, Final, NoReturn
 
 import numpy as np
 
-from strongroom import npy, oip
+from strongroom import npy, oip, processor
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.strict import Members, parse_object
 from strongroom.errors import InvalidRequest, LimitExceeded, MalformedInput
+from strongroom.jobs import THREADS
 from strongroom.models.info import TensorSpec
 from strongroom.oip import InferRequest, InferResponse, Tensor, WireLimits
 from strongroom.service import ERASURE, Question, View
@@ -70,6 +71,8 @@ def model_json(view: View, *, simulated: bool) -> dict[str, Any]:
         "primary_output": info.primary_output,
         "feature_names": list(info.feature_names),
         "notes": {name: list(value) if isinstance(value, tuple) else value for name, value in info.notes},
+        "threads": THREADS,
+        "cpu": processor.level(),
         "simulated": simulated,
     }
 

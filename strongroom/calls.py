@@ -167,6 +167,12 @@ class ModelMetadata:
     primary_output: str
     feature_names: tuple[str, ...]
     notes: Mapping[str, Any] = field(hash=False)
+    threads: int
+    """Threads of a run."""
+    cpu: str
+    """Level of the server's processor, such as `x86-64-v3`. The same canonical bytes, threads, level and versions of
+    the engine (in the admission report) give the same bits again.
+    """
     simulated: bool
 
     @property
@@ -193,7 +199,7 @@ class ModelMetadata:
             "owner": self.owner, "access": self.access, "created": self.created, "loaded": self.loaded,
             "erasure": self.erasure, "inputs": tensors(self.inputs), "outputs": tensors(self.outputs),
             "primary_output": self.primary_output, "feature_names": list(self.feature_names),
-            "notes": dict(self.notes), "simulated": self.simulated,
+            "notes": dict(self.notes), "threads": self.threads, "cpu": self.cpu, "simulated": self.simulated,
         }  # fmt: skip
 
 
@@ -368,6 +374,7 @@ def read_metadata(value: object) -> ModelMetadata:
         ("size", int),
         ("created", int),
         ("loaded", bool),
+        ("threads", int),
         ("simulated", bool),
         ("notes", dict),
     ]
@@ -383,6 +390,7 @@ def read_metadata(value: object) -> ModelMetadata:
         size=value["size"],
         created=value["created"],
         loaded=value["loaded"],
+        threads=value["threads"],
         simulated=value["simulated"],
         notes=value["notes"],
         feature_names=tuple(names),
@@ -424,6 +432,7 @@ def read_deleted(answer: Answer) -> tuple[str, ...]:
 
 _TEXT_MEMBERS: Final = (
     "name", "version", "format", "sha256", "canonical_sha256", "owner", "access", "erasure", "primary_output",
+    "cpu",
 )  # fmt: skip
 
 

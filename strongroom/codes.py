@@ -388,6 +388,8 @@ CODES: dict[str, str] = {
     "handover_other_source": "The receiver's statement was made for another server.",
     "handover_receiver_older": "The receiver's code has a lower security version than the source's.",
     "handover_receiver_refused": "The receiver does not pass the source's hand-over policy.",
+    "brought_model_refused": "A model that comes from another server would not be admitted by this one.",
+    "handover_source_refused": "The source's own hand-over policy accepts stores from where the receiver's does not.",
     "handover_proof_refused": "The proof is not of this hand-over.",
     "handover_unknown": "The source knows no such hand-over, or it took too long.",
     "handover_tampered": "What came is not what was sealed for this receiver in this hand-over.",

@@ -29,7 +29,7 @@ import numpy as np
 
 from strongroom import models
 from strongroom.errors import AdmissionRefused, Failure, InvalidRequest, LimitExceeded
-from strongroom.jobs import Job, Loaded, Source
+from strongroom.jobs import THREADS, Job, Loaded, Source
 from strongroom.models.info import Admitted, ModelInfo
 from strongroom.oip import DATATYPES, Array, bytes_array
 
@@ -143,7 +143,7 @@ def _refuse_load(message: str, code: str) -> NoReturn:
 
 def _options(model_bytes: int) -> Any:
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
+    options.intra_op_num_threads = THREADS
     options.inter_op_num_threads = 1
     options.log_severity_level = _FATAL
     options.enable_cpu_mem_arena = False

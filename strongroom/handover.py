@@ -43,6 +43,8 @@ KEY_BYTES: Final = 32
 """Bytes of an X25519 public key."""
 MAX_TAKE: Final = 2 << 20
 """Bytes of a request with evidence and a statement: an evidence answer in base64."""
+MAX_POLICY: Final = 64 * 1024
+"""Bytes of the source's hand-over policy: what `attest.policy` reads."""
 MAX_DONE: Final = 1024
 """Bytes of the other bodies; the longest has some 150."""
 _CODE: Final = "handover_malformed"
@@ -231,6 +233,23 @@ def _header(transfer: Transfer, *, store_id: bytes, security_digest: bytes) -> S
 
 
 # Bodies --------------------------------------------------------------------------------------------
+
+
+def encode_challenge(challenge: bytes, policy: bytes) -> bytes:
+    """The answer of `POST /v1/handover/challenge`: a challenge, and the source's hand-over policy, its file."""
+    return canonical({"challenge": challenge.hex(), "policy": _base64(policy)})
+
+
+def parse_challenge(data: bytes) -> tuple[bytes, bytes]:
+    """Returns a challenge, 32 bytes, and the bytes of a policy, of which nothing is verified.
+
+    Raises:
+        MalformedInput: code `handover_malformed`.
+    """
+    what = "hand-over challenge"
+    top = parse_object(data, limit=2 * MAX_POLICY, what=what, code=_CODE)
+    read = Members(top, ("challenge", "policy"), what=what, code=_CODE)
+    return bytes.fromhex(read.hexadecimal("challenge", CHALLENGE_BYTES)), read.base64("policy", MAX_POLICY)
 
 
 def encode_take(statement: bytes, answer: bytes) -> bytes:

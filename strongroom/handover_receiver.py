@@ -9,6 +9,8 @@ Rules
     else a host may offer as a source, this store does not begin from it.
   - The connection is made before there is a store, and nothing is sent but the question for evidence before the
     source is verified.
+  - The source's own policy counts as well: genuine code takes a store from whomever its policy accepts, so behind a
+    source with a wider one may stand a store that a host has made.
   - What was taken does not change before the source has let go of it. That is the one step that decides which of the
     two copies lives.
 """
@@ -36,11 +38,16 @@ from strongroom.attest.evidence import (
     statement_report_data,
 )
 from strongroom.attest.gather import Gathered
-from strongroom.attest.keyset import SecurityConfiguration, parse_keyset
+from strongroom.attest.keyset import NONE, SecurityConfiguration, parse_keyset
 from strongroom.attester import Attester
 from strongroom.bringing import bring_files
 from strongroom.calls import Body
-from strongroom.errors import Conflict, InvalidConfig, MalformedInput, Unavailable
+from strongroom.errors import (
+    Conflict,
+    InvalidConfig,
+    MalformedInput,
+    Unavailable,
+)
 from strongroom.flow import Endpoint, Flow, Open, Outcome, Send, ask_for_evidence, drive_to_end, verify_answer
 from strongroom.handover import (
     KEY_BYTES,
@@ -50,9 +57,11 @@ from strongroom.handover import (
     encode_done,
     encode_take,
     open_transfer,
+    parse_challenge,
     parse_member,
     verify_proof,
 )
+from strongroom.handover_origin import check_origin
 from strongroom.handover_source import inherited
 from strongroom.keys import StoreKeys
 from strongroom.sealed import Random
@@ -102,10 +111,12 @@ def take_over(receiver: Receiver) -> str:
     the store lies on the disk, changes, and the source's does not any more.
 
     Raises:
-        AttestationRefused: the source does not pass the policy; nothing was sent to it.
+        AttestationRefused: the source does not pass the policy; nothing was sent to it. Or it may have its store from
+            where ours could not be from (code `handover_source_refused`); it was asked for a challenge alone.
         AccessRefused: it does not give its store to us, with its own code.
         Conflict: there is a store already (code `handover_store_exists`).
         SealRefused: what came is not what was handed over (`handover_tampered`), or a file is not (`seal_...`).
+        AdmissionRefused: a model in it would not be admitted here (code `brought_model_refused`).
         Unavailable: no source there. `store_moving`: all is here, but the source did not say that it let go of it:
             this server can serve, and changes nothing until this is repeated.
     """
@@ -154,9 +165,11 @@ def _meet(receiver: Receiver) -> Flow[_Met]:
     nonce = receiver.random(32)
     answer = yield from ask_for_evidence(endpoint, nonce)
     received = parse_answer(answer.body)
-    # To whom else the source may give its store, and who can recover it, is no business of ours: it had it before.
+    # Whoever holds a recovery key can have filled that store, so it is ours, one that our policy names, or none. What
+    # the source's hand-over policy says is looked at next (`check_origin`): its digest alone says nothing.
     shown = parse_keyset(received.keyset).security
-    policy = inherited(inherited(receiver.policy, receiver.security), shown)
+    policy = inherited(receiver.policy, receiver.security)
+    policy = inherited(policy, replace(shown, recovery=NONE))
     gathered = Gathered(received.evidence.endorsements)
     attested = verify_answer(policy, endpoint, received, gathered=gathered, nonce=nonce, now=receiver.now())
     endpoint.gate.pin(attested.spki_sha256)
@@ -167,7 +180,13 @@ def _take(receiver: Receiver, met: _Met) -> tuple[str, Handing]:
     """Asks for the store, and puts it on our disk."""
     store_id = met.attested.keyset.store_id
     keyset = receiver.keyset_of(store_id)
-    challenge = parse_member(_ask(receiver, met, "challenge", b""), "challenge")
+    challenge, theirs = parse_challenge(_ask(receiver, met, "challenge", b""))
+    check_origin(
+        theirs,
+        digest=met.attested.keyset.security.handover,
+        ours=inherited(receiver.policy, receiver.security),
+        own=receiver.security.handover,
+    )
     private = X25519PrivateKey.generate()
     statement = Request(
         challenge=challenge,
@@ -176,7 +195,7 @@ def _take(receiver: Receiver, met: _Met) -> tuple[str, Handing]:
         security_version=receiver.security_version,
     ).encode()
     data = statement_report_data(nonce=challenge, keyset_bytes=keyset, statement=statement)
-    evidence = receiver.attester.evidence(data, now=receiver.now())
+    evidence = receiver.attester.evidence(data, now=receiver.now(), nonce=challenge)  # Nitro signs it, too
     answer = encode_answer(EvidenceAnswer(evidence=evidence, keyset=keyset, inclusion=Single()))
     given = _ask(receiver, met, "take", encode_take(statement, answer))
     key, sealed = given[:KEY_BYTES], given[KEY_BYTES:]
@@ -208,7 +227,7 @@ def _bring(
         target=keys,
         random=receiver.random,
     )
-    bring_files(record, files=receiver.files, folder=folder, keys=keys)
+    bring_files(record, files=receiver.files, folder=folder, keys=keys, security=receiver.security)
     return record
 
 

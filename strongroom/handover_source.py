@@ -33,6 +33,7 @@ from strongroom.handover import (
     Request,
     Transfer,
     agree,
+    encode_challenge,
     parse_done,
     parse_request,
     parse_take,
@@ -55,12 +56,14 @@ _CODE: Final = "handover_malformed"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """What a server hands over, and by what. `policy`: who may receive. `security`: this server's own configuration.
+    """What a server hands over, and by what. `policy`: who may receive, `policy_bytes`: its file, whose digest is in
+    `security`, this server's own configuration.
     `security_version`: of this server's code. `operator`: the token by which the operator is told from strangers.
     """
 
     store: Store
     policy: Policy
+    policy_bytes: bytes
     security: SecurityConfiguration
     security_version: int
     operator: str
@@ -94,7 +97,8 @@ class HandoverSource:
         self._lane.close()
 
     async def challenge(self, operator: str | None) -> bytes:
-        """The encoded answer with a fresh challenge, which takes the place of the last.
+        """The encoded answer with a fresh challenge, which takes the place of the last, and with this server's policy,
+        by which the receiver judges from where else the store can have come.
 
         Raises:
             AccessRefused: not the operator's token (code `handover_operator_refused`).
@@ -102,7 +106,7 @@ class HandoverSource:
         self._check_operator(operator)
         challenge = self._source.random(CHALLENGE_BYTES)
         self._challenge = (challenge, self._source.monotonic() + CHALLENGE_S)
-        return canonical({"challenge": challenge.hex()})
+        return encode_challenge(challenge, self._source.policy_bytes)
 
     async def take(self, operator: str | None, body: AsyncIterator[bytes], *, keyset: bytes) -> bytes:
         """The store for the receiver that asks: this end's key (32 bytes), then the sealed state file. `keyset`: the

@@ -5,10 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
 
 from strongroom.models.info import ModelInfo
 from strongroom.oip import Array
+
+THREADS: Final = 1
+"""Threads of one run. With two, sums are made in another order, and answers differ in the last bits."""
 
 
 class Ticket:

@@ -52,10 +52,18 @@ def load_policy(settings: Config, *, security: SecurityConfiguration, simulated:
     """
     if security.handover == NONE:
         return None
+    return _parsed(_measured_bytes(settings, security), simulated=simulated)
+
+
+def _measured_bytes(settings: Config, security: SecurityConfiguration) -> bytes:
     data = read_handover_policy(Path(settings.security.handover_policy))
     if not hmac.compare_digest(hashlib.sha256(data).hexdigest(), security.handover):
         message = f"the hand-over policy is not the measured one, with SHA-256 {security.handover}"
         raise SealRefused(message, code="handover_policy_changed")
+    return data
+
+
+def _parsed(data: bytes, *, simulated: bool) -> Policy:
     try:
         policy = parse_policy(data.decode("utf-8"))
     except (InvalidPolicy, UnicodeDecodeError) as exc:
@@ -83,15 +91,17 @@ def source_of(
     Raises:
         SealRefused, InvalidConfig: as `load_policy`. Unavailable, Failure: the token cannot be written.
     """
-    policy = load_policy(settings, security=security, simulated=simulated)
-    if policy is None:
+    if security.handover == NONE:
         return None
+    data = _measured_bytes(settings, security)
+    policy = _parsed(data, simulated=simulated)
     token = secrets.token_hex(32)
     _write_token(settings.state_path / TOKEN_FILE, token)
     return HandoverSource(
         Source(
             store=store,
             policy=policy,
+            policy_bytes=data,
             security=security,
             security_version=SECURITY_VERSION,
             operator=token,
@@ -129,7 +139,7 @@ def recovery_of(
         store,
         recipient=security.recovery,
         files=settings.state_path / INCOMING,
-        security_digest=security.digest(),
+        security=security,
         monotonic=time.monotonic,
         random=os.urandom,
     )
@@ -151,7 +161,7 @@ def run_errand(
     Raises:
         InvalidConfig: this server has no hand-over policy (code `handover_policy_unusable`), or no token can be read.
         The rest as `handover_receiver.take_over`, but that a source that falls silent at the very end is waited for by
-        serving, unchanged.
+        serving, unchanged: what was taken lies here then. A source that has not given anything yet is not.
     """
     if "from" not in errand:
         return
@@ -179,7 +189,8 @@ def run_errand(
     try:
         take_over(receiver)
     except Unavailable as exc:
-        if exc.code != "store_moving":
+        # Without a store, serving would begin an empty one, and the hand-over could not be repeated.
+        if exc.code != "store_moving" or not (store_path / "state").exists():
             raise
         log.warning("%s", exc.message)
     finally:

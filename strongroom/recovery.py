@@ -23,6 +23,7 @@ from typing import Final
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from strongroom import age, disk
+from strongroom.attest.keyset import SecurityConfiguration
 from strongroom.attest.strict import canonical
 from strongroom.bringing import bring_files
 from strongroom.errors import AccessRefused, MalformedInput
@@ -123,7 +124,7 @@ class Recovery:
     """The restoring end of one server. Belongs to one event loop; the work is done in a thread of its own.
 
     `recipient` is the key that the configuration names, `files` the folder where the operator puts the lost store's
-    data files, `security_digest` that of this server's configuration.
+    data files, `security` this server's configuration.
     """
 
     def __init__(
@@ -132,12 +133,12 @@ class Recovery:
         *,
         recipient: str,
         files: Path,
-        security_digest: bytes,
+        security: SecurityConfiguration,
         monotonic: Callable[[], float],
         random: Random,
     ) -> None:
         self._store, self._recipient, self._files = store, recipient, files
-        self._security_digest, self._monotonic, self._random = security_digest, monotonic, random
+        self._security, self._monotonic, self._random = security, monotonic, random
         self._secret = random(32)
         self._lane = Lane("recovery", workers=1, waiting=2, code="store_moving")
 
@@ -163,6 +164,7 @@ class Recovery:
         Raises:
             AccessRefused: 1 (code `recovery_proof_refused`). Conflict: 2 (code `recovery_store_in_use`).
             SealRefused: 3 (code `handover_tampered`), 4 (codes `seal_...`).
+            AdmissionRefused: 4, a model that would not be admitted here (code `brought_model_refused`).
             MalformedInput: no such body (code `recovery_file_malformed`). LimitExceeded: it is too large.
         """
         arrival, chunks, size = Arrival(limit=MAX_RESTORE, rate=1024, clock=self._monotonic), [], 0
@@ -198,11 +200,11 @@ class Recovery:
                 data[_START.size :],
                 transfer=_transfer(name, secret),
                 store_id=bytes.fromhex(self._store.store_id),
-                security_digest=self._security_digest,
+                security_digest=self._security.digest(),
                 target=keys,
                 random=self._random,
             )
-            bring_files(record, files=self._files, folder=folder, keys=keys)
+            bring_files(record, files=self._files, folder=folder, keys=keys, security=self._security)
             return record
 
         # 2 is the store's own

@@ -33,7 +33,7 @@ from starlette.types import Message, Receive, Scope, Send
 from strongroom import __version__, bodies
 from strongroom.attest.evidence import parse_nonce
 from strongroom.bodies import JSON, NPY, NPZ
-from strongroom.errors import Error, Failure, InvalidRequest, MalformedInput, NotFound
+from strongroom.errors import Error, Failure, InvalidRequest, MalformedInput, NotFound, Unavailable
 from strongroom.handover_source import HandoverSource
 from strongroom.names import check_name
 from strongroom.oip import WireLimits
@@ -50,6 +50,9 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 DATA_DEPENDENT: Final = "data_dependent_output"
 """The flag of admission for models the shape of whose outputs depends on the content of their inputs (§8.3)."""
+PAUSE_S: Final = 0.25
+"""Seconds until somebody is told to come back later. Who does so at once, on many connections, would keep the server
+busy with refusals, and those whom it has let in waiting."""
 _VERSION: Final = re.compile(r"[1-9][0-9]{0,8}")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _DIGEST: Final = re.compile(r"sha-256=:([A-Za-z0-9+/]{43}=):")
@@ -136,6 +139,8 @@ class Rest:
             _log_fault(fault)
             refusal = Failure("a fault of this server")
         if not started:
+            if isinstance(refusal, Unavailable):
+                await _hold_back()
             await problem(refusal)(scope, receive, answer)
 
     def _common(self, scope: Scope) -> list[tuple[bytes, bytes]]:
@@ -372,6 +377,10 @@ class _Methods:
         if set(request.query_params.keys()) - self._parameters:
             known = ", ".join(sorted(self._parameters)) or "none"
             raise InvalidRequest(f"query parameters expected here: {known}", code="parameter_invalid")
+
+
+async def _hold_back() -> None:
+    await asyncio.sleep(PAUSE_S)
 
 
 def _route(path: str, *parameters: str, **handlers: Handler) -> Route:

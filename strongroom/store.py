@@ -172,12 +172,12 @@ class Store:
             with disk.faults("make a store"):
                 disk.make_folder(store._data)
             record = bring(store._keys, store._data)
-            if (
-                set(disk.names(store._data))
-                - {e.file for n in record.names for e in n.entries}
-                - store._named()
-            ):
-                raise SealRefused("there are data files of another store", code="store_state_missing")
+            named = {e.file for n in record.names for e in n.entries} | store._named()
+            if set(disk.names(store._data)) - named:
+                raise SealRefused(
+                    f"{store._data}: data files of another store, or of an interrupted hand-over; remove them",
+                    code="store_state_missing",
+                )
             epoch = max(record.epoch, store.epoch + 1)
             store._commit(replace(record, epoch=epoch))
             store._after_opening()

@@ -45,7 +45,7 @@ def template(descriptor: int) -> int:
         os.close(descriptor)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for workers: their ends tell nothing
     with socket.socket(fileno=_CONTROL) as server:
-        header, data = frames.receive(server)
+        header, data = frames.receive_bytes(server)
         if not _give_up(header, fork=True):
             return 1
         try:
@@ -56,14 +56,14 @@ def template(descriptor: int) -> int:
         except MemoryError:
             frames.send(server, {"refused": "load_limits"})
             return 0
-        data.clear()
+        del data
         gc.collect()
         gc.freeze()
         frames.send(server, {"loaded": True})
         return _fork_workers(server, session, header)
 
 
-def _load(header: dict[str, Any], data: bytearray) -> Session:
+def _load(header: dict[str, Any], data: bytes) -> Session:
     info = ModelInfo.from_json(header["info"])
     admitted = models.reopen(
         data, info=info, sha256=header["sha256"], canonical_sha256=header["canonical_sha256"]

@@ -262,20 +262,19 @@ class Model:
         with self._lock:
             if one.template is not self._template:
                 return  # it ended with its template, which others' deaths did: this caller has no part in it
-            if not one.template.alive():
+            if not one.template.alive() or self._deaths.died(job.caller or "", now=time.monotonic()):
                 self._lost(one.template)
-            elif self._deaths.died(job.caller or "", now=time.monotonic()):
-                self._lost(one.template, renew=True)
 
-    def _lost(self, template: Template, *, renew: bool = False) -> None:
-        """Ends what there is, and begins to make it anew. Callers hold the lock."""
+    def _lost(self, template: Template) -> None:
+        """Ends what there is, and begins to make it anew, from another zygote: a template that died has a layout that
+        somebody may know, too. Callers hold the lock.
+        """
         if self._template is not template or self._closed:
             return
         self._end()
-        # A template that died has a layout that somebody may know, too.
         delay = self._deaths.renewed()
         self._back = time.monotonic() + delay + 3
-        log.warning("a model's template is made anew%s", " by another zygote" if renew else "")
+        log.warning("a model's template is made anew")
         threading.Thread(
             target=self._make_anew, args=(template, delay), name="workers-again", daemon=True
         ).start()
@@ -289,15 +288,15 @@ class Model:
                 self._workers.nursery.renew(former.child)
                 made = self._make()
                 break
-            except Error as error:
-                log.error("a model's template: %s", error.code)
-            except (OSError, MemoryError) as error:  # whatever it is: the model must not stay away for ever
-                log.error("a model's template: %s", type(error).__name__)
+            except (
+                Error,
+                OSError,
+                MemoryError,
+            ) as error:  # whatever it is: the model must not stay away for ever
+                log.error("a model's template: %s", getattr(error, "code", type(error).__name__))
             with self._lock:
                 delay = self._deaths.renewed()
                 self._back = time.monotonic() + delay + 3
-                if self._closed:
-                    return
         with self._lock:
             if self._closed:
                 made.close()
@@ -306,7 +305,8 @@ class Model:
             self._bear_spare()
 
     def _is_closed(self) -> bool:
-        return self._closed
+        with self._lock:
+            return self._closed
 
     def _make(self) -> Template:
         workers = self._workers

@@ -181,9 +181,9 @@ class Timely:
         """See `frames.Stream`."""
         self._in_time().sendall(data)
 
-    def recv(self, size: int, /) -> bytes:
+    def recv(self, size: int, flags: int = 0, /) -> bytes:
         """See `frames.Stream`."""
-        return self._in_time().recv(size)
+        return self._in_time().recv(size, flags)
 
     def recv_into(self, buffer: Any, /) -> int:
         """See `frames.Stream`."""

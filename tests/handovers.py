@@ -195,6 +195,7 @@ class Running:
             Source(
                 store=self.store,
                 policy=self.party.policy,
+                policy_bytes=self.party.policy_text.encode(),
                 security=self.party.security,
                 security_version=self.party.security_version,
                 operator=TOKEN,

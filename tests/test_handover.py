@@ -9,10 +9,12 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import handovers
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -32,9 +34,11 @@ from handovers import (
     serves,
     writable,
 )
-from store_worker import OWNERS
+from store_worker import INFO, OWNERS
 
 from strongroom import handover, handover_source
+from strongroom.attest.evidence import Evidence
+from strongroom.attester import SimulatedAttester
 from strongroom.errors import AttestationRefused, Conflict, Error, MalformedInput, SealRefused, Unavailable
 from strongroom.handover import (
     Request,
@@ -47,6 +51,7 @@ from strongroom.handover import (
     proof_of,
     verify_proof,
 )
+from strongroom.models.values import TRAPS
 from strongroom.state import GIVEN, TAKEN, Handing
 
 MODELS = ("a", "b", "c")
@@ -238,6 +243,81 @@ def test_a_source_that_the_receivers_policy_does_not_accept(old: Party, tmp_path
     running.stop()
 
 
+@dataclass(frozen=True)
+class Wider:
+    """A source's hand-over policy that differs from the receiver's, but for `receiver` in the place of its digest."""
+
+    name: str
+    text: str
+
+
+NAMES = FAMILY.replace('handover = ["none"]', 'handover = ["none", "receiver"]')
+"""What the receiver's policy says, and gives to it: a policy that another one follows."""
+
+
+@pytest.mark.parametrize(
+    "wider",
+    [
+        Wider("other code", policy_text(OLD, NEW, OTHER).replace('handover = ["none"]', 'handover = ["receiver"]')),
+        Wider("another configuration", NAMES.replace("anonymous_upload = [false]", "anonymous_upload = [false, true]")),
+        Wider("another policy", NAMES.replace('"receiver"', f'"receiver", "{"77" * 32}"')),
+        Wider("another recovery key", NAMES.replace('recovery = ["none"]', f'recovery = ["age1{"q" * 58}"]')),
+    ],
+    ids=lambda wider: wider.name,
+)  # fmt: skip
+def test_a_source_whose_own_policy_accepts_more(new: Party, tmp_path: Path, wider: Wider) -> None:
+    """A host starts the genuine old code with a policy of its own, lets that take over a store that it has made, and
+    offers this as the source: genuine code is no genuine store.
+    """
+    assert wider.text not in (FAMILY, NAMES)
+    between = Party(tmp_path / "between", OLD, wider.text.replace("receiver", new.security.handover))
+    with between.open() as store:
+        put(store, "forged")
+    running = Running(between)
+    seen: list[str] = []
+
+    def listen(what: str, data: bytes) -> bytes:
+        seen.append(what)
+        return data
+
+    assert code_of(lambda: receive(new, running, tap=listen)) == "handover_source_refused"
+    assert not (new.folder / "store" / "state").exists()
+    assert seen == ["evidence", "evidence answer", "challenge", "challenge answer"] and writable(
+        running.store
+    )
+    running.stop()
+
+
+def test_a_policy_that_is_not_the_sources(new: Party, tmp_path: Path) -> None:
+    """It shows another policy than its evidence names, or none."""
+    forged = policy_text(OLD, NEW, OTHER).replace(
+        'handover = ["none"]', f'handover = ["{new.security.handover}"]'
+    )
+    with (between := Party(tmp_path / "between", OLD, forged)).open() as store:
+        put(store, "forged")
+    for shown in (NAMES.replace("receiver", new.security.handover), ""):
+        running = Running(between)
+
+        def instead(what: str, data: bytes, shown: str = shown) -> bytes:
+            if what != "challenge answer":
+                return data
+            return handover.encode_challenge(handover.parse_challenge(data)[0], shown.encode())
+
+        assert code_of(lambda: receive(new, running, tap=instead)) == "handover_source_refused"  # noqa: B023
+        running.stop()
+
+
+def test_a_source_that_somebody_else_could_fill(new: Party, tmp_path: Path) -> None:
+    """Whoever has its recovery key can have put a store of his own in there."""
+    security = replace(new.security, recovery="age1" + "q" * 58)
+    with (between := Party(tmp_path / "between", OLD, security=security)).open() as store:
+        put(store, "forged")
+    running = Running(between)
+    assert code_of(lambda: receive(new, running)) == "security_recovery_refused"
+    assert not (new.folder / "store" / "state").exists()
+    running.stop()
+
+
 def test_a_stranger_stops_nothing(old: Party, new: Party) -> None:
     """Without the operator's token nobody gets as far as a challenge, however genuine its code."""
     running = Running(old)
@@ -257,6 +337,61 @@ def test_nothing_is_taken_over_a_store_that_is_there(old: Party, new: Party) -> 
     running.stop()
     with new.open() as store:
         assert serves(store, "mine")
+
+
+@pytest.mark.parametrize(
+    ("flag", "lax"),
+    [("unbounded", {"admission": "permissive"}), (TRAPS, {"isolation": "owner"})],
+)
+def test_models_that_the_receiver_would_not_admit(
+    new: Party, tmp_path: Path, flag: str, lax: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hand-over to a stricter configuration makes no exception from what that promises; the same one takes them."""
+    info = replace(INFO, admission=replace(INFO.admission, level="permissive", flags=(flag,)))
+    monkeypatch.setattr(handovers, "INFO", info)
+    weak = replace(new.security, **lax)
+    giver = Party(tmp_path / "giver", OLD, security=weak)
+    with giver.open() as store:
+        put(store, "a")
+    running = Running(giver)
+    strict = Party(tmp_path / "strict", NEW)
+    assert code_of(lambda: receive(strict, running)) == "brought_model_refused"
+    assert not (strict.folder / "store" / "state").exists() and not any(
+        (strict.folder / "store" / "data").iterdir()
+    )
+    receive(same := Party(tmp_path / "same", NEW, security=weak), running)
+    running.stop()
+    with same.open() as store:
+        assert serves(store, "a") and writable(store)
+
+
+def test_files_of_an_interrupted_hand_over_are_named(
+    old: Party, new: Party, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before its first commit, and the source has deleted a model since: nothing is removed unasked."""
+    from strongroom import handover_receiver
+
+    bring = handover_receiver.bring_files
+
+    def killed(*given: Any, **more: Any) -> None:
+        bring(*given, **more)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(handover_receiver, "bring_files", killed)
+        running = Running(old)
+        with pytest.raises(KeyboardInterrupt):
+            receive(new, running)
+        running.stop()
+    running = Running(old)
+    running.store.delete("b", None)
+    folder = new.folder / "store" / "data"
+    with pytest.raises(SealRefused, match="remove them") as caught:
+        receive(new, running)
+    assert caught.value.code == "store_state_missing" and str(folder) in caught.value.message
+    shutil.rmtree(folder)
+    receive(new, running)
+    running.stop()
 
 
 # What happens in flight
@@ -404,6 +539,28 @@ def test_evidence_of_another_purpose_states_nothing(
     with pytest.raises(Error, match="report_data_mismatch") as caught:
         receive(new, running)
     assert caught.value.code == "handover_receiver_refused"
+    running.stop()
+
+
+def test_the_receivers_evidence_answers_the_challenge_itself(
+    old: Party, new: Party, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Nitro document has a place of its own for the nonce, and the source looks there: the attester is told."""
+    told: list[bytes] = []
+    issue = SimulatedAttester.evidence
+
+    def evidence(
+        self: SimulatedAttester, report_data: bytes, *, now: datetime, nonce: bytes = b""
+    ) -> Evidence:
+        if self is new.attester:
+            told.append(nonce)
+        return issue(self, report_data, now=now, nonce=nonce)
+
+    monkeypatch.setattr(SimulatedAttester, "evidence", evidence)
+    kept: dict[str, bytes] = {}
+    running = Running(old)
+    receive(new, running, tap=keep(kept))
+    assert told == [handover.parse_challenge(kept["challenge answer"])[0]]
     running.stop()
 
 
@@ -690,7 +847,13 @@ def test_messages_come_back_as_they_went() -> None:
 )
 def test_statements_of_another_form_are_refused(data: bytes) -> None:
     """Strictly: the evidence signs bytes, and two readers must not read them differently."""
-    for parse in (parse_request, parse_done, parse_take, lambda d: handover.parse_member(d, "proof")):
+    for parse in (
+        parse_request,
+        parse_done,
+        parse_take,
+        handover.parse_challenge,
+        lambda d: handover.parse_member(d, "proof"),
+    ):
         with pytest.raises(MalformedInput) as caught:
             parse(data)
         assert caught.value.code == "handover_malformed"

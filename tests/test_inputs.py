@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from strongroom.errors import Error, InvalidRequest, LimitExceeded
-from strongroom.inputs import check_inputs
+from strongroom.inputs import check_inputs, check_outputs, room_for
 from strongroom.models.info import ONNX_RULES, Admission, InputRules, ModelInfo, Room, TensorSpec
 from strongroom.oip import DATATYPES, Tensor, WireLimits, bytes_array, datatype_of
 
@@ -302,3 +302,42 @@ def test_strings_are_as_long_as_was_reckoned() -> None:
         with pytest.raises(InvalidRequest) as caught:
             check_inputs(words, (given,), limits=LIMITS)
         assert caught.value.code == "input_too_large"
+
+
+# Answers
+
+
+@pytest.mark.parametrize(
+    ("declared", "shape", "fits"),
+    [
+        (("n", 3), (7, 3), True),
+        ((None, 3), (0, 3), True),
+        (None, (1, 2, 3), True),
+        ((), (), True),
+        (("n", 3), (7, 4), False),
+        (("n", 3), (7,), False),
+        ((2,), (3,), False),
+        ((), (1,), False),
+        (("n", 3), (7, 3, 1), False),
+    ],
+)
+def test_an_answer_has_the_shape_that_admission_found(
+    declared: tuple[int | str | None, ...] | None, shape: tuple[int, ...], fits: bool
+) -> None:
+    """Its rank and its fixed sizes; symbols are whatever they are."""
+    described = dataclasses.replace(info(X), outputs=(TensorSpec("y", "FP32", declared),))
+    results = {"y": np.zeros(shape, np.float32)}
+    if fits:
+        check_outputs(described, results)
+        return
+    with pytest.raises(InvalidRequest) as caught:
+        check_outputs(described, results)
+    assert caught.value.code == "output_shape"
+    check_outputs(described, {})  # it was not asked for
+
+
+@pytest.mark.parametrize(("rows", "sizes"), [(1, (1, 4096)), (2, (512, 600)), (512, (512, 600)), (513, None)])
+def test_a_request_has_the_cheapest_room_that_it_fits_into(rows: int, sizes: tuple[int, ...] | None) -> None:
+    """None where it fits into none."""
+    room = room_for(info(X), {"x": np.zeros((rows, 2), np.float32)})
+    assert (room.sizes if room else None) == sizes

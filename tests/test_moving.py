@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from handovers import FAMILY, OLD, Party
+from handovers import FAMILY, OLD, Cut, Party, Running, Tap, receive
 
 from strongroom import moving, planned
 from strongroom.config import Config, Security
@@ -113,6 +113,39 @@ def test_an_errand_needs_a_policy_and_a_token(tmp_path: Path) -> None:
     assert code_of(lambda: run(settings(tmp_path))) == "handover_token_unreadable"
     moving.run_errand({}, settings(tmp_path), here, security=planned.security_configuration(settings(tmp_path)),
                       store_path=tmp_path / "store", keyset_of=lambda _: b"")  # fmt: skip
+
+
+def test_a_source_that_gives_nothing_yet_is_no_reason_to_serve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is at an end of a hand-over itself, and says `store_moving`: a server that went on would begin an empty store.
+    Where all of it is here, and only the last word is missing, serving is right.
+    """
+    made = settings(tmp_path)
+    (tmp_path / "token").write_text("00")
+    first, second, third = (Party(tmp_path / name, OLD) for name in ("1", "2", "3"))
+
+    def cut(what: str, data: bytes) -> bytes:
+        if what == "done":
+            raise Cut
+        return data
+
+    def run(taker: Party, giver: Running, tap: Tap) -> None:
+        monkeypatch.setattr(moving, "take_over", lambda _receiver: receive(taker, giver, tap=tap))
+        here: Any = SimpleNamespace(simulated=True, attester=taker.attester, anchor=taker.anchor)
+        moving.run_errand(
+            {"from": "https://127.0.0.1:1", "files": str(tmp_path), "token": str(tmp_path / "token")}, made, here,
+            security=planned.security_configuration(made), store_path=taker.folder / "store", keyset_of=taker.keyset,
+        )  # fmt: skip
+
+    running = Running(first)
+    run(second, running, cut)
+    running.stop()
+    waiting = Running(second)  # has what it took, and no word that the first let go
+    assert waiting.store.handing is not None
+    assert code_of(lambda: run(third, waiting, lambda _what, data: data)) == "store_moving"
+    assert not (third.folder / "store" / "state").exists()
+    waiting.stop()
 
 
 def test_the_token_is_the_operators_alone_and_new_each_time(tmp_path: Path) -> None:

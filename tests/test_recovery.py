@@ -46,7 +46,7 @@ class Running:
             self.store,
             recipient=recipient,
             files=party.folder / "incoming",
-            security_digest=party.security.digest(),
+            security=party.security,
             monotonic=self.clock.monotonic,
             random=os.urandom,
         )

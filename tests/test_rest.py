@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plane import ALICE, BOB, World, content_digest, linear_onnx, plane, two_inputs_onnx, xgboost_json
 
-from strongroom import bodies, errors, problems, state
+from strongroom import bodies, errors, problems, rest, state
 from strongroom.attest.evidence import parse_answer
 from strongroom.attest.keyset import parse_keyset
 from strongroom.errors import CODES, Error, walk
@@ -644,6 +644,26 @@ def test_busy_answers_say_when_to_come_back(tmp_path: Path) -> None:
         assert int(response.headers["retry-after"]) == 60
     response = problems.problem(errors.Unavailable("x", code="overloaded", retry_after_s=7))  # type: ignore[assignment]
     assert (response.status_code, response.headers["retry-after"]) == (503, "7")
+
+
+def test_busy_answers_and_no_others_are_held_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A caller who comes back at once, again and again, waits for each refusal; nobody else waits for anything."""
+    held: list[int] = []
+
+    async def hold_back() -> None:
+        held.append(1)
+
+    monkeypatch.setattr(rest, "_hold_back", hold_back)
+    with plane(tmp_path, limits={"evidence_per_minute": 1}) as world:
+        assert get(world, "/v1/evidence?nonce=" + "ab" * 32).status_code == 200
+        assert get(world, "/v2/models/none").status_code == 404
+        assert get(world, "/v1/evidence?nonce=short").status_code == 400
+        assert not held
+        for count in (1, 2):
+            assert code(get(world, "/v1/evidence?nonce=" + "ab" * 32), 429) == "evidence_rate"
+            assert len(held) == count
+        assert get(world, "/v2/health/live").status_code == 200
+    assert len(held) == 2
 
 
 def test_a_fault_shows_nothing_of_itself(

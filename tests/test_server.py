@@ -631,8 +631,9 @@ def test_kills_lose_nothing_that_was_acknowledged(tmp_path: Path) -> None:
     serial = 0
     code = snapshot(tmp_path / "code")
     kills = int(os.environ.get("STRONGROOM_KILLS", "8"))
+    settings = '[security]\nisolation = "in_process"'  # it is about the store, and starts sooner
     for _ in range(kills):
-        running = start(tmp_path, cwd=code)
+        running = start(tmp_path, settings=settings, cwd=code)
         caller = Caller(running.url)
         listed = {model["name"] for model in caller.request("GET", "/v1/models").json()["models"]}
         assert set(alive) <= listed <= set(alive) | set(unsure)
@@ -661,7 +662,7 @@ def test_kills_lose_nothing_that_was_acknowledged(tmp_path: Path) -> None:
         killer.join()
         assert running.process.returncode == -signal.SIGKILL
     assert serial > kills
-    with serving(tmp_path, cwd=code) as running:
+    with serving(tmp_path, settings=settings, cwd=code) as running:
         results = Caller(running.url).request("GET", "/v1/models").json()["models"]
         assert {model["name"] for model in results} >= set(alive)
         files = list((running.state_dir / "store" / "data").iterdir())

@@ -56,6 +56,11 @@ class Section:
     attributes: int
     data: bytes
 
+    @property
+    def unmeasured(self) -> bool:
+        """Whether nothing of it goes into the MRTD: memory that the TD accepts later, of any size."""
+        return self.attributes & (_EXTENDED | _LATER) == _LATER
+
 
 def _refuse(why: str) -> NoReturn:
     raise MalformedInput(f"firmware: {why}", code="artefact_malformed")
@@ -108,7 +113,7 @@ def parse_tdvf(image: bytes) -> tuple[Section, ...]:
     if at + length > len(image):
         _refuse("its TDVF descriptor is longer than the image")
     sections = tuple(_section(image, at + 16 + i * _SECTION.size) for i in range(count))
-    total = sum(section.size for section in sections if not section.attributes & _LATER)
+    total = sum(section.size for section in sections if not section.unmeasured)
     if total > MAX_MEMORY:
         _refuse(f"TDVF sections: {total} bytes of memory, at most {MAX_MEMORY}")
     return sections
@@ -129,6 +134,8 @@ def mrtd(image: bytes, *, order: Order) -> bytes:
     """
     digest = hashlib.sha384()
     for section in parse_tdvf(image):
+        if section.unmeasured:
+            continue
         pages = range(0, section.size, PAGE)
         groups = [[page] for page in pages] if order == "page" else [list(pages)]
         for group in groups:

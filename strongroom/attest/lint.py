@@ -170,7 +170,8 @@ _SECURITY_WEAK: dict[tuple[str, str | bool], tuple[str, str]] = {
 
 _SECURITY_OTHERS = {
     "handover": "whatever code the policy file with this digest accepts can receive the stored models; read it",
-    "recovery": "whoever holds this key and a copy of the disk can read the stored models",
+    "recovery": "whoever holds this key and a copy of the disk can read the stored models, and can fill an empty store "
+    "with models that no server examined",
 }
 
 

@@ -53,6 +53,13 @@ def test_what_is_measured_changes_it_and_what_is_not_does_not() -> None:
     assert mrtd(bytes(image), order="page") != before
 
 
+def test_memory_for_later_costs_nothing() -> None:
+    """An image can declare any amount of it: nothing is done page by page."""
+    image = with_sections(*fake.SECTIONS, section(address=0, size=1 << 51, raw=0, attributes=2))
+    assert mrtd(image, order="page") == measured(image, by_section=False)
+    assert mrtd(image, order="section") == measured(image, by_section=True)
+
+
 def test_the_table_is_read_backwards() -> None:
     """Entries by GUID, each with its own data."""
     found = guided_entries(fake.firmware(more={OTHER: b"data"}))
@@ -94,6 +101,7 @@ def with_sections(*sections: tuple[int, ...]) -> bytes:
         with_sections(section(size=fake.SIZE - 0x1000 + 1)),
         with_sections(section(address=(1 << 52) - 0x1000)),
         with_sections(section(size=512 << 20)),
+        with_sections(section(size=512 << 20, attributes=3)),
     ],
 )
 def test_images_out_of_form_are_refused(image: bytes) -> None:
