@@ -18,11 +18,11 @@ test: $(VENV)/tpm.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The whole suite once more with every line and branch counted, which takes twice the time.
 coverage: $(VENV)/tpm.stamp
-	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term
 
 check: $(VENV)/test.stamp
 	$(BIN)/ruff check .

@@ -18,6 +18,26 @@ SHARED = REPOSITORY.parent / "shared"
 """Recorded material that lies beside some checkouts; tests that need it skip, with the reason, where it is absent."""
 
 
+LONGEST = (
+    "tee/test_emulated.py", "test_server.py", "test_isolation_server.py", "test_reseal.py", "test_library_os.py",
+    "tee/test_tpm_device.py", "test_bench.py", "test_store_kill.py", "test_tpm_server.py", "test_tpm_reseal.py",
+    "test_vectors.py", "tee/test_emulated_reseal.py", "test_cli.py", "test_client_with_server.py", "test_stapling.py",
+    "test_trace.py", "test_overload.py", "test_demo.py",
+)  # fmt: skip
+"""Files that take longest, first. `make test` hands out whole files to two processes, by itself those with the fewest
+tests last, which are those that start servers: one process then waits for the other's last.
+"""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first; within a file, and among the others, the order stays."""
+    tests = REPOSITORY / "tests"
+    places = {tests / name: place for place, name in enumerate(LONGEST)}
+    if missing := [path for path in places if not path.exists()]:
+        raise pytest.UsageError(f"LONGEST names files that are not there: {missing}")
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
 def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
     """Names what pytest would name by its address or bytes: fresh keys must not name other tests in each process."""
     return argname if isinstance(val, bytes) or (" at 0x" in repr(val) and not callable(val)) else None

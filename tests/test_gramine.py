@@ -295,16 +295,12 @@ def test_the_real_folder_keeps_every_rule_and_has_the_planned_measurement(bundle
     """Trusted are the files that the server measures, and what it says of itself in there is what is planned here."""
     assert gramine_rules.check(rendered(bundle), folder=bundle) == []
     settings = config.load(DEPLOY / "strongroom.toml", variables={}, base=Path("/"))
-    security = planned.security_configuration(settings)
-    here = planned.measurement(
-        settings, security=security, preload=(), folders=launch.dependency_folders("sgx")
-    )
+    here = planned.measurement(settings, preload=(), folders=launch.dependency_folders("sgx"))
     look = (
         "import sys; sys.path += sys.argv[1:3]\n"
         "from pathlib import Path; from strongroom import config, planned\n"
         "settings = config.load(Path(sys.argv[3]), variables={}, base=Path('/'))\n"
-        "security = planned.security_configuration(settings)\n"
-        "print(planned.measurement(settings, security=security, preload=(), folders=[sys.argv[1]]).digest)"
+        "print(planned.measurement(settings, preload=(), folders=[sys.argv[1]]).digest)"
     )
     program = bundle / "python" / "bin" / gramine.interpreter()
     words = [

@@ -27,7 +27,7 @@ concurrent_requests_per_caller = 6
 concurrent_runs = 1
 waiting_runs_per_caller = 2
 uploads_per_minute = 6
-evidence_per_minute = 60
+evidence_per_minute = 20
 """
 ROWS = 2000
 """Rows of a flooder's request: some 30 ms of work."""
@@ -120,9 +120,9 @@ def test_a_flood_is_refused_while_others_get_all_their_answers(server: Serving) 
 def test_a_flood_of_questions_for_evidence_is_refused(server: Serving) -> None:
     """An address that asks too often is told to wait, and everything else goes on."""
     caller = Caller(server.url)
-    answers = [caller.http.get("/v1/evidence?nonce=" + "ab" * 32) for _ in range(100)]
+    answers = [caller.http.get("/v1/evidence?nonce=" + "ab" * 32) for _ in range(35)]
     refused = [answer for answer in answers if answer.status_code == 429]
-    assert len(refused) >= 20
+    assert len(refused) >= 8
     assert {answer.json()["code"] for answer in refused} == {"evidence_rate"}
     assert int(refused[-1].headers["retry-after"]) >= 1
     assert caller.http.get("/health").status_code == 200

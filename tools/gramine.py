@@ -57,8 +57,7 @@ def assemble(out: Path, *, config_path: Path) -> None:
     ):  # the files are the same on every other, and `auto` would look for a TEE here
         settings = replace(settings, platform=SIMULATED)
     folders = launch.dependency_folders(settings.platform)
-    security = planned.security_configuration(settings)
-    measured = planned.measurement(settings, security=security, preload=(), folders=folders)
+    measured = planned.measurement(settings, preload=(), folders=folders)
     for name in ("python/bin", "lib", "config", "state", "endorsements"):
         (out / name).mkdir(parents=True)
     _copy(Path(sys.executable).resolve(), out / "python" / "bin" / interpreter())

@@ -1,6 +1,6 @@
-"""Server and command with test vendors' roots and an emulated TEE's paths, in a process of their own:
+"""A server with test vendors' roots and an emulated TEE's paths, in a process of its own:
 
-    patched.py serve WORLD --config FILE        patched.py command WORLD ARGUMENTS...
+    patched.py serve WORLD --config FILE
     patched.py reseal WORLD --from URL --files DIR --token FILE --config FILE
 
 WORLD is a JSON file: {"format": ..., "roots": [...], "paths": {...}}. There is no setting for any of it, and must be
@@ -43,15 +43,7 @@ def serve(world: dict[str, object], arguments: list[str]) -> None:
     os.execve(words[0], words, dict(prepared.environment))
 
 
-def command(world: dict[str, object], arguments: list[str]) -> None:
-    """The `strongroom` command."""
-    from strongroom.attest import verifiers
-    from strongroom.cli import main
-
-    verifiers.PINS[str(world["format"])] = tuple(world["roots"])  # type: ignore[arg-type]
-    main(arguments)
-
-
 if __name__ == "__main__":
     read = json.loads(Path(sys.argv[2]).read_text())
-    {"serve": serve, "reseal": serve, "command": command}[sys.argv[1]](read, sys.argv[3:])
+    assert sys.argv[1] in ("serve", "reseal")
+    serve(read, sys.argv[3:])
