@@ -74,6 +74,7 @@ def _serve(quotes_per_s: float, batch: int) -> None:
     from strongroom.attesters import Machine, no_activation
     from strongroom.boot import security_configuration
     from strongroom.config import Config, Limits
+    from strongroom.engine import Engine, InProcess
     from strongroom.epochs import Epochs, Origin
     from strongroom.listener import EdgeServer, edge_config
     from strongroom.models import admit
@@ -114,8 +115,9 @@ def _serve(quotes_per_s: float, batch: int) -> None:
             anchor=UNANCHORED,
             activate=no_activation,
             close=lambda: None,
+            confirm=lambda: None,
         )
-        service = server._service(settings, store, here, (), admit=admit)
+        service = server._service(settings, store, here, (), admit=admit, host=InProcess(Engine()))
         rest = Rest(
             service,
             wire=server._wire_limits(settings),

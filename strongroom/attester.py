@@ -66,6 +66,32 @@ class Attester(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class ReleasedAttester:
+    """An attester of a platform without a sealing key, with the root that a broker released to it."""
+
+    attester: Attester
+    root: keys.SealingRoot
+
+    @property
+    def format(self) -> str:
+        """The evidence format."""
+        return self.attester.format
+
+    @property
+    def measurement(self) -> str:
+        """The measurement of the code that runs here."""
+        return self.attester.measurement
+
+    def evidence(self, report_data: bytes, *, now: datetime, nonce: bytes = b"") -> Evidence:
+        """The attester's evidence."""
+        return self.attester.evidence(report_data, now=now, nonce=nonce)
+
+    def sealing_root(self) -> keys.SealingRoot:
+        """The one that was released."""
+        return self.root
+
+
+@dataclass(frozen=True, slots=True)
 class SimulatedAttester:
     """The simulated TEE. SIMULATED: it protects nothing from whoever holds `root_key`."""
 
@@ -98,7 +124,16 @@ class SimulatedAttester:
 
 
 def load_operator_key(path: Path) -> keys.SealingRoot:
-    """Returns the sealing root of the operator's key in the file `path`: 64 hex digits, mode 0600.
+    """Returns the sealing root of the operator's key in the file `path`.
+
+    Raises:
+        InvalidConfig: as `read_operator_key`.
+    """
+    return keys.operator_root(read_operator_key(path))
+
+
+def read_operator_key(path: Path) -> bytes:
+    """Returns the key (32 bytes) in the file `path`: 64 hex digits, mode 0600.
 
     Raises:
         InvalidConfig: no such key, or others can read it (code `operator_key_unusable`).
@@ -119,7 +154,7 @@ def load_operator_key(path: Path) -> keys.SealingRoot:
             f"operator key {path.name}: expected 64 lower-case hex digits (openssl rand -hex 32)",
             code="operator_key_unusable",
         )
-    return keys.operator_root(bytes.fromhex(text.decode("ascii")))
+    return bytes.fromhex(text.decode("ascii"))
 
 
 def root_digest(root_key: Ed25519PrivateKey) -> str:

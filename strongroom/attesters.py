@@ -20,6 +20,7 @@ from strongroom.attester import (
 )
 from strongroom.config import Config
 from strongroom.errors import InvalidConfig, NotFound, Refused
+from strongroom.keys import SealingRoot
 from strongroom.stapling import StapledAttester
 from strongroom.tee import rtmr
 from strongroom.tee.nitro import NitroAttester
@@ -162,11 +163,10 @@ def _hardware(settings: Config, name: str, *, measurement: str) -> tuple[Atteste
         seal_to = cast(Literal["measurement", "signer"], settings.sgx.seal_to)
         return SgxAttester(paths.attestation, seal_to=seal_to), _nothing
     if name == platforms.NITRO:
-        root = load_operator_key(settings.operator_key_path(name))
-        return NitroAttester(paths.nsm, operator_key=root), _nothing
+        return NitroAttester(paths.nsm, operator_key=_operator_key(settings, name)), _nothing
     reports = report_interface(paths.reports, platform=name)
     if name == platforms.TDX:
-        td = TdxAttester(reports, operator_key=load_operator_key(settings.operator_key_path(name)))
+        td = TdxAttester(reports, operator_key=_operator_key(settings, name))
         return td, partial(
             rtmr.check_launched, td.rtmr3, measurement
         ) if settings.tdx.extend_rtmr3 else _nothing
@@ -182,6 +182,13 @@ def _check_host_data(shown: str, measurement: str) -> None:
             "other code or configuration",
             code="host_data_mismatch",
         )
+
+
+def _operator_key(settings: Config, name: str) -> SealingRoot | None:
+    """The key in the operator's file; None where a broker keeps it (`key_seeker`)."""
+    if settings.key_release.url:
+        return None
+    return load_operator_key(settings.operator_key_path(name))
 
 
 def _derive(paths: platforms.Paths, level: int) -> bytes:

@@ -22,6 +22,7 @@ from strongroom.cli_appraise import appraise
 from strongroom.cli_bench import bench
 from strongroom.cli_doctor import doctor
 from strongroom.cli_endorsements import endorsement_options, fetcher_of
+from strongroom.cli_keybroker import keybroker
 from strongroom.cli_measure import measure
 from strongroom.cli_moving import recover, recovery_key, reseal
 from strongroom.cli_policy import policy
@@ -121,6 +122,7 @@ main.add_command(admit)
 main.add_command(reseal)
 main.add_command(recover)
 main.add_command(recovery_key)
+main.add_command(keybroker)
 main.add_command(measure)
 main.add_command(doctor)
 main.add_command(size_command)

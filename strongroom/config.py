@@ -24,6 +24,7 @@ from typing import Any, Final
 
 from strongroom.errors import InvalidConfig
 from strongroom.limit_settings import Limits as Limits
+from strongroom.platform_settings import KeyRelease as KeyRelease
 from strongroom.platform_settings import Nitro as Nitro
 from strongroom.platform_settings import Sgx as Sgx
 from strongroom.platform_settings import Simulated as Simulated
@@ -148,6 +149,7 @@ class Config:
     snp: Snp = field(default_factory=Snp)
     nitro: Nitro = field(default_factory=Nitro)
     tpm: Tpm = field(default_factory=Tpm)
+    key_release: KeyRelease = field(default_factory=KeyRelease)
     security: Security = field(default_factory=Security)
     workers: WorkerSettings = field(default_factory=WorkerSettings)
     preload: tuple[Preload, ...] = ()
@@ -216,6 +218,7 @@ _SECTIONS: Final[dict[str, type]] = {
     "snp": Snp,
     "nitro": Nitro,
     "tpm": Tpm,
+    "key_release": KeyRelease,
     "security": Security,
     "workers": WorkerSettings,
     "preload": Preload,
@@ -287,6 +290,7 @@ def load(path: Path | None, *, variables: Mapping[str, str], base: Path) -> Conf
         snp=Snp(**chosen["snp"]),
         nitro=Nitro(**chosen["nitro"]),
         tpm=Tpm(**chosen["tpm"]),
+        key_release=KeyRelease(**chosen["key_release"]),
         security=Security(**chosen["security"]),
         workers=WorkerSettings(**chosen["workers"]),
         preload=_preload(document.get("preload", []), folder),

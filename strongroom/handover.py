@@ -126,18 +126,29 @@ def agree(private: X25519PrivateKey, peer: bytes, *, statement: bytes, keyset: b
     Raises:
         MalformedInput: the peer's key is none that can be agreed with (code `handover_malformed`).
     """
+    facts = (hashlib.sha256(statement).digest(), hashlib.sha256(keyset).digest(), key)
+    named, secret, proof = agreed_keys(
+        private, peer, labels=tuple(f"{PURPOSE} {label}" for label in ("id", "root", "proof")), facts=facts
+    )
+    name = named[:16].hex()
+    root = SealingRoot(sealing_class=TRANSFER, sealed_for=name, secret=secret)
+    return Transfer(id=name, root=root, proof_key=proof)
+
+
+def agreed_keys(
+    private: X25519PrivateKey, peer: bytes, *, labels: tuple[str, ...], facts: tuple[bytes, ...]
+) -> tuple[bytes, ...]:
+    """A key of 32 bytes for each label, out of the agreement with the public key `peer` (32 bytes) and the facts that
+    both ends have to agree about.
+
+    Raises:
+        MalformedInput: the peer's key is none that can be agreed with (code `handover_malformed`).
+    """
     try:
         shared = private.exchange(X25519PublicKey.from_public_bytes(peer))
     except ValueError:
         raise MalformedInput("hand-over: not an X25519 key that can be agreed with", code=_CODE) from None
-    facts = (hashlib.sha256(statement).digest(), hashlib.sha256(keyset).digest(), key)
-
-    def derived(label: str) -> bytes:
-        return derive_from(shared, length_prefixed((f"{PURPOSE} {label}".encode(), *facts)))
-
-    name = derived("id")[:16].hex()
-    root = SealingRoot(sealing_class=TRANSFER, sealed_for=name, secret=derived("root"))
-    return Transfer(id=name, root=root, proof_key=derived("proof"))
+    return tuple(derive_from(shared, length_prefixed((label.encode(), *facts))) for label in labels)
 
 
 def proof_of(handing: Handing) -> bytes:

@@ -60,7 +60,7 @@ def _wider(theirs: Policy, ours: Policy, own: str) -> str:
         more, known = set(getattr(theirs.security, name)), set(getattr(ours.security, name))
         if name == "sandbox":  # the one list of what must be there
             more, known = known, more
-        known |= {"handover": {NONE, own}, "recovery": {NONE}}.get(name, set())
+        known |= {"handover": {NONE, own}, "recovery": {NONE}, "key_release": {NONE}}.get(name, set())
         if not more <= known:
             return f"accepts more in security.{name}"
     return ""

@@ -165,11 +165,12 @@ def _meet(receiver: Receiver) -> Flow[_Met]:
     nonce = receiver.random(32)
     answer = yield from ask_for_evidence(endpoint, nonce)
     received = parse_answer(answer.body)
-    # Whoever holds a recovery key can have filled that store, so it is ours, one that our policy names, or none. What
-    # the source's hand-over policy says is looked at next (`check_origin`): its digest alone says nothing.
+    # Whoever holds a recovery key can have filled that store, and so can whoever keeps its key as a broker: each is
+    # ours, one that our policy names, or none. What the source's hand-over policy says is looked at next
+    # (`check_origin`): its digest alone says nothing.
     shown = parse_keyset(received.keyset).security
     policy = inherited(receiver.policy, receiver.security)
-    policy = inherited(policy, replace(shown, recovery=NONE))
+    policy = inherited(policy, replace(shown, recovery=NONE, key_release=NONE))
     gathered = Gathered(received.evidence.endorsements)
     attested = verify_answer(policy, endpoint, received, gathered=gathered, nonce=nonce, now=receiver.now())
     endpoint.gate.pin(attested.spki_sha256)

@@ -73,13 +73,15 @@ class Source:
 
 
 def inherited(policy: Policy, security: SecurityConfiguration) -> Policy:
-    """The policy, which also accepts this hand-over policy and this recovery key at the other end: who has them can
-    give the store to nobody that this server could not (docs/spec/reseal.md §2.3).
+    """The policy, which also accepts this hand-over policy, this recovery key and this key of a broker's at the other
+    end: who has them can give the store to nobody that this server could not (docs/spec/reseal.md §2.3).
     """
     accepted = policy.security
     handover = tuple(dict.fromkeys((*accepted.handover, security.handover)))
     recovery = tuple(dict.fromkeys((*accepted.recovery, security.recovery)))
-    return replace(policy, security=replace(accepted, handover=handover, recovery=recovery))
+    key_release = tuple(dict.fromkeys((*accepted.key_release, security.key_release)))
+    named = replace(accepted, handover=handover, recovery=recovery, key_release=key_release)
+    return replace(policy, security=named)
 
 
 class HandoverSource:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, cast
 
 import uvicorn
@@ -85,6 +86,33 @@ class EdgeServer(uvicorn.Server):
         for connection in tuple(self.server_state.connections):
             cast(GuardedProtocol, connection).transport.abort()
         await asyncio.sleep(0)  # for the transports to let go of their sockets
+
+
+class SignalledServer(EdgeServer):
+    """An `EdgeServer` of a process of its own: says when it listens, and leaves by returning."""
+
+    def __init__(
+        self, config: uvicorn.Config, *, sock: socket.socket, limits: EdgeLimits, announce: Callable[[], None]
+    ) -> None:
+        super().__init__(config, sock=sock, limits=limits)
+        self._announce = announce
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begins to accept, and says so."""
+        await super().startup(sockets)
+        self._announce()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As uvicorn's, but does not raise the signal again at the end: the store is still to be closed."""
+        previous = {
+            number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
 
 
 class Acceptor:

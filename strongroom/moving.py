@@ -1,5 +1,6 @@
-"""What a server's settings say of hand-over and recovery: its policy, the operator's token, its two ends, and the
-errand of taking a store over before it serves (`docs/spec/reseal.md`, `docs/spec/recovery.md`).
+"""What a server's settings say of hand-over, recovery and key release: its policy, the operator's token, its ends, the
+errand of taking a store over before it serves, and the question for its key before that (`docs/spec/reseal.md`,
+`docs/spec/recovery.md`, `docs/spec/key-release.md`).
 
 Rules
   - The policy that counts is the one whose digest is attested: the file is read again here, and another one is refused.
@@ -15,6 +16,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -22,11 +24,13 @@ from typing import Final
 from strongroom import disk
 from strongroom.attest.keyset import NONE, SecurityConfiguration
 from strongroom.attest.policy import Policy, parse_policy
+from strongroom.attester import ReleasedAttester
 from strongroom.attesters import Machine
 from strongroom.config import Config
 from strongroom.errors import InvalidConfig, InvalidPolicy, SealRefused, Unavailable
 from strongroom.handover_receiver import Receiver, read_token, take_over
 from strongroom.handover_source import HandoverSource, Source
+from strongroom.key_seeker import Seeker, seek
 from strongroom.measure import SECURITY_VERSION
 from strongroom.planned import read_handover_policy
 from strongroom.recovery import Recovery, write_wrapped
@@ -39,6 +43,8 @@ TOKEN_FILE: Final = "operator-token"  # noqa: S105 - its name
 """In the state folder: whoever can read it is the operator of this server."""
 INCOMING: Final = "incoming"
 """In the state folder: where the operator puts the data files of a lost store."""
+UNOPENED: Final = "0" * 32
+"""The store id in the keyset that asks for a key: the store is not open yet."""
 _TIMEOUT_S: Final = 120.0
 
 
@@ -79,7 +85,11 @@ def _parsed(data: bytes, *, simulated: bool) -> Policy:
 
 def says(security: SecurityConfiguration) -> tuple[tuple[str, str], ...]:
     """Who else can come to the stored models, as (what, value), for the operator."""
-    found = (("hand-over policy", security.handover), ("recovery key", security.recovery))
+    found = (
+        ("hand-over policy", security.handover),
+        ("recovery key", security.recovery),
+        ("key broker", security.key_release),
+    )
     return tuple((what, value) for what, value in found if value != NONE)
 
 
@@ -143,6 +153,34 @@ def recovery_of(
         monotonic=time.monotonic,
         random=os.urandom,
     )
+
+
+def with_released_key(
+    settings: Config, here: Machine, *, security: SecurityConfiguration, keyset_of: Callable[[str], bytes]
+) -> Machine:
+    """The platform, with the sealing root that the broker in the settings releases; as it is where there is none.
+    `keyset_of`: a keyset of this server's for a store id (hex).
+
+    Raises:
+        InvalidRequest: the settings name no URL of a broker (code `url_invalid`). The rest as `key_seeker.seek`.
+    """
+    if security.key_release == NONE:
+        return here
+    transport = Transport(parse_origin(settings.key_release.url), timeout_s=_TIMEOUT_S)
+    try:
+        root = seek(
+            Seeker(
+                key_release=security.key_release,
+                attester=here.attester,
+                keyset=keyset_of(UNOPENED),
+                transport=transport,
+                now=lambda: datetime.now(UTC),
+            )
+        )
+    finally:
+        transport.close()
+    log.info("the broker released the key of the store")
+    return replace(here, attester=ReleasedAttester(here.attester, root))
 
 
 def run_errand(

@@ -6,11 +6,12 @@ The launcher, the server itself and whoever writes a policy ask the same functio
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Final
 
 from strongroom import age, platforms
-from strongroom.attest.keyset import NONE, SecurityConfiguration
+from strongroom.attest.keyset import KEY_RELEASE, NONE, SecurityConfiguration
 from strongroom.config import Config
 from strongroom.errors import InvalidConfig, MalformedInput
 from strongroom.measure import Measurement, measure_at
@@ -20,6 +21,8 @@ FEWEST: Final = ("closed_descriptors", "no_new_privileges", "not_dumpable", "rli
 """Layers without which no stranger's model runs in a process of its own."""
 MAX_HANDOVER_POLICY: Final = 64 * 1024
 """Bytes of a hand-over policy: what `attest.policy` reads."""
+BROKERED: Final = (platforms.TDX, platforms.NITRO, platforms.SIMULATED)
+"""Platforms that have no sealing key of their own (or only pretend to), so that a broker may keep one."""
 PACKAGE: Final = Path(__file__).resolve().parent
 
 
@@ -29,12 +32,15 @@ def security_configuration(settings: Config) -> SecurityConfiguration:
     Raises:
         InvalidConfig: `platform = "auto"`, and there is no TEE (code `platform_not_found`); models cannot be
             isolated there as the settings say (code `isolation_unsupported`); the hand-over policy cannot be read
-            (`handover_policy_unusable`); no such recovery key (`recovery_recipient_unusable`).
+            (`handover_policy_unusable`); no such recovery key (`recovery_recipient_unusable`); no such broker
+            (`key_release_unusable`, `key_release_unsupported`).
     """
     name = platforms.resolve(settings.platform)
     platform = platforms.PLATFORMS[name]
+    key_release = _key_release(settings, name)
+    sealing = settings.sgx.seal_to if name == "sgx" else platform.sealing
     return SecurityConfiguration(
-        sealing=settings.sgx.seal_to if name == "sgx" else platform.sealing,
+        sealing=sealing if key_release == NONE else "operator",
         host_excluded=platform.host_excluded,
         isolation=settings.security.isolation,
         sandbox=_layers(settings, name),
@@ -44,6 +50,7 @@ def security_configuration(settings: Config) -> SecurityConfiguration:
         logging="no_content",
         handover=_handover(settings),
         recovery=_recovery(settings.security.recovery_recipient),
+        key_release=key_release,
     )
 
 
@@ -113,6 +120,28 @@ def _recovery(recipient: str) -> str:
         message = f"security.recovery_recipient: {exc.message}"
         raise InvalidConfig(message, code="recovery_recipient_unusable") from exc
     return recipient
+
+
+def _key_release(settings: Config, platform: str) -> str:
+    """Which broker's key the store is sealed under. Its address is not in it: that decides nothing."""
+    chosen = settings.key_release
+    given = (chosen.url, chosen.broker_key, chosen.name)
+    if not any(given):
+        return NONE
+    if platform not in BROKERED:
+        raise InvalidConfig(
+            f"key_release: the platform {platform} gives a sealing key of its own; expected one of "
+            f"{', '.join(BROKERED)}",
+            code="key_release_unsupported",
+        )
+    value = f"{chosen.broker_key}/{chosen.name}"
+    if not chosen.url or re.fullmatch(KEY_RELEASE, value, re.ASCII) is None:
+        raise InvalidConfig(
+            "key_release: expected url, broker_key (64 lower-case hex digits) and name ([a-z0-9._-], at most 64 "
+            "characters, a letter or digit first)",
+            code="key_release_unusable",
+        )
+    return value
 
 
 def measurement(settings: Config, *, preload: tuple[tuple[str, str], ...], folders: list[str]) -> Measurement:

@@ -77,6 +77,27 @@ class Snp:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KeyRelease:
+    """`[key_release]`: a broker that keeps the sealing key of a platform that gives none (`tdx`, `nitro`; `simulated`
+    for trials), and releases it to servers that pass the key owner's policy (docs/spec/key-release.md). The server
+    connects to it once, at start. All three, or none: then the key is a file.
+    """
+
+    url: str = setting(
+        "",
+        "Where the broker is, https://host:port. It decides nothing: another one has another key. Empty: no broker.",
+    )
+    broker_key: str = setting(
+        "",
+        "The broker's public key (Ed25519, 64 hex digits), as `strongroom keybroker serve` prints it. Attested, with "
+        "`name`: whoever runs that broker can open the store.",
+    )
+    name: str = setting(
+        "", "Which of the broker's keys: lower-case letters, digits, `.`, `_`, `-`; at most 64. Attested."
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Nitro:
     """`[nitro]`: an AWS Nitro enclave. It has no key to seal with and no disk, so the sealing class is `operator`."""
 

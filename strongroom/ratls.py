@@ -315,6 +315,36 @@ def new_server_identity(
     boot = evidence(certificate_report_data(evidence_format, spki=spki))
     if boot.format != evidence_format:  # its report data would be those of another form
         raise Failure(f"boot-time evidence: expected format {evidence_format}, got {boot.format}")
+    dice = x509.UnrecognizedExtension(DICE_EVIDENCE, encode_boot_evidence(boot, spki=spki))
+    der = _self_signed(key, hosts=hosts, now=now, lifetime_s=lifetime_s, extensions=(dice,))
+    if len(der) > MAX_CERTIFICATE:  # better no server than one that nobody can connect to
+        raise Failure(
+            f"boot-time evidence of {len(boot.data)} bytes: a certificate of {len(der)} bytes, and at most "
+            f"{MAX_CERTIFICATE} reach a client"
+        )
+    return ServerIdentity(key=key, certificate_der=der, spki=spki, evidence=boot)
+
+
+def plain_server_context(*, hosts: tuple[str, ...], now: datetime, lifetime_s: int) -> ssl.SSLContext:
+    """Returns the TLS context of a server that attests nothing, with a key and a self-signed certificate of its own
+    that say nothing either: who talks to it has to know it by something else (docs/spec/key-release.md §5).
+
+    Raises:
+        InvalidConfig: no host, or one that is neither a DNS name nor an IP address.
+    """
+    key = ec.generate_private_key(ec.SECP256R1())
+    der = _self_signed(key, hosts=hosts, now=now, lifetime_s=lifetime_s, extensions=())
+    return _keyed_context(key, der)
+
+
+def _self_signed(
+    key: ec.EllipticCurvePrivateKey,
+    *,
+    hosts: tuple[str, ...],
+    now: datetime,
+    lifetime_s: int,
+    extensions: tuple[x509.ExtensionType, ...],
+) -> bytes:
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "strongroom")])
     usage = x509.KeyUsage(
         digital_signature=True,
@@ -327,7 +357,6 @@ def new_server_identity(
         encipher_only=False,
         decipher_only=False,
     )
-    dice = x509.UnrecognizedExtension(DICE_EVIDENCE, encode_boot_evidence(boot, spki=spki))
     certificate = (
         x509.CertificateBuilder()
         .subject_name(name)
@@ -341,16 +370,10 @@ def new_server_identity(
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .add_extension(x509.SubjectAlternativeName(_general_names(hosts)), critical=False)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .add_extension(dice, critical=False)  # not critical: tools that do not know it must still connect
-        .sign(key, SHA256())
     )
-    der = certificate.public_bytes(Encoding.DER)
-    if len(der) > MAX_CERTIFICATE:  # better no server than one that nobody can connect to
-        raise Failure(
-            f"boot-time evidence of {len(boot.data)} bytes: a certificate of {len(der)} bytes, and at most "
-            f"{MAX_CERTIFICATE} reach a client"
-        )
-    return ServerIdentity(key=key, certificate_der=der, spki=spki, evidence=boot)
+    for extension in extensions:  # not critical: tools that do not know them must still connect
+        certificate = certificate.add_extension(extension, critical=False)
+    return certificate.sign(key, SHA256()).public_bytes(Encoding.DER)
 
 
 def _general_names(hosts: tuple[str, ...]) -> list[x509.GeneralName]:
@@ -371,9 +394,13 @@ def server_context(identity: ServerIdentity) -> ssl.SSLContext:
     """Returns the TLS context of one epoch: TLS 1.3 only, no tickets (so nothing to resume), key from memory
     (§1).
     """
+    return _keyed_context(identity.key, identity.certificate_der)
+
+
+def _keyed_context(key: ec.EllipticCurvePrivateKey, certificate_der: bytes) -> ssl.SSLContext:
     context = _bare_server_context()
-    pem = identity.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    certificate = ssl.DER_cert_to_PEM_cert(identity.certificate_der).encode("ascii")
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    certificate = ssl.DER_cert_to_PEM_cert(certificate_der).encode("ascii")
     with _in_memory(certificate, pem) as (certificate_path, key_path):
         context.load_cert_chain(certificate_path, key_path)
     return context

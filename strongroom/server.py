@@ -1,8 +1,9 @@
 """The composition root: from settings and measurement to a listening server, in an order that matters.
 
     (boot: hardened -> measured -> only measured code -> zygote executed)
-    -> the sandbox measured in the zygote -> sealing root -> store -> preloaded models -> keys of the first epoch
-    -> its evidence, verified by the server itself with the function that clients use -> listen
+    -> the sandbox measured in the zygote -> sealing root (from a broker, where the settings name one) -> store
+    -> preloaded models -> keys of the first epoch -> its evidence, verified by the server itself with the function that
+    clients use -> listen
 
 Nothing secret exists before the measurement and the zygote, nothing listens before its own evidence verifies. The
 serving process does not fork.
@@ -20,18 +21,16 @@ import logging
 import os
 import secrets
 import shutil
-import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, cast
 
-import uvicorn
 from starlette.types import Scope
 
 from strongroom import boot, moving
@@ -48,7 +47,7 @@ from strongroom.errors import Error, InvalidConfig, SealRefused
 from strongroom.formats import HEAD_BYTES, detect
 from strongroom.jobs import Host
 from strongroom.launch import ROOM
-from strongroom.listener import EdgeServer, edge_config
+from strongroom.listener import SignalledServer, edge_config
 from strongroom.models.info import STANDARD_BUDGET, STANDARD_LIMITS, AdmissionLimits
 from strongroom.names import check_name
 from strongroom.oip import WireLimits
@@ -104,7 +103,7 @@ def check_store(settings: Config) -> tuple[CheckResult, ...]:
             CheckResult(subject="models", passed=False, code="tpm_launch_unmeasured", detail=detail),
         )
     here = _machine(settings, planned_measurement(settings).digest, launched="")
-    with contextlib.closing(here), _open_store(settings, here, security) as store:
+    with contextlib.closing(here), _open_store(settings, _keyed(settings, here, security), security) as store:
         return store.check()
 
 
@@ -115,7 +114,8 @@ def _check_started(ready: Boot) -> int:
     with ready.nursery:
         here = _machine(ready.settings, ready.measurement.digest, launched=ready.launched)
         here.confirm()
-        with contextlib.closing(here), _open_store(ready.settings, here, ready.security) as store:
+        keyed = _keyed(ready.settings, here, ready.security)
+        with contextlib.closing(here), _open_store(ready.settings, keyed, ready.security) as store:
             results = store.check()
     return show_checks(results, as_json=ready.errand["check"] == "json", simulated=here.simulated)
 
@@ -129,13 +129,14 @@ async def _serve(ready: Boot) -> None:
         here = _machine(settings, ready.measurement.digest, launched=ready.launched)
         stack.callback(here.close)
         here.confirm()
+        here = _keyed(settings, here, ready.security)
         moving.run_errand(
             ready.errand,
             settings,
             here,
             security=ready.security,
             store_path=_store_path(settings),
-            keyset_of=lambda store_id: Epochs(_origin(ready, here, store_id), now=_now).current.keyset_bytes,
+            keyset_of=_keyset_maker(settings, here, ready.security),
         )
         store = stack.enter_context(_open_store(settings, here, ready.security))
         _sweep_rooms(settings.state_path, keep=ready.room)
@@ -144,7 +145,7 @@ async def _serve(ready: Boot) -> None:
             preload(entry, settings, measured=measured[entry.name], admit=examiner.admit)
             for entry in settings.preload
         )
-        epochs = Epochs(_origin(ready, here, store.store_id), now=_now)
+        epochs = Epochs(_origin(settings, here, ready.security, store.store_id), now=_now)
         handover = moving.source_of(settings, store, security=ready.security, simulated=here.simulated)
         recovery = moving.recovery_of(settings, store, security=ready.security, folder=_store_path(settings))
         for end in (handover, recovery):
@@ -183,18 +184,8 @@ async def _listen(
             await rotation
 
 
-class _Server(EdgeServer):
+class _Server(SignalledServer):
     """The listener; says when it listens, and leaves by returning."""
-
-    def __init__(
-        self, config: uvicorn.Config, *, sock: socket.socket, limits: EdgeLimits, announce: Callable[[], None]
-    ) -> None:
-        super().__init__(config, sock=sock, limits=limits)
-        self._announce = announce
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self._announce()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         hanging_up = asyncio.get_running_loop().create_task(self._hang_up())
@@ -214,18 +205,6 @@ class _Server(EdgeServer):
                 if (cycle is None or guarded.cycle.response_complete) and not guarded.flow.write_paused:
                     guarded.transport.abort()
 
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """As uvicorn's, but does not raise the signal again at the end: the store is still to be closed."""
-        previous = {
-            number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)
-        }
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-
 
 async def _rotate(epochs: Epochs) -> None:
     """Follows each epoch by the next before it ends. Wakes often: machines sleep through long timers."""
@@ -244,12 +223,23 @@ async def _rotate(epochs: Epochs) -> None:
 # Parts
 
 
-def _origin(ready: Boot, here: Machine, store_id: str) -> Origin:
-    settings, (host, _) = ready.settings, ready.settings.address
+def _keyset_maker(settings: Config, here: Machine, security: SecurityConfiguration) -> Callable[[str], bytes]:
+    """Keysets for a store id that is not served yet."""
+    return lambda store_id: Epochs(_origin(settings, here, security, store_id), now=_now).current.keyset_bytes
+
+
+def _keyed(settings: Config, here: Machine, security: SecurityConfiguration) -> Machine:
+    """The platform with its sealing root, from a broker where the settings name one."""
+    keyset_of = _keyset_maker(settings, here, security)
+    return moving.with_released_key(settings, here, security=security, keyset_of=keyset_of)
+
+
+def _origin(settings: Config, here: Machine, security: SecurityConfiguration, store_id: str) -> Origin:
+    host, _ = settings.address
     return Origin(
         attester=here.attester,
         roots=here.roots,
-        security=ready.security,
+        security=security,
         store_id=store_id,
         hosts=tuple(dict.fromkeys((*settings.hosts, *(() if _is_wildcard(host) else (host,))))),
         lifetime_s=settings.epoch_s,

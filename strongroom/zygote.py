@@ -181,9 +181,9 @@ class Timely:
         """See `frames.Stream`."""
         self._in_time().sendall(data)
 
-    def recv(self, size: int, /) -> bytes:
+    def recv(self, size: int, flags: int = 0, /) -> bytes:
         """See `frames.Stream`."""
-        return self._in_time().recv(size)
+        return self._in_time().recv(size, flags)
 
     def recv_into(self, buffer: Any, /) -> int:
         """See `frames.Stream`."""
@@ -322,7 +322,12 @@ class Nursery:
                 if self._closed:
                     break
                 zygote = self._current
-                zygote.wait()
+                try:
+                    zygote.wait()
+                except Failure:  # the next caller meets another one
+                    self._current = self._fresh()
+                    zygote.stop()
+                    raise
                 try:
                     pid, end = zygote.become(kind)
                 except OSError:

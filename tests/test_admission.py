@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -278,13 +279,19 @@ def test_a_process_that_does_not_look_is_ended(nursery: Nursery) -> None:
 
 
 @pytest.mark.slow
-def test_a_zygote_that_did_not_start_is_not_the_last() -> None:
-    """What hindered it may be over: the next caller has another one executed."""
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_zygote_that_did_not_start_is_not_the_last(alone: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What hindered it may be over: the next caller has another one executed; also where it does not fork."""
+    monkeypatch.setattr("strongroom.zygote.descriptors_travel", lambda: not alone)
     with Nursery(launch(paths=[])) as nursery:
         with pytest.raises(Failure):
             nursery.fork(EXAMINER)
         nursery._launch = launch()
-        nursery.fork(EXAMINER).close()
+        for _ in range(2):  # the one that was executed meanwhile could not start, either
+            with contextlib.suppress(Failure):
+                nursery.fork(EXAMINER).close()
+                return
+    raise AssertionError("no zygote starts any more")
 
 
 # The corpus of hostile models, where it is beside this checkout

@@ -136,7 +136,7 @@ def test_verify_saves_what_it_rests_on(server: FakeServer, policy: Path, tmp_pat
         server.url,
         "the bundle's own",
         "NOT CHECKED  the nonce",
-        "ACCEPTED: 31 checks",
+        "ACCEPTED: 32 checks",
         "SIMULATED",
     ):
         assert text in again.stdout, text

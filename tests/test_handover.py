@@ -307,13 +307,16 @@ def test_a_policy_that_is_not_the_sources(new: Party, tmp_path: Path) -> None:
         running.stop()
 
 
-def test_a_source_that_somebody_else_could_fill(new: Party, tmp_path: Path) -> None:
-    """Whoever has its recovery key can have put a store of his own in there."""
-    security = replace(new.security, recovery="age1" + "q" * 58)
+@pytest.mark.parametrize(
+    ("field", "value"), [("recovery", "age1" + "q" * 58), ("key_release", "ab" * 32 + "/models")]
+)
+def test_a_source_that_somebody_else_could_fill(new: Party, tmp_path: Path, field: str, value: str) -> None:
+    """Whoever has its recovery key, or keeps its key as a broker, can have put a store of his own in there."""
+    security = replace(new.security, **{field: value})  # type: ignore[arg-type]
     with (between := Party(tmp_path / "between", OLD, security=security)).open() as store:
         put(store, "forged")
     running = Running(between)
-    assert code_of(lambda: receive(new, running)) == "security_recovery_refused"
+    assert code_of(lambda: receive(new, running)) == f"security_{field}_refused"
     assert not (new.folder / "store" / "state").exists()
     running.stop()
 

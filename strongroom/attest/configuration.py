@@ -15,7 +15,7 @@ from strongroom.attest.requirements import require, require_list
 @dataclass(frozen=True, slots=True)
 class SecurityRequirement:
     """The values that each field of the security configuration may have; `sandbox` names layers that must
-    have taken hold. `handover` and `recovery` accept nobody unless they name somebody.
+    have taken hold. `handover`, `recovery` and `key_release` accept nobody unless they name somebody.
 
     Raises:
         InvalidPolicy: an empty list, or a value that this version does not know.
@@ -31,6 +31,7 @@ class SecurityRequirement:
     logging: tuple[str, ...]
     handover: tuple[str, ...] = (NONE,)
     recovery: tuple[str, ...] = (NONE,)
+    key_release: tuple[str, ...] = (NONE,)
 
     def __post_init__(self) -> None:
         require_list(self.sandbox, LAYER, "security.sandbox")
@@ -80,6 +81,7 @@ _SECURITY_TITLES = {
     "logging": "What may reach a log",
     "handover": "By which policy the stored models' keys go to other servers",
     "recovery": "Whose key can open the stored models besides the server's",
+    "key_release": "Which broker keeps the key of the stored models",
 }
 
 

@@ -46,11 +46,17 @@ VERIFY_ON_LOAD = ("tags", "sha256")
 LOGGING = ("no_content",)
 """What may reach a log."""
 NONE = "none"
-"""What `handover` and `recovery` say where nobody else can come to the keys of the stored models."""
+"""What `handover`, `recovery` and `key_release` say where nobody else can come to the keys of the stored models."""
 HANDOVER = r"none|[0-9a-f]{64}"
 """`handover`: none, or the SHA-256 of the policy by which this server hands its store over (docs/spec/reseal.md)."""
 RECOVERY = r"none|age1[02-9ac-hj-np-z]{58}"
 """`recovery`: none, or the public key whose holder can open the store (docs/spec/recovery.md)."""
+KEY_RELEASE = r"none|[0-9a-f]{64}/[a-z0-9][a-z0-9._-]{0,63}"
+"""`key_release`: none, or the public key (Ed25519) of the broker that keeps this store's key, and the key's name there
+(docs/spec/key-release.md)."""
+OPTIONAL = ("key_release",)
+"""Fields that stand in the keyset only where they are not `none`: so keysets without them stay what they were, and a
+reader that does not know the field refuses those with it (docs/spec/evidence.md §3.3)."""
 
 ROLES: dict[str, str] = {"tls": "ECDSA-P256", "receipt": "Ed25519"}
 """Role -> the one algorithm of its key in this version."""
@@ -102,9 +108,9 @@ class Key:
 class SecurityConfiguration:
     """The settings that decide confidentiality, as the server runs with them (docs/spec/evidence.md §3.3).
 
-    `sandbox` names the layers that took hold, sorted. `handover` and `recovery` name who else can come to the keys of
-    the stored models. Every sealing key depends on `digest()`: a server with another configuration cannot open the
-    store.
+    `sandbox` names the layers that took hold, sorted. `handover`, `recovery` and `key_release` name who else can come
+    to the keys of the stored models. Every sealing key depends on `digest()`: a server with another configuration
+    cannot open the store.
 
     Raises:
         MalformedInput: a value that this version does not know.
@@ -120,6 +126,7 @@ class SecurityConfiguration:
     logging: str
     handover: str = NONE
     recovery: str = NONE
+    key_release: str = NONE
 
     def __post_init__(self) -> None:
         for name, form in FORMS.items():
@@ -146,7 +153,7 @@ class SecurityConfiguration:
 
     def to_json(self) -> dict[str, JSON]:
         """The members of the configuration as they stand in the keyset."""
-        return {
+        always: dict[str, JSON] = {
             "sealing": self.sealing,
             "host_excluded": self.host_excluded,
             "isolation": self.isolation,
@@ -158,6 +165,8 @@ class SecurityConfiguration:
             "handover": self.handover,
             "recovery": self.recovery,
         }
+        named = {name: getattr(self, name) for name in OPTIONAL}
+        return always | {name: value for name, value in named.items() if value != NONE}
 
     def encode(self) -> bytes:
         """The RFC 8785 bytes of the configuration."""
@@ -182,7 +191,7 @@ VALUES: dict[str, tuple[str | bool, ...]] = {
 }
 """Every field of the security configuration with a few values -> the values that this version knows."""
 
-FORMS: dict[str, str] = {"handover": HANDOVER, "recovery": RECOVERY}
+FORMS: dict[str, str] = {"handover": HANDOVER, "recovery": RECOVERY, "key_release": KEY_RELEASE}
 """Every field that names somebody -> its form."""
 
 
@@ -288,7 +297,9 @@ def parse_security(item: object) -> SecurityConfiguration:
     Raises:
         MalformedInput: an unknown or missing member, or a value that this version does not know.
     """
-    names = tuple(SecurityConfiguration.__dataclass_fields__)
+    there = item if isinstance(item, dict) else {}
+    fields = SecurityConfiguration.__dataclass_fields__
+    names = tuple(name for name in fields if name not in OPTIONAL or name in there)
     read = Members(item, names, what="keyset security", code="keyset_malformed")
     layers = read.array("sandbox", MAX_SANDBOX_LAYERS)
     if not all(isinstance(layer, str) for layer in layers):
@@ -305,4 +316,5 @@ def parse_security(item: object) -> SecurityConfiguration:
         logging=read.text("logging", word),
         handover=read.text("handover", HANDOVER),
         recovery=read.text("recovery", RECOVERY),
+        key_release=read.text("key_release", KEY_RELEASE) if "key_release" in there else NONE,
     )

@@ -41,6 +41,7 @@ MEMBER_MEANS = {
     "logging": "what may reach a log",
     "handover": "by which policies a server may hand its stored models over (SHA-256 of the policy file)",
     "recovery": "whose public keys a server may wrap the key of its store to",
+    "key_release": "which brokers may keep the key of the stored models (Ed25519 public key, and the key's name)",
 }
 
 
@@ -172,6 +173,8 @@ _SECURITY_OTHERS = {
     "handover": "whatever code the policy file with this digest accepts can receive the stored models; read it",
     "recovery": "whoever holds this key and a copy of the disk can read the stored models, and can fill an empty store "
     "with models that no server examined",
+    "key_release": "whoever runs the broker with this key, and has a copy of the disk, can read the stored models, and "
+    "can fill an empty store with models that no server examined",
 }
 
 

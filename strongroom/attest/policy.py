@@ -3,9 +3,9 @@
 
 Rules of this file:
 
-1. The file says everything: members are required, unknown ones refused. Only three have a default:
-   `max_verdict_age_s`, of an hour, and `security.handover` and `security.recovery`, which accept nobody where they
-   are not there.
+1. The file says everything: members are required, unknown ones refused. Only four have a default:
+   `max_verdict_age_s`, of an hour, and `security.handover`, `security.recovery` and `security.key_release`, which
+   accept nobody where they are not there.
 2. There is no word for what a kind cannot accept: a production file that names debug mode is refused as it is
    read.
 3. What `render_policy` writes, `parse_policy` reads back as the same policy.
@@ -131,6 +131,7 @@ def _parse_security(table: dict[str, Any]) -> SecurityRequirement:
         logging=read.strings("logging"),
         handover=read.strings("handover") if "handover" in table else (NONE,),
         recovery=read.strings("recovery") if "recovery" in table else (NONE,),
+        key_release=read.strings("key_release") if "key_release" in table else (NONE,),
     )
 
 
@@ -273,6 +274,7 @@ verify_on_load = ["tags", "sha256"]
 logging = ["no_content"]
 handover = ["none"]
 recovery = ["none"]
+key_release = ["none"]
 """
 """What all profiles have in common. None has an entry, so none accepts any code."""
 
@@ -407,6 +409,7 @@ def _exactly(security: SecurityConfiguration) -> SecurityRequirement:
         logging=(security.logging,),
         handover=(security.handover,),
         recovery=(security.recovery,),
+        key_release=(security.key_release,),
     )
 
 

@@ -31,7 +31,7 @@ from strongroom import keys
 from strongroom.attest.cbor import MAP, TEXT, Reader, encode_bytes, encode_head
 from strongroom.attest.evidence import REPORT_DATA_SIZE, Evidence
 from strongroom.attest.nitro import MAX_DOCUMENT, NitroDocument, parse_document
-from strongroom.errors import InvalidConfig, MalformedInput, Unavailable
+from strongroom.errors import Failure, InvalidConfig, MalformedInput, Unavailable
 from strongroom.tee import check_report_data
 from strongroom.tee.files import TRANSIENT, malformed, unavailable
 
@@ -59,9 +59,13 @@ class NitroAttester:
     format = "nitro"
 
     def __init__(
-        self, device: Path, *, operator_key: keys.SealingRoot, sleep: Callable[[float], None] = time.sleep
+        self,
+        device: Path,
+        *,
+        operator_key: keys.SealingRoot | None,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """`operator_key`: the sealing root, which an enclave has none of.
+        """`operator_key`: the sealing root, which an enclave has none of; None where a broker will give it.
 
         Raises:
             InvalidConfig: this is no enclave, or this user may not ask (code `platform_not_found`).
@@ -86,7 +90,13 @@ class NitroAttester:
         return Evidence(format=self.format, data=data, endorsements=())
 
     def sealing_root(self) -> keys.SealingRoot:
-        """The operator's."""
+        """The operator's.
+
+        Raises:
+            Failure: there is none, and none was released yet (code `sealing_root_unavailable`).
+        """
+        if self._root is None:
+            raise Failure("no sealing key was released yet", code="sealing_root_unavailable")
         return self._root
 
     def _document(self, report_data: bytes, *, nonce: bytes) -> tuple[bytes, NitroDocument]:

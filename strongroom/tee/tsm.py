@@ -156,8 +156,8 @@ class TdxAttester:
 
     format = "tdx"
 
-    def __init__(self, reports: ReportInterface, *, operator_key: keys.SealingRoot) -> None:
-        """`operator_key`: the sealing root, which TDX itself does not give.
+    def __init__(self, reports: ReportInterface, *, operator_key: keys.SealingRoot | None) -> None:
+        """`operator_key`: the sealing root, which TDX itself does not give; None where a broker will.
 
         Raises:
             InvalidConfig, Unavailable, Failure: as `ReportInterface.ask`.
@@ -176,7 +176,13 @@ class TdxAttester:
         return Evidence(format=self.format, data=self._quote(report_data)[0], endorsements=())
 
     def sealing_root(self) -> keys.SealingRoot:
-        """The operator's."""
+        """The operator's.
+
+        Raises:
+            Failure: there is none, and none was released yet (code `sealing_root_unavailable`).
+        """
+        if self._root is None:
+            raise Failure("no sealing key was released yet", code="sealing_root_unavailable")
         return self._root
 
     def _quote(self, report_data: bytes) -> tuple[bytes, TdReport]:

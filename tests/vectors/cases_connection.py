@@ -219,6 +219,16 @@ def _configurations(book: Book) -> None:
                 policy=accepting(handover=["ab" * 32], recovery=[RECOVERY]))
     refused("recovery", "The server's store can be opened by the holder of a key, and the client's policy names none.",
             accepting(), other(recovery=RECOVERY))
+    refused("key_release", "A broker keeps the key of the server's store, and the client's policy names none.",
+            accepting(), other(key_release="ab" * 32 + "/models"))
+    book.refuse("security-key-release-other", "The client's policy names another key of the server's broker.",
+                shown(other(key_release="ab" * 32 + "/models")), "security.key_release", "security_key_release_refused",
+                channel=channel(other(key_release="ab" * 32 + "/models")),
+                policy=accepting(key_release=["none", "ab" * 32 + "/other"]))
+    book.accept("security-key-release-named", "The client's policy names the server's broker and its key.",
+                shown(other(key_release="ab" * 32 + "/models")),
+                channel=channel(other(key_release="ab" * 32 + "/models")),
+                policy=accepting(key_release=["ab" * 32 + "/models"]))
     book.section(331, to=339, twin="genuine", spec="§4")
     book.unusable("any-measurement", "A connection is to rest on the profile that accepts any code.", shown(SERVER),
                   "policy_appraise_only", channel=channel(SERVER))
