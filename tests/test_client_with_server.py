@@ -14,8 +14,20 @@ from serving import Serving, serving
 
 import strongroom
 from strongroom import tokens
+from strongroom.client import SYSTEM_CLOCK
 from strongroom.compat.blindai import BlindAIClient
-from strongroom.errors import AccessRefused, AdmissionRefused, Conflict, InvalidRequest, NotFound
+from strongroom.enrol import enrol_flow
+from strongroom.errors import (
+    AccessRefused,
+    AdmissionRefused,
+    AttestationRefused,
+    Conflict,
+    InvalidRequest,
+    NotFound,
+    Unusable,
+)
+from strongroom.flow import drive_to_end
+from strongroom.transport import Transport, parse_origin
 
 pytestmark = pytest.mark.slow
 KEY = tokens.new_key_pem()
@@ -73,6 +85,20 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> object:
 def policy(server: Serving, tmp_path: Path) -> Path:
     """A policy that accepts it."""
     return server.write_policy(tmp_path / "policy.toml")
+
+
+def test_a_simulated_server_has_no_credential_to_activate(server: Serving) -> None:
+    """Enrolment of a TPM's key says what the server shows instead."""
+    transport = Transport(parse_origin(server.url), timeout_s=30)
+    try:
+        with pytest.raises((AttestationRefused, Unusable)) as caught:
+            drive_to_end(
+                enrol_flow(SYSTEM_CLOCK, lambda n: bytes(n), roots=("00" * 32,), certificates=()),
+                transport.perform,
+            )
+    finally:
+        transport.close()
+    assert caught.value.code == "evidence_format_not_accepted"
 
 
 def test_every_form_of_tensor(server: Serving, policy: Path) -> None:
