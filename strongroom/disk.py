@@ -176,7 +176,10 @@ def bring(source: Path, temporary: Path, target: Path) -> None:
         return
     try:
         os.link(source, target, follow_symlinks=False)
-    except (OSError, NotImplementedError) as exc:
+    except (
+        OSError,
+        NotImplementedError,
+    ) as exc:  # Python's answer where the system cannot link without following
         if isinstance(exc, FileNotFoundError | FileExistsError):
             raise
     else:

@@ -182,3 +182,19 @@ def test_onnxruntime_is_imported_in_one_place_after_its_telemetry_is_off() -> No
         text.index('os.environ["ORT_DISABLE_TELEMETRY"] = "1"')
         < re.search(r"^import onnxruntime", text, re.MULTILINE).start()
     )  # type: ignore[union-attr]
+
+
+def test_telemetry_is_off_before_onnxruntime_is_imported() -> None:
+    """In every file of the repository that imports it outside tests, which have theirs off in conftest.py."""
+    wrong = []
+    for folder in ("strongroom", "bench", "fuzz", "tools", "examples", "deploy"):
+        for path in sorted((PACKAGE.parent / folder).rglob("*.py")):
+            lines = path.read_text(encoding="utf-8").splitlines()
+            imported = [
+                n for n, line in enumerate(lines) if re.match(r"\s*(import|from) onnxruntime\b", line)
+            ]
+            off = [n for n, line in enumerate(lines) if line == 'os.environ["ORT_DISABLE_TELEMETRY"] = "1"'
+                   or line.startswith('os.environ["ORT_DISABLE_TELEMETRY"] = "1"  #')]  # fmt: skip
+            if imported and not (off and off[0] < imported[0]):
+                wrong.append(str(path.relative_to(PACKAGE.parent)))
+    assert not wrong, wrong

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -316,13 +317,15 @@ def test_requests_of_the_open_inference_protocol_come_back_as_they_went() -> Non
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_peer_is_described_and_pinned(name: str) -> None:
-    """Exact versions of everything; a command or an engine; the distribution that it is named after among them."""
+    """Exact versions of everything, each with its hashes; a command or an engine; the distribution that it is named
+    after among them.
+    """
     chosen = peer.peer(name)
     assert chosen.name == name and chosen.engine != (chosen.command is not None)
     text = (peer.here(chosen) / "requirements.txt").read_text()
-    pins = dict(
-        line.split(" ;")[0].split("==") for line in text.splitlines() if line and not line.startswith("#")
-    )
+    blocks = re.split(r"\n(?=[^ #])", text.partition("\n")[2].strip())
+    assert all("--hash=sha256:" in block for block in blocks)
+    pins = dict(re.split(r"[ \\;]", block)[0].split("==") for block in blocks)
     names = {pin.lower().partition("[")[0] for pin in pins}
     assert {d.lower() for d in chosen.distributions} <= names
 

@@ -60,7 +60,7 @@ def _work_onnx() -> bytes:
 
 def _infer(caller: Caller, key: Any, rows: int) -> httpx.Response:
     body = encode_npy(np.ones((rows, 4), np.float32))
-    return caller.request("POST", "/v2/models/work/infer", body, key=key, Content_Type="application/x-npy")
+    return caller.request("POST", "/v2/models/busy/infer", body, key=key, Content_Type="application/x-npy")
 
 
 def _is_refusal(answer: httpx.Response) -> bool:
@@ -76,7 +76,7 @@ def test_a_flood_is_refused_while_others_get_all_their_answers(server: Serving) 
     refusals have a code and Retry-After; another caller gets every answer, and the right one.
     """
     setup = Caller(server.url)
-    assert setup.put("work", _work_onnx(), access="public", key=ALICE).status_code == 201
+    assert setup.put("busy", _work_onnx(), access="public", key=ALICE).status_code == 201
     expected = _infer(setup, BOB, 1).content
     over = threading.Event()
 

@@ -29,7 +29,7 @@ def compiled(*extra: str) -> dict[str, str]:
 
 
 PEERS = ROOT / "bench" / "strongroom_bench" / "peers"
-HEAD = "# Written by `tools/lock.py --peers` from requirements.in; installed with --no-deps.\n"
+HEAD = "# Written by `tools/lock.py --peers` from requirements.in; installed with --no-deps and --require-hashes.\n"
 
 
 def peers() -> None:
@@ -45,7 +45,16 @@ def peers() -> None:
         done = subprocess.run(
             [*options, "-"], check=True, capture_output=True, text=True, cwd=ROOT, input=rest
         )
-        source.with_suffix(".txt").write_text(HEAD + "".join(f"{line}\n" for line in alone) + done.stdout)
+        pinned = "".join(f"{line}\n" for line in alone) + done.stdout
+        source.with_suffix(".txt").write_text(HEAD + hashed(pinned))
+
+
+def hashed(pinned: str) -> str:
+    """Exact versions -> the same with every hash, for the Python that runs this."""
+    options = [o for o in COMPILE if o != "--universal"]
+    return subprocess.run(
+        [*options, "--no-deps", "-"], check=True, capture_output=True, text=True, cwd=ROOT, input=pinned
+    ).stdout
 
 
 def pinned_to(blocks: dict[str, str], folder: str) -> list[str]:

@@ -13,6 +13,7 @@ from strongroom_bench import attested, catalogue, footprint, latency, memory, th
 from strongroom_bench.contender import unknown
 from strongroom_bench.machine import choose_cores
 from strongroom_bench.merge import merge
+from strongroom_bench.ours import Ours
 from strongroom_bench.peer import NAMES
 from strongroom_bench.results import COMMANDS, Result, read, write
 from strongroom_bench.schedule import PAPER_PLAN, Plan
@@ -235,7 +236,8 @@ def _attest(options: Options) -> Result:
     cores = choose_cores()
     result = new_result("attest", attested.PLAIN, options, cores)
     with contenders(result, options, cores, bare=False) as started:
-        attested.measure(result, started[0], options.plan, say=_say)  # type: ignore[arg-type]
+        ours = next(one for one in started if isinstance(one, Ours))
+        attested.measure(result, ours, options.plan, say=_say)
     return result
 
 

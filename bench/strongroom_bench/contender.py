@@ -88,7 +88,7 @@ class Engine:
     def load(self, workload: Workload) -> None:
         """Starts a child for this model."""
         inputs = Path(self._folder.name) / "inputs.npz"
-        np.savez(inputs, **workload.inputs)  # type: ignore[arg-type]
+        inputs.write_bytes(codec.npz(workload.inputs))
         script = Path(__file__).with_name("engine_child.py")
         words = [str(self._python), str(script), self._engine, str(workload.engine_path), str(inputs)]
         self._child = subprocess.Popen(

@@ -144,7 +144,7 @@ def environment(chosen: Peer, *, cache: Path) -> Path:
         requirements = here(chosen) / "requirements.txt"
         _run([sys.executable, "-m", "venv", str(folder)], chosen)
         pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "-q", "--no-deps"]
-        _run([*pip, "-r", str(requirements)], chosen)
+        _run([*pip, "--require-hashes", "-r", str(requirements)], chosen)
         (folder / "complete").touch()
     return python
 

@@ -28,7 +28,7 @@ rm -rf "$tree/opt/strongroom"
 for library in "$tree"/opt/strongroom/lib/*; do # where Debian has a library, the image has Debian's
     if [ -e "$tree/usr/lib/x86_64-linux-gnu/$(basename "$library")" ]; then rm "$library"; fi
 done
-cp -r --no-preserve=ownership "$here/root/." "$tree/"
+cp -r --no-preserve=ownership "$here/overlay/." "$tree/"
 chroot "$tree" /bin/bash -eu -c '
     grep -q ^strongroom: /etc/passwd || useradd --system --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin strongroom
     ldconfig

@@ -74,7 +74,7 @@ class Value:
 
 def fixed(dims: Dims) -> tuple[int, ...] | None:
     """The dimensions as numbers, or None where one is not known."""
-    return None if any(isinstance(size, Expr) for size in dims) else tuple(int(d) for d in dims)  # type: ignore[arg-type]
+    return None if any(isinstance(size, Expr) for size in dims) else tuple(int(d) for d in dims)  # type: ignore[arg-type]  # no Expr
 
 
 def refuse(message: str, code: str = "onnx_shape") -> NoReturn:

@@ -5,7 +5,9 @@ travel through shared memory. The request is Triton's own binary form, its faste
 """
 
 import platform
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from strongroom_bench.codec import DATATYPES
 from strongroom_bench.peer import Peer, Setting
@@ -54,11 +56,11 @@ def _write_model(folder: Path, setting: Setting) -> None:
     (folder / "1" / "model.py").write_text((setting.here / "backend.py").read_text())
 
 
-def _tensors(word: str, values: object) -> list[str]:
+def _tensors(word: str, values: Iterable[Any]) -> list[str]:
     import onnx
 
     lines = []
-    for value in values:  # type: ignore[attr-defined]
+    for value in values:
         tensor = value.type.tensor_type
         dtype = str(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
         dims = [d.dim_value if d.HasField("dim_value") else -1 for d in tensor.shape.dim]
