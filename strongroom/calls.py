@@ -37,6 +37,7 @@ from strongroom.errors import (
     SealRefused,
     Unavailable,
 )
+from strongroom.reduction import CALIBRATION, RANGES, WORDS, Reduction
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with (bytes done, bytes in all) while a body travels."""
@@ -84,6 +85,21 @@ class Body:
                 yield bytes(view[start : start + CHUNK])
 
         return cls(length=len(data), digest=cache(lambda: hashlib.sha256(data).digest()), chunks=chunks)
+
+    def behind(self, part: bytes) -> Body:
+        """This body with `part` in front of it."""
+
+        def chunks() -> Iterator[bytes]:
+            yield from Body.of(part).chunks()
+            yield from self.chunks()
+
+        def digest() -> bytes:
+            running = hashlib.sha256()
+            for chunk in chunks():
+                running.update(chunk)
+            return running.digest()
+
+        return Body(length=len(part) + self.length, digest=cache(digest), chunks=chunks)
 
 
 EMPTY: Final = Body.of(b"")
@@ -167,6 +183,14 @@ class ModelMetadata:
     primary_output: str
     feature_names: tuple[str, ...]
     notes: Mapping[str, Any] = field(hash=False)
+    precision: str
+    """`fp32`; `int8` or `fp16` where the server made that of it; `as-uploaded` where it arrived with less than 32 bits;
+    `unknown` of what an earlier release took in.
+    """
+    reduced: Mapping[str, Any] = field(hash=False)
+    """What computes with less than 32 bits (`narrow`), and how it was made, if here (`made`); empty in lists."""
+    engine: str
+    """What runs it, `onnxruntime/VERSION`."""
     threads: int
     """Threads of a run."""
     cpu: str
@@ -199,7 +223,8 @@ class ModelMetadata:
             "owner": self.owner, "access": self.access, "created": self.created, "loaded": self.loaded,
             "erasure": self.erasure, "inputs": tensors(self.inputs), "outputs": tensors(self.outputs),
             "primary_output": self.primary_output, "feature_names": list(self.feature_names),
-            "notes": dict(self.notes), "threads": self.threads, "cpu": self.cpu, "simulated": self.simulated,
+            "notes": dict(self.notes), "precision": {"name": self.precision, **self.reduced}, "engine": self.engine,
+            "threads": self.threads, "cpu": self.cpu, "simulated": self.simulated,
         }  # fmt: skip
 
 
@@ -237,8 +262,18 @@ def split_model_id(model_id: str) -> tuple[str, str | None]:
     return match["name"], match["version"]
 
 
-def upload_request(body: Body, *, name: str, format: str, access: str, progress: Progress | None) -> Request:
+def upload_request(
+    body: Body,
+    *,
+    name: str,
+    format: str,
+    access: str,
+    progress: Progress | None,
+    more: tuple[tuple[str, str], ...] = (),
+) -> Request:
     """`PUT /v1/models/{name}` (Content-Digest as in RFC 9530); never repeated once a byte of it was sent.
+
+    `more`: fields that say what is to be made of the model.
 
     Raises:
         InvalidRequest: bad name, or `access` neither "private" nor "public" (code `access_invalid`).
@@ -253,6 +288,7 @@ def upload_request(body: Body, *, name: str, format: str, access: str, progress:
             ("Content-Digest", f"sha-256=:{base64.b64encode(body.sha256).decode()}:"),
             ("Strongroom-Format", format),
             ("Strongroom-Access", access),
+            *more,
         ),
         body=body,
         changes=True,
@@ -382,6 +418,9 @@ def read_metadata(value: object) -> ModelMetadata:
         type(value.get(k)) is not kind for k, kind in flags_and_numbers
     ):
         raise malformed("a model's metadata: a member is missing or of another type")
+    precision = value.get("precision")
+    if not isinstance(precision, dict) or precision.get("name") not in WORDS:
+        raise malformed("a model's metadata: precision")
     names = value.get("feature_names")
     if not isinstance(names, list) or any(not isinstance(n, str) for n in names):
         raise malformed("a model's metadata: feature_names")
@@ -393,6 +432,8 @@ def read_metadata(value: object) -> ModelMetadata:
         threads=value["threads"],
         simulated=value["simulated"],
         notes=value["notes"],
+        precision=precision["name"],
+        reduced={name: held for name, held in precision.items() if name != "name"},
         feature_names=tuple(names),
         inputs=_tensors(value.get("inputs")),
         outputs=_tensors(value.get("outputs")),
@@ -432,7 +473,7 @@ def read_deleted(answer: Answer) -> tuple[str, ...]:
 
 _TEXT_MEMBERS: Final = (
     "name", "version", "format", "sha256", "canonical_sha256", "owner", "access", "erasure", "primary_output",
-    "cpu",
+    "cpu", "engine",
 )  # fmt: skip
 
 
@@ -463,3 +504,23 @@ def check_digest(metadata: ModelMetadata, *, expected: str | None) -> None:
             f"model {metadata.id}: expected sha256 {expected.lower()}, the server has {metadata.sha256}",
             code="model_digest_mismatch",
         )
+
+
+def check_made(metadata: ModelMetadata, *, asked: Reduction) -> None:
+    """The server made what was asked for, of what was sent for it.
+
+    Raises:
+        Failure: it says something else (code `answer_malformed`).
+    """
+    made = metadata.reduced.get("made")
+    part = asked.part
+    kinds = {RANGES: None, CALIBRATION: None} | ({} if part is None else {part.kind: part.sha256})
+    if (
+        metadata.precision != asked.options.precision
+        or not isinstance(made, dict)
+        or made.get("form") != asked.form
+        or made.get("options") != asked.options.to_json()
+        or made.get("calibration_sha256") != kinds[CALIBRATION]
+        or (kinds[RANGES] is not None and made.get("ranges_sha256") != kinds[RANGES])
+    ):
+        raise malformed("that of the model in the precision that was asked for")

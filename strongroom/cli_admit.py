@@ -109,13 +109,16 @@ def examiner_here() -> Iterator[Examiner]:
 
 def _examined(data: bytearray, limits: AdmissionLimits) -> Report:
     from strongroom.formats import HEAD_BYTES, detect
+    from strongroom.jobs import engine
     from strongroom.models.report import report_of, report_of_refusal
 
     kept, format = bytes(data), "unknown"
     try:
         format = detect(kept[:HEAD_BYTES])
         with examiner_here() as examiner:
-            return report_of(examiner.admit(data, format=format, limits=limits), size=len(kept))
+            return report_of(
+                examiner.admit(data, format=format, limits=limits), size=len(kept), engine=engine()
+            )
     except Error as error:
         from strongroom.terminal import exit_code
 
@@ -133,6 +136,8 @@ def _show(report: Report) -> None:
         return
     click.echo(f"ADMITTED ({report.level})  {report.format}, {report.size} bytes, sha256 {report.sha256}")
     click.echo(f"  runs as      sha256 {report.canonical_sha256}")
+    narrow = ", ".join(f"{count} {name}" for name, count in report.precision.narrow)
+    click.echo(f"  precision    {report.precision.name}{': ' + narrow if narrow else ''}")
     _show_bounds(report.admission)
 
 

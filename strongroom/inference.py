@@ -146,9 +146,16 @@ def _dtype_error(array: Array, spec: TensorInfo) -> InvalidRequest:
 
 
 def infer_request(
-    metadata: ModelMetadata, inputs: dict[str, Array], *, wanted: Wanted, received: Progress | None
+    metadata: ModelMetadata,
+    inputs: dict[str, Array],
+    *,
+    wanted: Wanted,
+    received: Progress | None,
+    accepted: tuple[str, ...] = (),
 ) -> calls.Request:
-    """`POST /v2/models/{m}/versions/{v}/infer`, tied to the very bytes of the model by its digest."""
+    """`POST /v2/models/{m}/versions/{v}/infer`, tied to the very bytes of the model by its digest. `accepted`: the
+    precisions that an answer may be of, () for all.
+    """
     path = "/v2/models" + calls.model_path(metadata.name, version=metadata.version) + "/infer"
     datatypes = {spec.name: spec.datatype for spec in metadata.inputs}
     strings_out = any(spec.datatype == "BYTES" for spec in metadata.outputs if spec.name in wanted.names)
@@ -174,6 +181,7 @@ def infer_request(
             ("Content-Type", content),
             ("Accept", accept),
             ("Strongroom-Model-Digest", metadata.sha256),
+            *((("Strongroom-Accept-Precision", ", ".join(accepted)),) if accepted else ()),
         ),
         body=calls.Body.of(data),
         max_answer=MAX_RESULT,
@@ -184,6 +192,21 @@ def infer_request(
 _NPY: Final = "application/x-npy"
 _NPZ: Final = "application/x-npz"
 _JSON: Final = "application/json"
+
+
+def check_precision(answer: Answer, *, metadata: ModelMetadata) -> None:
+    """The answer is of the precision that the metadata stated.
+
+    Raises:
+        Conflict: of another (code `precision_refused`).
+    """
+    served = answer.headers.get("strongroom-precision")
+    if served != metadata.precision:
+        raise Conflict(
+            f"{metadata.id}: expected an answer of precision {metadata.precision}, got "
+            f"{calls.printable(served, limit=20)}",
+            code="precision_refused",
+        )
 
 
 def read_result(answer: Answer, *, metadata: ModelMetadata, wanted: Wanted) -> Any:

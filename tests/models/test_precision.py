@@ -376,7 +376,7 @@ GEMM = network(node("Gemm", ["x", "w"], ["y"]), x=(None, 32), w=numbers(32, 40))
 @pytest.mark.parametrize(
     ("data", "options", "examples", "code"),
     [
-        (GEMM, Options(precision="int4"), None, "precision_options"),
+        (GEMM, Options(precision="int4"), None, "precision_unsupported"),
         (GEMM, Options(precision="int8", method="guess"), None, "precision_options"),
         (GEMM, Options(precision="int8", exclude=("missing",)), None, "precision_options"),
         (GEMM, Options(precision="int8", exclude=("",)), None, "precision_options"),
