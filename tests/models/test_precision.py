@@ -368,6 +368,27 @@ def test_percentiles_leave_outliers_out() -> None:
     assert 0 <= found[0] < 1e-3 and 0.9 < found[1] < 2
 
 
+@pytest.mark.parametrize(
+    "ends",
+    [(1.0, np.nextafter(np.float32(1), np.float32(2))), (1e36, 1e36), (0.0, 1e-45), (-3e36, 3e36)],
+    ids=["two neighbours", "one large number", "subnormal", "wide"],
+)
+def test_percentiles_of_any_range(ends: tuple[float, float]) -> None:
+    """However narrow it is beside its numbers: it has bins, and what comes out holds, with zero, the values."""
+    values = np.array(ends, np.float32)
+    low, high = ranges_of(b"", ("x",), [{"x": values}], run=OBSERVER, method="percentile")["x"]
+    assert min(low, 0.0) <= values.min() and values.max() <= max(high, 0.0)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["last", "first"])
+def test_a_nan_in_any_example_is_no_range(order: tuple[int, int]) -> None:
+    """Also where other examples have numbers."""
+    given = [{"x": np.ones(4, np.float32)}, {"x": np.array([1, np.nan], np.float32)}]
+    with pytest.raises(InvalidRequest) as refused:
+        ranges_of(b"", ("x",), [given[i] for i in order], run=OBSERVER, method="minmax")
+    assert refused.value.code == "precision_examples"
+
+
 # Refusals
 
 GEMM = network(node("Gemm", ["x", "w"], ["y"]), x=(None, 32), w=numbers(32, 40))
