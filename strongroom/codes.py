@@ -460,6 +460,8 @@ CODES: dict[str, str] = {
     "precision_opset": "The model is of an operator set that lacks what the precision needs.",
     "precision_options": "A precision or method that there is not, or a node to exclude that the model does not have.",
     "precision_ranges": "Ranges are not those of the values that become eight bits in this model.",
+    "precision_scale": "Weights, a bias or a range are too large for a scale of eight bits.",
+    "precision_size": "Less precision would take far more bytes than the model: its constants are read in many ways.",
     "precision_twice": "The model computes with eight bits already.",
     "onnx_unknown_field": "The file has fields that its format does not have.",
     "onnx_version": "The model's IR or operator set version is not one that is run here.",

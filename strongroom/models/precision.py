@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
 import onnx
 
 from strongroom import models
@@ -68,6 +69,7 @@ class Reduced:
     """Operator -> products with weights that stay in floating point, inner graphs included; sorted."""
 
 
+@np.errstate(all="ignore")  # strangers' weights: what comes of them is looked at, numpy need not say it
 def measure(
     admitted: Admitted, *, options: Options, examples: Sequence[Request], run: Run
 ) -> dict[str, tuple[float, float]]:
@@ -88,6 +90,7 @@ def measure(
     return calibration.ranges_of(observed, made_plan.measured, examples, run=run, method=options.method)
 
 
+@np.errstate(all="ignore")
 def reduce_precision(
     admitted: Admitted,
     *,
@@ -104,8 +107,9 @@ def reduce_precision(
         InvalidRequest: options that are none, or name a node that is not there (code `precision_options`);
             ranges that are not those of this model's values (code `precision_ranges`).
         AdmissionRefused: nothing to rewrite, in eight bits already, or of an operator set that has not what is
-            needed (codes `precision_nothing`, `precision_twice`, `precision_opset`); or as `models.admit`.
-        LimitExceeded: as `models.admit`.
+            needed (codes `precision_nothing`, `precision_twice`, `precision_opset`), or numbers that have no scale
+            (`precision_scale`); or as `models.admit`.
+        LimitExceeded: new constants take too many bytes (code `precision_size`); or as `models.admit`.
     """
     form = "fp16" if options.precision == "fp16" else "dynamic" if ranges is None else "static"
     graph, kept, made_plan = _planned(admitted, form, options)

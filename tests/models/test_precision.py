@@ -466,6 +466,54 @@ def test_ranges_of_something_else(changes: dict[str, Any]) -> None:
     assert refused.value.code == "precision_ranges"
 
 
+@pytest.mark.parametrize("ends", [(0.0, 0.0), (-1e37, 1e37)], ids=["no range", "wide"])
+def test_numbers_without_a_scale_are_refused(ends: tuple[float, float]) -> None:
+    """Instead of a network with infinite scales, of which NaN comes; and without a warning of numpy's."""
+    data = network(node("Conv", ["x", "w", "b"], ["y"]), w=np.full((4, 3, 3, 3), 1e30, np.float32),
+                   b=np.full(4, 1e30, np.float32))  # fmt: skip
+    with pytest.raises(AdmissionRefused) as refused:
+        reduce_precision(admitted(data), options=INT8, ranges={"x": ends, "y": ends}, limits=STANDARD_LIMITS)
+    assert refused.value.code == "precision_scale"
+
+
+def test_a_norm_of_negative_variance_stays() -> None:
+    """Its factor is no number; it is left to the engine, without a warning of numpy's."""
+    parts = {n: np.full(4, v, np.float32) for n, v in (("s", 1), ("o", 0), ("m", 0), ("v", -1))}
+    nodes = [node("Conv", ["x", "w"], ["c"]), node("BatchNormalization", ["c", *parts], ["y"])]
+    made = reduce_precision(
+        admitted(network(*nodes, w=convolution(4, 3), **parts)), options=INT8,
+        ranges={"x": (-1.0, 1.0), "c": (-1.0, 1.0)}, limits=STANDARD_LIMITS,
+    )  # fmt: skip
+    assert counts(made.admitted.onnx)["BatchNormalization"] == 1
+
+
+def shared(count: int, side: int, **changes: Any) -> bytes:
+    """One square matrix, transposed by a node of its own for each of `count` layers."""
+    nodes = []
+    for i in range(count):
+        nodes.append(node("Transpose", ["w"], [f"t{i}"], perm=[1, 0]))
+        alpha = {"alpha": 1.0 + i} if changes.get("factors") else {}
+        nodes.append(node("Gemm", [f"y{i - 1}" if i else "x", f"t{i}"], [f"y{i}"], **alpha))
+    nodes[-1].output[0] = "y"
+    return network(*nodes, x=(1, side), w=numbers(side, side))
+
+
+def test_shared_weights_are_transposed_and_rounded_once() -> None:
+    """As an exporter writes layers that share their weights."""
+    data = shared(8, 64)
+    made = reduced(data)
+    assert dict(made.rewritten) == {"Gemm": 8}
+    assert len(made.admitted.onnx) < len(data)
+    assert error(data, made, {"x": numbers(1, 64, seed=9)}) < 0.3
+
+
+def test_a_small_file_makes_no_large_network() -> None:
+    """Each Gemm with a factor of its own asks for a copy of the one matrix."""
+    with pytest.raises(LimitExceeded) as refused:
+        reduced(shared(40, 400, factors=True))
+    assert refused.value.code == "precision_size"
+
+
 def test_messages_hold_no_content() -> None:
     """Of examples or weights; a refusal names shapes, types and names only."""
     secret = np.full((2, 3, 12, 12), 1234.5, np.float32)
