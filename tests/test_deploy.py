@@ -126,7 +126,13 @@ def test_the_command_line_shuts_what_the_host_fills_and_nothing_measures() -> No
     text = (DEPLOY / "cvm" / "build.sh").read_text()
     (line,) = re.findall(r'^echo (".*?") \| tr ', text, re.MULTILINE | re.DOTALL)
     words = dict(word.partition("=")[::2] for word in line.replace("\\\n", " ").replace('"', " ").split())
-    shut = {"systemd.import_credentials": "no", "systemd.gpt_auto": "0", "systemd.swap": "0", "rd.shell": "0"}
+    shut = {
+        "systemd.import_credentials": "no",
+        "systemd.gpt_auto": "0",
+        "systemd.swap": "0",
+        "rd.shell": "0",
+        "efi": "noruntime",
+    }
     assert {name: words.get(name) for name in shut} == shut
     assert words["lockdown"] == "confidentiality" and words["rd.emergency"] == "poweroff"
     assert words["systemd.verity_root_options"] == "panic-on-corruption" and words["roothash"]
