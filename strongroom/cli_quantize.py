@@ -163,11 +163,19 @@ def _arrays(file: Path) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def _write(out: Path, data: bytes) -> None:
+    """A new file, whole or not at all: half a model that lies there is taken for one."""
     try:
-        with out.open("xb") as target:
-            target.write(data)
+        target = out.open("xb")
     except OSError as exc:
         raise InvalidRequest(f"{out} cannot be written", code="output_unwritable") from exc
+    try:
+        with target:
+            target.write(data)
+    except BaseException as exc:
+        out.unlink(missing_ok=True)
+        if isinstance(exc, OSError):
+            raise InvalidRequest(f"{out} cannot be written", code="output_unwritable") from exc
+        raise
 
 
 def _judge(

@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
 import onnx
 
 from strongroom import models
@@ -60,6 +61,7 @@ class Reduced:
     left: tuple[tuple[str, int], ...]
 
 
+@np.errstate(all="ignore")  # strangers' weights: what comes of them is looked at, numpy need not say it
 def measure(
     admitted: Admitted, *, options: Options, examples: Sequence[Request], run: Run
 ) -> dict[str, tuple[float, float]]:
@@ -101,6 +103,7 @@ def reduce_precision(
     )
 
 
+@np.errstate(all="ignore")
 def rewrite(
     admitted: Admitted, *, options: Options, ranges: Mapping[str, tuple[float, float]] | None
 ) -> Rewritten:
@@ -113,7 +116,9 @@ def rewrite(
         InvalidRequest: options that are none, or name a node that is not there (codes `precision_unsupported`,
             `precision_options`); ranges that are not those of this model's values (code `precision_ranges`).
         AdmissionRefused: nothing to rewrite, in eight bits already, or of an operator set that has not what is
-            needed (codes `precision_nothing`, `precision_twice`, `precision_opset`).
+            needed (codes `precision_nothing`, `precision_twice`, `precision_opset`), or numbers that have no scale
+            (`precision_scale`).
+        LimitExceeded: new constants take too many bytes (code `precision_size`).
     """
     form = "fp16" if options.precision == "fp16" else "dynamic" if ranges is None else "static"
     graph, kept, made_plan = _planned(admitted, form, options)
