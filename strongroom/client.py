@@ -26,8 +26,8 @@ import numpy.typing as npt
 from strongroom import methods, tokens
 from strongroom.attest.bundle import Bundle
 from strongroom.attest.evidence import Attested, Verdict
+from strongroom.attest.gather import Fetcher
 from strongroom.calls import ModelMetadata, Progress
-from strongroom.endorsements import Fetcher
 from strongroom.errors import InvalidRequest
 from strongroom.flow import Clock, Flow, Outcome, Session, drive_to_end
 from strongroom.inference import Array

@@ -196,7 +196,13 @@ def _read_strings(payload: memoryview, header: _Header, count: int) -> Array:
 
 
 def encode_npy(array: Array) -> bytes:
-    """The array as a .npy file, version 1.0, C order.
+    """The array as a .npy file, in one piece: see `npy_parts`."""
+    return b"".join(npy_parts(array))
+
+
+def npy_parts(array: Array) -> tuple[bytes, Data]:
+    """The array as a .npy file, version 1.0, C order, in two parts: the header, and the elements, which are not copied
+    where they lie in C order.
 
     BYTES become numpy's text ("U") if all elements are UTF-8, byte strings ("S") otherwise.
 
@@ -211,7 +217,14 @@ def encode_npy(array: Array) -> bytes:
     text = f"{{'descr': {array.dtype.str!r}, 'fortran_order': False, 'shape': {array.shape!r}, }}"
     # NEP 1: magic, version, length and header together are a multiple of 64; spaces pad, a newline ends it.
     header = text.encode("ascii") + b" " * (-(len(text) + 11) % 64) + b"\n"
-    return b"".join((_MAGIC, b"\x01\x00", struct.pack("<H", len(header)), header, array.tobytes()))
+    return b"".join((_MAGIC, b"\x01\x00", struct.pack("<H", len(header)), header)), _payload(array)
+
+
+def _payload(array: Array) -> Data:
+    """The elements in C order: the array's own memory where they lie like that, a copy otherwise."""
+    if not array.flags.c_contiguous or not array.size:
+        return array.tobytes()
+    return array.reshape(-1).view(np.uint8).data
 
 
 def _numpy_strings(array: Array) -> Array:
