@@ -12,16 +12,13 @@ call is one generator of `methods`, which both drive (`flow`). `docs/client.md` 
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import ssl
 import time
 from collections.abc import Callable, Generator, Sequence
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar, overload
-
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
 
 from strongroom import methods, tokens
 from strongroom.attest.bundle import Bundle
@@ -30,7 +27,6 @@ from strongroom.attest.gather import Fetcher
 from strongroom.calls import ModelMetadata, Progress
 from strongroom.errors import InvalidRequest
 from strongroom.flow import Clock, Flow, Outcome, Session, drive_to_end
-from strongroom.inference import Array
 from strongroom.sources import (
     EndorsementSource,
     KeySource,
@@ -41,7 +37,12 @@ from strongroom.sources import (
     prepare_upload,
     read_policy,
 )
-from strongroom.transport import AsyncTransport, Transport, parse_origin
+from strongroom.transport import Transport, parse_origin
+
+if TYPE_CHECKING:  # numpy and asyncio take longer to import than a server to verify: each with its first use
+    import numpy.typing as npt
+
+    from strongroom.inference import Array
 
 _T = TypeVar("_T")
 
@@ -378,6 +379,8 @@ class AsyncClient(_ClientBase):
     """The same methods for asyncio, each awaited. Made by `aconnect`; to be used within one event loop."""
 
     def _start(self) -> None:
+        from strongroom.transport_async import AsyncTransport
+
         self._transport = AsyncTransport(self._origin, timeout_s=self._timeout, fetcher=self._fetcher)
 
     async def attest(self) -> Verdict:
@@ -394,6 +397,8 @@ class AsyncClient(_ClientBase):
         progress: Progress | None = None,
     ) -> AsyncModel:
         """As `Client.upload_model`; files are read in a thread."""
+        import asyncio
+
         upload = await asyncio.to_thread(prepare_upload, model)
         flow = methods.upload_flow(
             self._session, upload, name=name, access=access, format=format, progress=progress

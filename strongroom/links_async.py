@@ -55,6 +55,7 @@ class _Connection(asyncio.BufferedProtocol):
         self.lost: asyncio.Future[None] = loop.create_future()
         self._drained: asyncio.Future[None] | None = None
         self._spare = bytearray(_NOBODY)
+        self._unasked = False
 
     # -- called by the event loop
 
@@ -68,7 +69,8 @@ class _Connection(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         exchange = self.exchange
         if exchange is None or exchange.answer.done():
-            self.abort()  # bytes that nobody asked for
+            self._unasked = True
+            self._loop.call_soon(self.abort)  # not here: asyncio's TLS does not bear it while it reads
             return
         exchange.moved()
         try:
@@ -102,7 +104,7 @@ class _Connection(asyncio.BufferedProtocol):
 
     @property
     def usable(self) -> bool:
-        return self.transport is not None and not self.transport.is_closing()
+        return self.transport is not None and not self.transport.is_closing() and not self._unasked
 
     def abort(self) -> None:
         if self.transport is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from strongroom import calls, formats, inference
+from strongroom import calls, formats
 from strongroom.attest.evidence import Attested, Verdict
 from strongroom.calls import Answer, ModelMetadata, Progress, Request
 from strongroom.errors import InvalidRequest
@@ -72,6 +72,8 @@ def infer_flow(
     progress: Progress | None,
 ) -> Flow[Any]:
     """Runs a model on arrays: its metadata first, where only its name is known."""
+    from strongroom import inference  # and numpy: who only verifies a server or uploads a model needs neither
+
     metadata = (
         model if isinstance(model, ModelMetadata) else (yield from model_flow(session, model, None, None))
     )

@@ -59,6 +59,11 @@ _ENTRY: Final = re.compile(
               | ['"]shape['"]         \s*:\s* \(\s*(?P<shape>(?:\d{1,19}\s*,\s*)*(?:\d{1,19}\s*)?)\) ) \s*""",
     re.VERBOSE,
 )
+_USUAL: Final = re.compile(
+    r"\{'descr': '(?P<descr>[^'\"]{0,16})', 'fortran_order': (?P<fortran>True|False), "
+    r"'shape': \((?P<shape>(?:\d{1,19}, )*(?:\d{1,19},?)?)\), \} *\n"
+)
+"""The header as numpy and `npy_parts` spell it: one look instead of several."""
 _STRUCTURED: Final = re.compile(r"""['"]descr['"]\s*:\s*\[""")
 _DESCR: Final = re.compile(r"([<>|]?)([a-zA-Z?])(\d{0,9})(?:\[\w{1,8}\])?")
 
@@ -136,6 +141,8 @@ def _read_header(view: memoryview) -> _Header:
 
 def _read_entries(text: str) -> dict[str, str]:
     """The three members of the header's dictionary, each exactly once."""
+    if usual := _USUAL.fullmatch(text):
+        return usual.groupdict()
     body = text.strip()
     check_member(body[:1] == "{" and body[-1:] == "}", "the .npy header is malformed", code="npy_malformed")
     found: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Carries out the commands of `flow`, blocking and for asyncio: one gate and one set of connections for each endpoint.
+"""Carries out the commands of `flow`, blocking: one gate and one set of connections for each endpoint.
 
 Rules
   - Everything that decides trust is in the `SSLContext` that the gate gives out (`ratls`); `links` only moves bytes on
@@ -8,7 +8,6 @@ Rules
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import re
 import threading
@@ -21,7 +20,6 @@ from strongroom.calls import Answer, Request
 from strongroom.errors import InvalidRequest
 from strongroom.flow import Command, Endpoint, Fetch, Open, Send, Sleep
 from strongroom.links import Link, Origin
-from strongroom.links_async import AsyncLink
 from strongroom.ratls import Gate
 
 _NAME = re.compile(r"(?!-)[a-z0-9_.-]{1,253}")
@@ -99,7 +97,7 @@ class Transport:
                 gate = Gate()
                 link = Link(gate, self._origin, timeout_s=self._timeout_s)
                 with self._lock:
-                    _check_open(self._closed)
+                    check_open(self._closed)
                     self._links.add(link)
                 return Endpoint(gate=gate, link=link)
             case Sleep(seconds):
@@ -109,7 +107,7 @@ class Transport:
         return None
 
     def _send(self, link: Link, request: Request) -> Answer:
-        _check_open(self._closed)
+        check_open(self._closed)
         return link.exchange(request)
 
     def discard(self, endpoints: list[Endpoint]) -> None:
@@ -128,56 +126,10 @@ class Transport:
             link.close()
 
 
-def _check_open(closed: bool) -> None:
+def check_open(closed: bool) -> None:
+    """Raises `InvalidRequest` (code `client_closed`) where a client was closed."""
     if closed:
         raise InvalidRequest("this client was closed", code="client_closed")
 
 
-# --- asyncio ----------------------------------------------------------------------------------------------------------
-
-
-class AsyncTransport:
-    """The same for asyncio. Fetching blocks, so it goes on in a thread."""
-
-    def __init__(self, origin: Origin, *, timeout_s: float, fetcher: Fetcher | None = None) -> None:
-        self._origin, self._timeout_s = origin, timeout_s
-        self._fetcher: Fetcher = fetcher or Offline()
-        self._links: set[AsyncLink] = set()
-        self._closed = False
-
-    async def perform(self, command: Command) -> Any:
-        """Carries out one command of a flow."""
-        match command:
-            case Send(endpoint, request):
-                return await self._send(endpoint.link, request)
-            case Open():
-                _check_open(self._closed)
-                gate = Gate()
-                link = AsyncLink(gate, self._origin, timeout_s=self._timeout_s)
-                self._links.add(link)
-                return Endpoint(gate=gate, link=link)
-            case Sleep(seconds):
-                await asyncio.sleep(seconds)
-            case Fetch():
-                return await asyncio.to_thread(self._fetcher.fetch, command)
-        return None
-
-    async def _send(self, link: AsyncLink, request: Request) -> Answer:
-        _check_open(self._closed)
-        return await link.exchange(request)
-
-    async def discard(self, endpoints: list[Endpoint]) -> None:
-        """Closes the connections of endpoints that nobody uses any more."""
-        for endpoint in endpoints:
-            self._links.discard(endpoint.link)
-            await endpoint.link.close()
-
-    async def close(self) -> None:
-        """Closes every connection; further commands fail."""
-        self._closed = True
-        links, self._links = self._links, set()
-        for link in links:
-            await link.close()
-
-
-__all__ = ["AsyncTransport", "Origin", "Transport", "parse_origin"]
+__all__ = ["Origin", "Transport", "check_open", "parse_origin"]
