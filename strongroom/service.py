@@ -36,6 +36,7 @@ from strongroom.batcher import Attests, Batcher
 from strongroom.dealings import Body, Call, Clocks, Epoch, Question, ServiceLimits, View
 from strongroom.errors import AccessRefused, Conflict, Failure, InvalidRequest, NotFound
 from strongroom.formats import detect
+from strongroom.kernel import trim_heap
 from strongroom.models.info import ModelInfo
 from strongroom.models.report import report_of_model
 from strongroom.names import check_name
@@ -488,6 +489,12 @@ class Service:
 
     def _admit(self, upload: Upload, sha256: str | None, format: str) -> tuple[ModelInfo, str]:
         """The model's facts and the digest of what runs, which is in the file from then on."""
+        try:
+            return self._proven(upload, sha256, format)
+        finally:
+            trim_heap()  # a model was here, in the clear and whole
+
+    def _proven(self, upload: Upload, sha256: str | None, format: str) -> tuple[ModelInfo, str]:
         sealed = upload.seal()
         if sha256 is not None and not hmac.compare_digest(sealed.sha256, sha256):
             raise Conflict(
