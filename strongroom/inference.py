@@ -20,7 +20,7 @@ from urllib.parse import quote
 import numpy as np
 import numpy.typing as npt
 
-from strongroom import calls, npy, oip
+from strongroom import calls, npy, oip, oip_json
 from strongroom.calls import Answer, ModelMetadata, Progress, TensorInfo, malformed
 from strongroom.errors import Conflict, Error, Failure, InvalidRequest
 
@@ -157,7 +157,7 @@ def infer_request(
     if strings_out or "BYTES" in datatypes.values():
         tensors = tuple(oip.Tensor(name=n, datatype=datatypes[n], array=a) for n, a in inputs.items())
         parts = (
-            oip.encode_request(
+            oip_json.encode_request(
                 oip.InferRequest(id=None, inputs=tensors, outputs=wanted.names, parameters=())
             ),
         )
