@@ -18,7 +18,7 @@ from typing import Any, Final, NoReturn
 
 import numpy as np
 
-from strongroom import npy, oip, processor
+from strongroom import npy, oip, oip_json, processor
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.strict import Members, parse_object
 from strongroom.errors import InvalidRequest, LimitExceeded, MalformedInput
@@ -217,7 +217,7 @@ def encode(form: str, response: InferResponse, *, simulated: bool) -> bytes:
         return npy.encode_npy(response.outputs[0].array)
     if form == NPZ:
         return npy.encode_npz({tensor.name: tensor.array for tensor in response.outputs})
-    return oip.encode_response(replace(response, parameters=_SIMULATED if simulated else ()))
+    return oip_json.encode_response(replace(response, parameters=_SIMULATED if simulated else ()))
 
 
 _SIMULATED: Final = (("simulated", True),)

@@ -48,8 +48,10 @@ MAX_PAGES: Final = 256
 """Pages of one list of models, some 2 MiB each: a server's whole record of models has 64 MiB."""
 MAX_DETAIL: Final = 500
 """Characters of a server's explanation that are shown."""
-CHUNK: Final = 1 << 16
+CHUNK: Final = 1 << 18
 """Bytes of a body handed to the connection at a time: small enough for a smooth progress bar."""
+Data: TypeAlias = bytes | bytearray | memoryview
+"""Bytes, wherever they are."""
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,200}")
 """As servers have it; 200 characters is what the longest-named server takes, 128 the usual one."""
@@ -68,7 +70,9 @@ class Body:
     """Computed when it is asked for: a request for inference names no digest of its body, and hashing an image
     takes as long as the rest of the client does.
     """
-    chunks: Callable[[], Iterator[bytes]]
+    chunks: Callable[[], Iterator[Data]]
+    in_memory: bool = False
+    """Whether `chunks` comes from memory, so that reading it waits for nothing."""
 
     @property
     def sha256(self) -> bytes:
@@ -76,20 +80,27 @@ class Body:
         return self.digest()
 
     @classmethod
-    def of(cls, data: bytes) -> Body:
-        """A body that is already in memory."""
+    def of(cls, *parts: Data) -> Body:
+        """A body that is already in memory, of these parts one after the other; none is copied."""
+        views = tuple(memoryview(part).cast("B") for part in parts)
 
-        def chunks() -> Iterator[bytes]:
-            view = memoryview(data)
-            for start in range(0, len(data), CHUNK):
-                yield bytes(view[start : start + CHUNK])
+        def chunks() -> Iterator[Data]:
+            for view in views:
+                for start in range(0, len(view), CHUNK):
+                    yield view[start : start + CHUNK]
 
-        return cls(length=len(data), digest=cache(lambda: hashlib.sha256(data).digest()), chunks=chunks)
+        def digest() -> bytes:
+            running = hashlib.sha256()
+            for view in views:
+                running.update(view)
+            return running.digest()
+
+        return cls(length=sum(map(len, views)), digest=cache(digest), chunks=chunks, in_memory=True)
 
     def behind(self, part: bytes) -> Body:
         """This body with `part` in front of it."""
 
-        def chunks() -> Iterator[bytes]:
+        def chunks() -> Iterator[Data]:
             yield from Body.of(part).chunks()
             yield from self.chunks()
 
@@ -141,7 +152,34 @@ class Answer:
 
     status: int
     headers: Mapping[str, str]
-    body: bytes
+    data: Data
+    """The body in the buffer that it came into."""
+
+    @property
+    def body(self) -> bytes:
+        """The body as bytes that stay as they are: a copy where they are not that already."""
+        return self.data if isinstance(self.data, bytes) else bytes(self.data)
+
+
+class Outcome(Exception):
+    """How a request ended without an answer that may be used. Callers see `strongroom.errors` only."""
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+        self.text = text
+
+
+class NotSent(Outcome):
+    """No byte of the request left: no connection, or its handshake was refused by either side."""
+
+
+class Unanswered(Outcome):
+    """The connection ended, or time did, before the whole answer was there; the server may have acted."""
+
+
+class Unacceptable(Outcome):
+    """An answer came that this client does not take: redirect, content coding, framing, size."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,6 @@ call is one generator of `methods`, which both drive (`flow`). `docs/client.md` 
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import ssl
 import time
@@ -24,8 +23,8 @@ from typing import Any, Final, Self, TypeVar
 from strongroom import methods, tokens
 from strongroom.attest.bundle import Bundle
 from strongroom.attest.evidence import Attested, Verdict
+from strongroom.attest.gather import Fetcher
 from strongroom.calls import ModelMetadata, Progress
-from strongroom.endorsements import Fetcher
 from strongroom.errors import InvalidRequest
 from strongroom.flow import Clock, Flow, Outcome, Session, drive_to_end
 from strongroom.handles import AsyncModel as AsyncModel
@@ -45,7 +44,9 @@ from strongroom.sources import (
     prepare_upload,
     read_policy,
 )
-from strongroom.transport import AsyncTransport, Transport, parse_origin
+from strongroom.transport import Transport, parse_origin
+
+# numpy and asyncio take longer to import than a server to verify: each comes with its first use.
 
 _T = TypeVar("_T")
 
@@ -287,6 +288,8 @@ class AsyncClient(_ClientBase):
     """The same methods for asyncio, each awaited. Made by `aconnect`; to be used within one event loop."""
 
     def _start(self) -> None:
+        from strongroom.transport_async import AsyncTransport
+
         self._transport = AsyncTransport(self._origin, timeout_s=self._timeout, fetcher=self._fetcher)
 
     async def attest(self) -> Verdict:
@@ -306,6 +309,8 @@ class AsyncClient(_ClientBase):
         ranges: RangesSource | None = None,
     ) -> AsyncModel:
         """As `Client.upload_model`; files are read in a thread."""
+        import asyncio
+
         less = await asyncio.to_thread(prepare_reduction, precision, calibration=calibration, ranges=ranges)
         upload = await asyncio.to_thread(prepare_upload, model)
         flow = methods.upload_flow(

@@ -269,6 +269,7 @@ CODES: dict[str, str] = {
     "oip_value_type": "A value is not of the kind that the tensor's datatype needs.",
     # client and command line
     "answer_encoded": "The server's answer came with a content coding (gzip bombs are such answers).",
+    "answer_head": "The head of the server's answer is not HTTP/1.1, or longer than this client takes.",
     "answer_late": "The server's answer did not come, or not wholly, in time.",
     "answer_redirect": "The server redirected; no redirect is followed.",
     "answer_too_large": "The server's answer is longer than this client takes; what was asked for may have been done.",
@@ -289,6 +290,7 @@ CODES: dict[str, str] = {
     "output_unwritable": "A file for results cannot be written, or its form cannot hold them.",
     "policy_missing": "No policy was given, so no server can be accepted.",
     "policy_unreadable": "The policy file cannot be read.",
+    "request_unsendable": "A word of the request has characters that HTTP cannot carry.",
     "server_changing": "The server changed its key again and again.",
     "server_unreachable": "There is no server at the address, or the network is down.",
     "upload_changed": "The model's file changed while it was sent.",

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
-import numpy.typing as npt
-
 from strongroom import methods
 from strongroom.calls import ModelMetadata, Progress
-from strongroom.inference import Array
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # numpy takes longer to import than a server to verify
+    import numpy.typing as npt
+
     from strongroom.client import AsyncClient, Client
+    from strongroom.inference import Array
 
 Demand: TypeAlias = str | Sequence[str] | None
 """Precisions of which an answer is taken, out of `reduction.WORDS`; None: those of the policy."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from strongroom import calls, formats, inference, reduction_fields
+from strongroom import calls, formats, reduction_fields
 from strongroom.attest.evidence import Attested, Verdict
 from strongroom.calls import Answer, ModelMetadata, Progress, Request
 from strongroom.errors import Conflict, InvalidRequest
@@ -92,6 +92,8 @@ def infer_flow(
     """Runs a model on arrays: its metadata first, where only its name is known. `precision`: what the caller takes an
     answer of; what the policy takes counts as well, and both before anything of the inputs is sent.
     """
+    from strongroom import inference  # and numpy: who only verifies a server or uploads a model needs neither
+
     accepted = accepted_precisions(session, precision)
     metadata = (
         model if isinstance(model, ModelMetadata) else (yield from model_flow(session, model, None, None))

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import hashlib
 import hmac
 import logging
@@ -46,6 +47,7 @@ from strongroom.epochs import Epochs, Origin
 from strongroom.errors import Error, InvalidConfig, SealRefused
 from strongroom.formats import HEAD_BYTES, detect
 from strongroom.jobs import Host
+from strongroom.kernel import trim_heap
 from strongroom.launch import ROOM
 from strongroom.listener import SignalledServer, edge_config
 from strongroom.models.info import STANDARD_BUDGET, STANDARD_LIMITS, AdmissionLimits
@@ -171,6 +173,7 @@ async def _serve(ready: Boot) -> None:
             handover=handover,
             recovery=recovery,
         )
+        _settle()
         await _listen(settings, rest, epochs, lines=_lines(ready, here))
 
 
@@ -494,6 +497,15 @@ def _close_in_time(service: Service, seconds: int) -> None:
     if closing.is_alive():
         log.error("work did not end within %d s; leaving it", seconds)
         os._exit(1)
+
+
+def _settle() -> None:
+    """What was imported and made until now stays: the collector need not look at it again, and what compiling the
+    modules left behind goes back.
+    """
+    gc.collect()
+    gc.freeze()
+    trim_heap()
 
 
 # Listening

@@ -15,7 +15,7 @@ Rules
     6. commit: the store's record is replaced; only then does the caller get an answer.
 
     Steps that an operation does not have are left out, none is moved. (The one exception is `predict`, whose
-    body names the model.)
+    body names the model. Steps 4 and 5 of an upload are carried out by `proof`.)
   - The event loop never waits for a disk or a computation: both happen in threads of bounded lanes. Evidence
     has a lane of its own: a crowd asking for evidence does not slow down admitted traffic, nor the reverse.
 """
@@ -35,15 +35,15 @@ from strongroom.access import check as check_access
 from strongroom.admission import Admit
 from strongroom.batcher import Attests, Batcher
 from strongroom.dealings import Body, Call, Clocks, Epoch, Question, ServiceLimits, View
-from strongroom.errors import AccessRefused, Conflict, Failure, InvalidRequest, NotFound
+from strongroom.errors import AccessRefused, Conflict, InvalidRequest, NotFound
 from strongroom.formats import detect
 from strongroom.jobs import engine
-from strongroom.models.info import ModelInfo
 from strongroom.models.report import report_of_model
 from strongroom.names import check_name
 from strongroom.oip import InferRequest
 from strongroom.parts import Arriving
 from strongroom.preparation import Prepare
+from strongroom.proof import Prove, write
 from strongroom.quotas import Quotas
 from strongroom.reduction import Reduction, check_accepted
 from strongroom.runner import Encode, Runner
@@ -111,8 +111,7 @@ class Service:
         self._preloaded = {model.name: model for model in preloaded}
         self._anonymous_upload = anonymous_upload
         self._clocks = clocks
-        self._admit_model = admit
-        self._prepare = prepare
+        self._prove = Prove(admit=admit, prepare=prepare)
         places, uploads = limits.concurrent_requests, limits.quotas.concurrent_uploads
         self._slots = Slots(total=places, per_caller=limits.concurrent_requests_per_caller, code="overloaded")
         self._quotas = Quotas(limits.quotas, stored=store.models, clock=clocks.monotonic)
@@ -502,11 +501,20 @@ class Service:
             async for piece in pieces(arriving.model(body, count), arrival, take):
                 if upload is None:
                     upload, format = await self._begin(intent, piece)
-                await self._disk.run_for(turn, _write, upload, arriving, piece)
+                await self._disk.run_for(turn, write, upload, arriving, piece)
             if upload is None:
                 raise InvalidRequest("expected a model, got zero bytes", code="body_empty")
             lane = self._admission if intent.reduction is None else self._preparation
-            info, canonical_sha256 = await lane.run_for(turn, self._admit, upload, intent, arriving, format)
+            info, canonical_sha256 = await lane.run_for(
+                turn,
+                self._prove,
+                upload,
+                arriving,
+                format=format,
+                said=intent.sha256,
+                reduction=intent.reduction,
+                limits=self.limits.admission,
+            )
             # One commit at a time; what may have changed since the first byte is checked again.
             async with self._committing:
                 self._authorise_upload(intent)
@@ -536,27 +544,6 @@ class Service:
         )
         return upload, detected
 
-    # Steps 4 and 5 of an upload, in a thread
-
-    def _admit(
-        self, upload: Upload, intent: _Intent, arriving: Arriving, format: str
-    ) -> tuple[ModelInfo, str]:
-        """The model's facts and the digest of what runs, which is in the file from then on."""
-        sealed = upload.seal()
-        arriving.check(said=intent.sha256, model=sealed.sha256)
-        admitted = self._admit_model(upload.read_back(), format=format, limits=self.limits.admission)
-        if not hmac.compare_digest(admitted.sha256, sealed.sha256):
-            raise Failure("another model was examined than was uploaded")
-        if intent.reduction is not None:
-            made = self._prepare(
-                admitted, asked=intent.reduction, part=arriving.data, limits=self.limits.admission
-            )
-            upload.rewrite(made.onnx)
-            return made.info, made.canonical_sha256
-        if admitted.canonical_sha256 != sealed.sha256:
-            upload.rewrite(admitted.onnx)
-        return admitted.info, admitted.canonical_sha256
-
     # Small things
 
     def _view(self, model: ModelVersion) -> View:
@@ -581,12 +568,6 @@ class Service:
 def _caller(call: Call, principal: Principal | None) -> str:
     """Whose places a request takes: the principal's, or the address's where nobody showed a key."""
     return principal.id if principal else f"address {call.address}"
-
-
-def _write(upload: Upload, arriving: Arriving, piece: bytearray) -> None:
-    """A piece of a model, in a thread."""
-    arriving.saw(piece)
-    upload.write(piece)
 
 
 def _check_expected(model: ModelVersion, sha256: str | None, precision: tuple[str, ...]) -> None:

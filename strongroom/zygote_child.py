@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from strongroom import admission_child, frames, models, preparation_child, zygote
+from strongroom import admission_child, frames, kernel, models, preparation_child, zygote
 
 CHILDREN: Final = 256
 """Children at one time: examiners that hang, and a template for each loaded model."""
@@ -41,6 +41,7 @@ def main(control: int, *, workers: bool, alone: bool) -> int:
             return 1  # a fork would copy one thread of several, with the others' locks held
         layers = sandbox.probe()
     gc.collect()
+    kernel.trim_heap()
     gc.freeze()  # children then write to no page of what was imported
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the server's to answer
     with socket.socket(fileno=control) as server:

@@ -87,7 +87,7 @@ class World:
                 json.dumps({"detail": error.message, "code": error.code}).encode(),
             )
         self.kept[what] = body
-        return Answer(status=status, headers={}, body=self.tap(f"{what} answer", data))
+        return Answer(status=status, headers={}, data=self.tap(f"{what} answer", data))
 
     def answer(self, what: str, body: bytes) -> bytes:
         return self.broker.challenge() if what == "challenge" else self.broker.release(body)

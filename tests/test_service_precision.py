@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def test_the_set_is_not_written_and_is_overwritten(world: World, monkeypatch: py
         return prepare_here(*given, part=part, **more)
 
     monkeypatch.setattr(Upload, "write", watch)
-    monkeypatch.setattr(world.service, "_prepare", keep)
+    monkeypatch.setattr(world.service, "_prove", replace(world.service._prove, prepare=keep))
     upload(world, "watched", SET + residual(), with_set())
     assert written == residual()
     # Not for words: the set does not fit the model, which is found out by whoever measures.

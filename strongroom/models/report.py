@@ -8,7 +8,6 @@ same report without a server, unsigned.
 from __future__ import annotations
 
 import base64
-import hashlib
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -163,8 +162,8 @@ def _made(
     )
 
 
-def report_of_refusal(error: Error, *, data: bytes | bytearray, format: str, level: str) -> Report:
-    """The report about a model that was refused with `error`."""
+def report_of_refusal(error: Error, *, size: int, sha256: str, format: str, level: str) -> Report:
+    """The report about a model of `size` bytes with this SHA-256 (hex) that was refused with `error`."""
     place = next(
         (n for n, rule in enumerate(RULES) if any(_fits(error.code, code) for code in rule.codes)), None
     )
@@ -186,8 +185,8 @@ def report_of_refusal(error: Error, *, data: bytes | bytearray, format: str, lev
         verdict="unreadable" if unreadable else "refused",
         level=level,
         format=format,
-        size=len(data),
-        sha256=hashlib.sha256(data).hexdigest(),
+        size=size,
+        sha256=sha256,
         canonical_sha256="",
         code=error.code,
         message=error.message,
