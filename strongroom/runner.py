@@ -85,6 +85,7 @@ class _Task:
 
     model: ModelVersion
     principal: str | None
+    caller: str
     decode: Decode
     encode: Encode
     ticket: Ticket = field(default_factory=Ticket)
@@ -187,7 +188,7 @@ class Runner:
         key = _key(model)
         if not self._cache.has(key):
             await self.load(model)
-        task = _Task(model=model, principal=principal, decode=decode, encode=encode)
+        task = _Task(model=model, principal=principal, caller=caller, decode=decode, encode=encode)
         place = await self._runs.enter(Turn(caller, f"{model.name}/{model.version}"))
         try:
             if size <= SMALL and (answer := await self._run_here(task)) is not None:
@@ -281,6 +282,7 @@ class Runner:
         longest = float(self._limits.longest_s)
         task.job = Job(
             caller=task.principal,
+            origin=task.caller,
             seconds=min(longest, self._limits.shortest_s + needed),
             ticket=task.ticket,
             quick=needed <= QUICK_S,

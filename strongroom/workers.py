@@ -21,6 +21,7 @@ import logging
 import math
 import threading
 import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +31,7 @@ from strongroom.errors import Error, Failure, InvalidRequest, LimitExceeded, Una
 from strongroom.jobs import Job, Source, too_long
 from strongroom.oip import Array
 from strongroom.processes import Died, Template, Worker, WorkerLimits
-from strongroom.quarantine import Deaths
+from strongroom.quarantine import Deaths, Layout
 from strongroom.zygote import Nursery
 
 log = logging.getLogger("strongroom.workers")
@@ -62,6 +63,7 @@ class Workers:
         self._count = 0
         self._idle: OrderedDict[Worker, tuple[Model, Hashable]] = OrderedDict()  # least recently used first
         self._of: dict[tuple[Model, Hashable], list[Worker]] = {}  # the same, the last used last
+        self._layouts: weakref.WeakKeyDictionary[object, Layout] = weakref.WeakKeyDictionary()
 
     def load(self, source: Source) -> Model:
         """See `jobs.Host`. The template is ready when this returns; a worker is being made.
@@ -115,6 +117,11 @@ class Workers:
     def later(self, work: Callable[..., None], *args: Any) -> None:
         """Does what may have to wait, in a thread."""
         self._later.submit(_logged, work, *args)
+
+    def died(self, layout: object, *, now: float) -> bool:
+        """Counts a death in what has this `zygote.Child.layout`; True where it is to be used no longer."""
+        with self._lock:
+            return self._layouts.setdefault(layout, Layout()).died(now=now)
 
     def drop(self, model: Model) -> None:
         """Ends all idle workers of a model."""
@@ -229,7 +236,7 @@ class Model:
             if (
                 self._template is None
                 or self._closed
-                or self._deaths.wait_s(job.caller or "", now=time.monotonic())
+                or self._deaths.wait_s(_origin(job), now=time.monotonic())
             ):
                 return None
             if (newborn := self._workers.find(self, _NEWBORN)) is not None:
@@ -324,7 +331,7 @@ class Model:
         if self._closed:
             raise Failure("the model is closed")
         now = time.monotonic()
-        if job is not None and (wait := self._deaths.wait_s(job.caller or "", now=now)):
+        if job is not None and (wait := self._deaths.wait_s(_origin(job), now=now)):
             _refuse_now("runs of this caller ended the model's process several times", wait)
         if self._template is not None and not self._template.alive():
             self._lost(self._template)
@@ -336,8 +343,12 @@ class Model:
         """Callers hold the lock."""
         if one.template is not self._template:
             return  # it ended with its template, which others' deaths did: this caller has no part in it
-        if not one.template.alive() or self._deaths.died(job.caller or "", now=time.monotonic()):
-            self._workers.later(self._locked, self._lost, one.template)  # zygotes take their time to end
+        if one.template.alive():
+            now = time.monotonic()
+            self._deaths.died(_origin(job), now=now)
+            if not self._workers.died(one.template.child.layout, now=now):
+                return
+        self._workers.later(self._locked, self._lost, one.template)  # zygotes take their time to end
 
     def _lost(self, template: Template) -> None:
         """Ends what there is, and begins to make it anew, from another zygote: a template that died has a layout that
@@ -484,6 +495,11 @@ class _Under:
         ticket = self._job.ticket
         ticket.stop_with(None)
         self._model.give_back(self._one, self._job, again=again and not ticket.cancelled)
+
+
+def _origin(job: Job) -> str:
+    """Who waits where runs like this one kill workers."""
+    return job.origin or job.caller or ""
 
 
 def _logged(work: Callable[..., None], *args: Any) -> None:
