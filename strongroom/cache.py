@@ -33,7 +33,7 @@ class Lease:
     def __init__(self, session: Loaded, end: Callable[[], None]) -> None:
         self.session = session
         self.end = end
-        """Gives it back; once."""
+        """Gives it back; once. It does not wait: where it was the last of what was evicted, a thread closes that."""
 
 
 class SessionCache:
@@ -81,7 +81,7 @@ class SessionCache:
                 return None
             self._entries[key] = self._entries.pop(key)
             entry.leases += 1
-            return Lease(entry.session, lambda: self._leave(entry))
+            return Lease(entry.session, lambda: self._leave(entry, wait=False))
 
     @contextlib.contextmanager
     def get(self, key: Hashable, loader: Callable[[], Loaded]) -> Iterator[Loaded]:
@@ -134,12 +134,15 @@ class SessionCache:
             self._entries[key] = entry
             return entry, mine
 
-    def _leave(self, entry: _Entry) -> None:
+    def _leave(self, entry: _Entry, *, wait: bool = True) -> None:
         with self._lock:
             entry.leases -= 1
             closing = [entry] if entry.evicted and not entry.leases and entry.session else []
             self._discount(closing)
-        _close(closing)
+        if wait:
+            _close(closing)
+        elif closing:
+            threading.Thread(target=_close, args=(closing,), name="cache-close").start()
 
     def _load(self, key: Hashable, entry: _Entry, loader: Callable[[], Loaded]) -> None:
         session, victims = None, []

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias
 
@@ -200,8 +200,9 @@ class Runner:
     async def _run_here(self, task: _Task) -> bytes | None:
         """The run of a small request, without a thread; None where one is needed, for what `task` has not got yet."""
         self._prepare(task)
-        lease = self._cache.lease(_key(task.model))
-        if lease is None:
+        if not _small(task.arrays):  # it came deflated
+            return None
+        if (lease := self._cache.lease(_key(task.model))) is None:
             return None
         try:
             run = lease.session.begin(task.arrays, outputs=task.wanted, job=task.job)
@@ -218,8 +219,7 @@ class Runner:
                 task.results = await self._copied(run)
         finally:
             lease.end()
-        small = sum(oip.payload_bytes(array) for array in task.results.values()) <= SMALL
-        return self._answer(task) if small else None
+        return self._answer(task) if _small(task.results) else None
 
     async def _copied(self, run: Run) -> dict[str, Array]:
         """Large results, which take a while to copy."""
@@ -310,6 +310,10 @@ class Runner:
             raise LimitExceeded(
                 f"the result is longer than {self._limits.response_bytes} bytes", code="response_too_large"
             )
+
+
+def _small(arrays: Mapping[str, Array]) -> bool:
+    return sum(oip.payload_bytes(array) for array in arrays.values()) <= SMALL
 
 
 def _needed(room: Room | None) -> float:

@@ -46,20 +46,21 @@ class _Watch:
         self._run, self._loop = run, loop
         self.size: asyncio.Future[int] = loop.create_future()
         self._descriptor = run.fileno()
-        self._watched = True
-        loop.add_reader(self._descriptor, self._readable)
+        self._watched = False
+        self._watch()
 
     def _readable(self) -> None:
+        # First of all: a step may end the run, and from then on the descriptor may be another run's, or another file.
+        self._unwatch()
         try:
             size = self._run.step()
         except Exception as error:  # noqa: BLE001 - whatever it is, it is the waiting caller's
-            self._unwatch()
             if not self.size.done():
                 self.size.set_exception(error)
             return
         if size is None:
+            self._watch()
             return
-        self._unwatch()
         if self.size.done():  # cancelled in this moment
             self._run.stop()
         else:
@@ -70,7 +71,8 @@ class _Watch:
         if self._watched:
             self._unwatch()
             self._run.stop()
-            self.size.set_exception(why)
+            if not self.size.done():
+                self.size.set_exception(why)
 
     def abandon(self) -> None:
         """Nobody waits any more: whether it runs, or its results are there and will not be taken."""
@@ -80,7 +82,10 @@ class _Watch:
         elif not self.size.cancelled() and self.size.exception() is None:
             self._run.stop()
 
+    def _watch(self) -> None:
+        self._loop.add_reader(self._descriptor, self._readable)
+        self._watched = True
+
     def _unwatch(self) -> None:
-        # At once: from the next moment on the descriptor may be another run's.
         self._loop.remove_reader(self._descriptor)
         self._watched = False

@@ -348,7 +348,7 @@ class Model:
             self._deaths.died(_origin(job), now=now)
             if not self._workers.died(one.template.child.layout, now=now):
                 return
-        self._workers.later(self._locked, self._lost, one.template)  # zygotes take their time to end
+        self._lost(one.template)
 
     def _lost(self, template: Template) -> None:
         """Ends what there is, and begins to make it anew, from another zygote: a template that died has a layout that
@@ -356,7 +356,8 @@ class Model:
         """
         if self._template is not template or self._closed:
             return
-        self._end()
+        self._template = None
+        self._workers.drop(self)
         delay = self._deaths.renewed()
         self._back = time.monotonic() + delay + 3
         log.warning("a model's template is made anew")
@@ -365,6 +366,7 @@ class Model:
         ).start()
 
     def _make_anew(self, former: Template, delay: float) -> None:
+        former.close()  # here, for zygotes take their time to end
         while True:
             time.sleep(delay)
             if self._is_closed():
