@@ -24,7 +24,7 @@ import numpy as np
 
 from strongroom import oip
 from strongroom.admission import Admit
-from strongroom.batching import Joiner, Trials, alike, differ, join, most_rows, rows_of, split
+from strongroom.batching import TRIAL_ROWS, Joiner, Trials, alike, differ, join, most_rows, rows_of, split
 from strongroom.cache import SessionCache
 from strongroom.errors import Error, Failure, InvalidRequest, LimitExceeded, SealRefused
 from strongroom.inputs import check_inputs, check_outputs, room_for
@@ -265,11 +265,21 @@ class Runner:
                 turn=turn,
                 rows=rows,
                 size=size,
-                most=most_rows(info, task.arrays),
+                most=min(most_rows(info, task.arrays), self._limit(task.model)),
             )
         except asyncio.CancelledError:
             task.ticket.cancel()
             raise
+
+    def _limit(self, model: ModelVersion) -> int:
+        """Rows of a joined run, by what was seen of them: few at first, one of a model that mixes them."""
+        lease = self._cache.lease(_key(model))
+        trials = None if lease is None else self._trials.get(lease.session)
+        if lease is not None:
+            lease.end()
+        if trials is None or trials.young:
+            return TRIAL_ROWS
+        return 1 if trials.failed else self._limits.batch_rows
 
     async def _run_together(self, tasks: Sequence[_Task]) -> list[bytes | Error]:
         """The answer to each of these requests, of one caller to one model."""
@@ -287,10 +297,12 @@ class Runner:
             return await self._run_each(tasks)
         finally:
             lease.end()
-        if trials.left and differ([task.arrays for task in tasks]):
+        differing = differ([task.arrays for task in tasks])
+        if trials.wanted(differing=differing):
             answers = await self._run_each(tasks)
             alone = [task.results for task in tasks]
-            if not trials.saw(parts is not None and all(map(_same, parts, alone))):
+            same = parts is not None and all(map(_same, parts, alone))
+            if not trials.saw(differing=differing, same=same):
                 log.warning("rows of a model depend on one another: its requests share no run any more")
             return answers
         if parts is None:
