@@ -74,6 +74,7 @@ class WorkerLimits:
     """Of one request's tensors together; as `response_bytes` and `elements`, what the server takes anyway."""
     response_bytes: int
     elements: int
+    idle_bytes: int
 
     @property
     def cpu_s(self) -> int:
@@ -125,6 +126,8 @@ class Template:
         data = source.read()
         self.child: Child = nursery.fork(TEMPLATE)
         """The process."""
+        self.resident = 0
+        """Bytes of memory that it had once the model was loaded: what each of its workers begins with."""
         try:
             self.memory_bytes = self._loaded(source, data, limits, layers)
         except BaseException:
@@ -155,7 +158,7 @@ class Template:
             frames.send(timely, header, data)
             del data
             answer, _ = frames.receive(timely, most=0)
-            grown = _resident(self.pid) - before
+            self.resident = _resident(self.pid)
         except (OSError, EOFError):
             raise LimitExceeded(
                 "loading the model took more time or memory than it may", code="load_limits"
@@ -168,7 +171,7 @@ class Template:
         if answer != {"loaded": True}:
             raise Failure("the process that loads models answers what it cannot")
         # What it took, and never less than twice the model: it may have filled memory that was free before.
-        return max(grown, 2 * size + FIXED)
+        return max(self.resident - before, 2 * size + FIXED)
 
     def alive(self) -> bool:
         """Whether it has not ended; it says nothing more, so whatever could be read is its end."""
@@ -209,7 +212,7 @@ class Worker:
         self._runs = 0
         self._size, self._most = size, most
         self._lock = threading.Lock()
-        self._process = -1
+        self._process = self._statm = -1
         self._shared: mmap.mmap | None = None
         self._area: Array | None = None
         self._end, theirs = socket.socketpair()
@@ -245,6 +248,9 @@ class Worker:
             self._process = -1
             raise EOFError
         self.pid = pid
+        self._statm = os.open(f"/proc/{pid}/statm", os.O_RDONLY | os.O_CLOEXEC)
+        if not self.alive():  # the file is another's, perhaps
+            raise EOFError
         self._end.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)
         descriptor = _memory_file(self._size)
         try:
@@ -257,6 +263,14 @@ class Worker:
     def alive(self) -> bool:
         """Whether the process has not ended."""
         return self._process >= 0 and not _readable(self._process)
+
+    def swollen(self, most: int) -> bool:
+        """Whether it holds `most` bytes of memory more than its model took: a hostile model's worker would keep, idle,
+        what a run may take. Pages of the model that it wrote to are not seen, and are no more than the model is.
+        """
+        with self._lock, contextlib.suppress(OSError):  # it has ended
+            return int(os.pread(self._statm, 256, 0).split()[1]) * _PAGE > self.template.resident + most
+        return False
 
     def run(
         self, inputs: Mapping[str, Array], wanted: list[int], info: ModelInfo, seconds: float
@@ -332,9 +346,10 @@ class Worker:
         """Ends the process and gives its memory back."""
         self.kill()
         with self._lock:
-            if self._process >= 0:
-                os.close(self._process)
-                self._process = -1
+            for descriptor in (self._process, self._statm):
+                if descriptor >= 0:
+                    os.close(descriptor)
+            self._process = self._statm = -1
         self._end.close()
         # Given back with the last reference: an exception that is on its way may still hold one.
         self._area = self._shared = None
