@@ -215,7 +215,7 @@ class Worker:
         self._runs = 0
         self._size, self._most = size, most
         self._lock = threading.Lock()
-        self._process = self._statm = -1
+        self._process = -1
         self._shared: mmap.mmap | None = None
         self._area: Array | None = None
         self._end, theirs = socket.socketpair()
@@ -251,9 +251,6 @@ class Worker:
             self._process = -1
             raise EOFError
         self.pid = pid
-        self._statm = os.open(f"/proc/{pid}/statm", os.O_RDONLY | os.O_CLOEXEC)
-        if not self.alive():  # the file is another's, perhaps
-            raise EOFError
         self._end.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)
         descriptor = _memory_file(self._size)
         try:
@@ -271,9 +268,11 @@ class Worker:
         """Whether it holds `most` bytes of memory more than its model took: a hostile model's worker would keep, idle,
         what a run may take. Pages of the model that it wrote to are not seen, and are no more than the model is.
         """
-        with self._lock, contextlib.suppress(OSError):  # it has ended
-            return int(os.pread(self._statm, 256, 0).split()[1]) * _PAGE > self.template.resident + most
-        return False
+        try:
+            found = _resident(self.pid)
+        except (OSError, IndexError):  # it has ended
+            return False
+        return self.alive() and found > self.template.resident + most  # else what was read may be another's
 
     def run(
         self, inputs: Mapping[str, Array], wanted: list[int], info: ModelInfo, seconds: float
@@ -349,10 +348,9 @@ class Worker:
         """Ends the process and gives its memory back."""
         self.kill()
         with self._lock:
-            for descriptor in (self._process, self._statm):
-                if descriptor >= 0:
-                    os.close(descriptor)
-            self._process = self._statm = -1
+            if self._process >= 0:
+                os.close(self._process)
+                self._process = -1
         self._end.close()
         # Given back with the last reference: an exception that is on its way may still hold one.
         self._area = self._shared = None
