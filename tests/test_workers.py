@@ -296,7 +296,7 @@ def test_a_worker_that_holds_much_memory_is_not_kept(nursery: Nursery) -> None:
                 (held,) = [one for one, owner in there._workers._idle.items() if owner[1] == "a"]
                 assert held.swollen(8 << 20) and not held.swollen(256 << 20)
                 held.kill()
-                wait_for(lambda: not held.alive())
+                wait_for(lambda one=held: not one.alive())
                 assert not held.swollen(0)
     with loaded(nursery, DOUBLE, idle_bytes=20 << 20) as there:  # 12 MB are the allocator's, 24 are shared
         for _ in range(2):
