@@ -11,6 +11,7 @@ Rules
     `model`, all callers of a model share them.
   - A worker that has seen nobody's data is kept in readiness for each model: who comes next does not wait for it.
   - No data goes to one worker while another one is being born, nor is one born of a template that sees data.
+  - A worker that holds much memory after its run ends: what idle ones hold is bounded by their number.
   - A death is one caller's error. What it means for the next ones, `quarantine` decides.
 """
 
@@ -212,7 +213,8 @@ class Model:
 
     def _give_back(self, one: Worker, caller: Hashable) -> None:
         """Keeps it for its caller, or ends it; and has another one made meanwhile, where none is spare."""
-        keep = caller is not None and one.spent_s < self._workers.limits.cpu_s / 2
+        limits = self._workers.limits
+        keep = caller is not None and one.spent_s < limits.cpu_s / 2 and not one.swollen(limits.idle_bytes)
         with self._lock:
             if keep and not self._closed and one.template is self._template:
                 self._workers.keep(one, self, caller)
