@@ -11,7 +11,7 @@ from typing import Any
 import onnx
 from onnx import ValueInfoProto, helper
 
-from strongroom.engine import onnxruntime
+from strongroom.engine import _FOREIGN, onnxruntime
 from strongroom.models.stages import Line, Partition, Value, build
 
 _KINDS = {
@@ -32,6 +32,11 @@ def options(*, optimise: bool) -> Any:
 
 def session(model: Any, *, optimise: bool = False) -> Any:
     return onnxruntime.InferenceSession(model.SerializeToString(), options(optimise=optimise))
+
+
+def session_faults() -> tuple[type[Exception], ...]:
+    """What onnxruntime raises."""
+    return _FOREIGN
 
 
 def optimised(data: bytes) -> Any:
