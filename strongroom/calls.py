@@ -110,9 +110,13 @@ class Body:
                 running.update(chunk)
             return running.digest()
 
-        return Body(length=len(part) + self.length, digest=cache(digest), chunks=chunks)
+        return Body(
+            length=len(part) + self.length, digest=cache(digest), chunks=chunks, in_memory=self.in_memory
+        )
 
 
+PREPARATION_S: Final = 600.0
+"""Seconds for an upload of which something is made: twice what a server's settings give each step."""
 EMPTY: Final = Body.of(b"")
 
 
@@ -133,10 +137,17 @@ class Request:
     max_answer: int = MAX_JSON_ANSWER
     sized: bool = False
     """The answer must carry a Content-Length; chunked framing is not enough."""
+    least_s: float = 0.0
+    """Seconds without a byte that are waited for in any case: there are answers that take long to make."""
     deadline_s: float | None = None
     """Seconds from the first byte to the last of the whole exchange; None: only inactivity is timed."""
     sent: Progress | None = None
     received: Progress | None = None
+
+
+def patience(request: Request, timeout_s: float) -> float:
+    """Seconds without a byte after which a request is given up, where usually it is `timeout_s`."""
+    return max(timeout_s, request.least_s)
 
 
 def target(request: Request) -> str:
@@ -332,6 +343,7 @@ def upload_request(
         changes=True,
         idempotent=False,
         sent=progress,
+        least_s=PREPARATION_S if more else 0.0,
     )
 
 
