@@ -59,6 +59,9 @@ class Job:
     """The data owner's principal; None: nobody who could be told from others."""
     seconds: float
     """Wall time, after which it is stopped."""
+    origin: str = ""
+    """Where it comes from, for whoever counts what its data do: the principal, or the address of somebody without a
+    key. Never whose process it runs in."""
     ticket: Ticket = field(default_factory=Ticket)
 
 

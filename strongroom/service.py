@@ -49,7 +49,7 @@ from strongroom.reduction import Reduction, check_accepted
 from strongroom.runner import Encode, Runner
 from strongroom.store import ModelVersion, Store, Upload
 from strongroom.tokens import Action, NonceBook, Principal, check_token
-from strongroom.traffic import Arrival, Budget, Lane, Rate, Slots, pieces
+from strongroom.traffic import Arrival, Budget, Lane, Rate, Slots, network, pieces
 from strongroom.turns import Turn
 
 __all__ = ["Call", "Clocks", "Epoch", "Question", "Service", "ServiceLimits", "View"]
@@ -567,7 +567,7 @@ class Service:
 
 def _caller(call: Call, principal: Principal | None) -> str:
     """Whose places a request takes: the principal's, or the address's where nobody showed a key."""
-    return principal.id if principal else f"address {call.address}"
+    return principal.id if principal else f"address {network(call.address)}"
 
 
 def _check_expected(model: ModelVersion, sha256: str | None, precision: tuple[str, ...]) -> None:
