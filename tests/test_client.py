@@ -994,10 +994,13 @@ def test_what_takes_long_to_make_is_waited_for(connect: Connect, server: FakeSer
 
 
 def test_an_answer_that_does_not_say_its_precision_is_not_taken(connect: Connect, server: FakeServer) -> None:
-    """Where one is demanded; the metadata alone is a promise."""
+    """Demanded or not; the metadata alone is a promise."""
     client = connect(server.url)
     model = client.model("m")
+    client.run(model, [[1.0, 2.0]], precision="fp32")
+    server.says_precision = False
     for action in (
+        lambda: client.run(model, [[1.0, 2.0]]),
         lambda: client.run(model, [[1.0, 2.0]], precision="fp32"),
         lambda: client.wait(model.predict([[1.0, 2.0]], precision=["int8", "fp32"])),
         lambda: client.run_model("m", [[1.0, 2.0]], precision="fp32"),
