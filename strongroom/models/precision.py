@@ -29,7 +29,7 @@ from strongroom.models.calibration import Request, Run
 from strongroom.models.info import AdmissionLimits, Admitted
 from strongroom.models.narrow import EIGHT_BITS
 from strongroom.models.rewrite import FLOAT, Graph, names_of, operators
-from strongroom.models.simplify import simplify
+from strongroom.models.simplify import lift_constants, simplify
 from strongroom.models.wire import imports_of, written
 from strongroom.reduction import Options as Options
 
@@ -154,7 +154,9 @@ def _planned(admitted: Admitted, form: str, options: Options) -> tuple[Graph, fr
     kept = _kept(graph, options.exclude)
     if form == "static":
         opset.raise_opset(graph)
-    if form != "fp16":
+    if form == "fp16":
+        lift_constants(graph, kept=kept)
+    else:
         simplify(graph, kept=kept)
     return graph, kept, static.plan(graph, kept=kept) if form == "static" else static.Plan()
 

@@ -222,6 +222,14 @@ def test_constants_of_exporters_are_seen_through() -> None:
     assert dict(made.rewritten) == {"MatMul": 1}
     assert not counts(made.admitted.onnx).keys() & {"Constant", "Identity", "Transpose"}
     assert error(data, made, {"x": numbers(4, 32, seed=9)}) < 0.03
+    # In halves: the constant is a weight, and nothing else changes. Excluded, or read by name, it stays.
+    halves = reduced(data, options=Options(precision="fp16"))
+    assert dict(halves.rewritten) == {"Identity": 1} and len(halves.admitted.onnx) < 0.7 * len(data)
+    assert counts(halves.admitted.onnx) == {"Cast": 1, "Identity": 1, "Transpose": 1, "MatMul": 1}
+    assert error(data, halves, {"x": numbers(4, 32, seed=9)}) < 1e-3
+    with pytest.raises(Error) as refused:
+        reduced(data, options=Options(precision="fp16", exclude=("k",)))
+    assert refused.value.code == "precision_nothing"
 
 
 @pytest.mark.parametrize("name", ["dynamic", "static", "fp16"])
