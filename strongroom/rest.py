@@ -289,6 +289,7 @@ class Rest:
             sha256=_content_digest(request, required=True),
             body=_body(request),
             reduction=read_fields(request.headers),
+            batching=_batching(request),
         )
         return _json(self._document(view), status=201)
 
@@ -505,6 +506,13 @@ def _parameter(request: Request, name: str, *, default: str) -> str:
     if len(values) > 1:
         raise InvalidRequest(f"expected the query parameter {name} once", code="parameter_invalid")
     return values[0] if values else default
+
+
+def _batching(request: Request) -> bool:
+    word = request.headers.get("strongroom-batching", "off")
+    if word not in ("on", "off"):
+        raise InvalidRequest('Strongroom-Batching: expected "on" or "off"', code="batching_invalid")
+    return word == "on"
 
 
 def _content_digest(request: Request, *, required: bool) -> str | None:

@@ -397,6 +397,8 @@ def _service(
             admission=admission_limits(settings),
             shortest_s=settings.workers.run_shortest_s,
             longest_s=settings.workers.run_longest_s,
+            batch_rows=limits.batch_rows,
+            batch_delay_s=limits.batch_delay_ms / 1000,
         ),
     )
     return Service(
