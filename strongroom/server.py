@@ -353,6 +353,10 @@ def _host_of(ready: Boot, nursery: Nursery) -> Host:
         from strongroom.engine import Engine, InProcess
 
         return InProcess(Engine())
+    if isinstance(ready.group, str):
+        log.info("no control group for the processes that run models: %s", ready.group)
+    else:
+        log.info("control group: %d MB for all processes that run models", ready.group.memory_bytes >> 20)
     return Workers(
         nursery,
         isolation=security.isolation,
