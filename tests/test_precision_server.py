@@ -196,7 +196,9 @@ def test_the_server_refuses_too(client: Client) -> None:
     said = dataclasses.replace(small.metadata, precision="fp32")
     with pytest.raises(Conflict) as other:
         strongroom.Model(client, said).run(words(1)["x"])
-    assert other.value.code == "model_digest_mismatch"  # the upload's digest does not stand for what was made of it
+    assert (
+        other.value.code == "model_digest_mismatch"
+    )  # the upload's digest does not stand for what was made of it
     said = dataclasses.replace(said, sha256=said.canonical_sha256)
     believed = strongroom.Model(client, said)
     with pytest.raises(Conflict, match="the model's is fp16") as caught:
