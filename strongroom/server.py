@@ -364,6 +364,7 @@ def _host_of(ready: Boot, nursery: Nursery) -> Host:
             input_bytes=limits.tensors_bytes,
             response_bytes=limits.response_bytes,
             elements=limits.elements,
+            idle_bytes=workers.idle_bytes,
         ),
     )
 
