@@ -522,6 +522,14 @@ def test_a_small_file_makes_no_large_network() -> None:
     assert refused.value.code == "precision_size"
 
 
+def test_less_precision_takes_no_more_room() -> None:
+    """Copies that stay within what rewriting may make are still no model of less bytes, and quotas count the upload."""
+    data = shared(14, 500, factors=True)
+    with pytest.raises(LimitExceeded, match=f"it has {len(admitted(data).onnx)}") as refused:
+        reduced(data)
+    assert refused.value.code == "precision_size"
+
+
 def test_messages_hold_no_content() -> None:
     """Of examples or weights; a refusal names shapes, types and names only."""
     secret = np.full((2, 3, 12, 12), 1234.5, np.float32)
