@@ -422,7 +422,7 @@ CODES: dict[str, str] = {
     "precision_ranges_malformed": "A file of ranges is not one.",
     "precision_refused": "The model's precision is none of those that the caller or the policy accepts.",
     "precision_scale": "Weights, a bias or a range are too large for a scale of eight bits.",
-    "precision_size": "Less precision would take far more bytes than the model: its constants are read in many ways.",
+    "precision_size": "Less precision would take more bytes than the model: its constants are read in many ways.",
     "precision_twice": "The model computes with eight bits already.",
     "precision_unsupported": "A precision that is not made here; the message says why, and what to use instead.",
     "preparation_limits": "Making a model's precision took more time or memory than it may, or ended its process.",

@@ -173,7 +173,8 @@ class Limits:
     )
     concurrent_uploads: int = _setting(
         4,
-        "Uploads at one time, one of which is being examined; the next is answered 503.",
+        "Uploads at one time, one of which is being examined, and at most half of which ask for less precision; the "
+        "next is answered 503.",
         unit="uploads",
         low=1,
         high=1024,

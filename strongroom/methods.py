@@ -47,7 +47,7 @@ def upload_flow(
     )
     answer = yield from _expect(session, request)
     metadata = calls.read_metadata(calls.json_object(answer))
-    calls.check_digest(metadata, expected=upload.body.sha256.hex())
+    calls.check_received(metadata, sent=upload.body.sha256.hex())
     if less is not None:
         calls.check_made(metadata, asked=less.reduction)
     return metadata
@@ -105,8 +105,6 @@ def infer_flow(
     arrays = inference.fit_inputs(metadata, inputs)
     request = inference.infer_request(metadata, arrays, wanted=wanted, received=progress, accepted=accepted)
     answer = yield from _expect(session, request)
-    if accepted:
-        inference.check_precision(answer, metadata=metadata)
     return inference.read_result(answer, metadata=metadata, wanted=wanted)
 
 

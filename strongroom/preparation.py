@@ -9,12 +9,18 @@ Rules
   - What was rewritten is a stranger's file again: the examiner decides, and what it wrote is what is sealed. So the
     owner's machine and the server make the same bytes of the same model, options and ranges (docs/precision.md).
   - The set goes to one process, once. Whoever holds it overwrites it (`service`).
+  - A process that ends without a word may have been made to: deaths are counted as those of workers are
+    (`quarantine`), for somebody may be learning the layout of the zygote's memory, which workers share.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
+import threading
+import time
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
@@ -32,6 +38,7 @@ from strongroom.errors import (
 )
 from strongroom.frames import receive, send
 from strongroom.models.info import AdmissionLimits, Admitted, ModelInfo
+from strongroom.quarantine import Layout
 from strongroom.reduction import (
     AS_UPLOADED,
     CALIBRATION,
@@ -41,7 +48,9 @@ from strongroom.reduction import (
     Reduction,
     counts_of,
 )
-from strongroom.zygote import REDUCER, Nursery, Timely
+from strongroom.zygote import REDUCER, Child, Nursery, Timely
+
+log = logging.getLogger("strongroom.preparation")
 
 MEASURE: Final = "measure"
 REWRITE: Final = "rewrite"
@@ -77,6 +86,8 @@ class Preparer:
         self._admit = admit
         self._limits = limits
         self._layers = layers
+        self._lock = threading.Lock()
+        self._layouts: weakref.WeakKeyDictionary[object, Layout] = weakref.WeakKeyDictionary()
 
     def prepare(
         self, admitted: Admitted, *, asked: Reduction, part: bytes | bytearray, limits: AdmissionLimits
@@ -92,10 +103,9 @@ class Preparer:
             Unavailable: no process can be made now (code `overloaded`).
         """
         check_network(admitted)
-        ranges = bytes(part) if asked.part is not None and asked.part.kind != CALIBRATION else b""
+        ranges = part
         if asked.part is not None and asked.part.kind == CALIBRATION:
-            _, measured = self._ask(MEASURE, admitted, asked, part, limits, most=MAX_RANGES)
-            ranges = bytes(measured)
+            _, ranges = self._ask(MEASURE, admitted, asked, part, limits, most=MAX_RANGES)
         answer, written = self._ask(REWRITE, admitted, asked, ranges, limits, most=limits.model_bytes)
         if set(answer) != {"rewritten", "left"}:
             raise _unbelievable()
@@ -132,7 +142,9 @@ class Preparer:
                 send(timely, header, admitted.onnx)
                 send(timely, {}, part)
                 answer, data = receive(timely, most=most)
-            except (OSError, EOFError, MemoryError):
+            except (OSError, EOFError, MemoryError) as fault:
+                if not isinstance(fault, TimeoutError):
+                    self._died(child)
                 raise LimitExceeded(
                     "making the model's precision took more time or memory than it may, or ended its process",
                     code="preparation_limits",
@@ -140,6 +152,15 @@ class Preparer:
         if set(answer) == {"error", "code", "message"}:
             raise _refusal(answer)
         return answer, data
+
+    def _died(self, child: Child) -> None:
+        with self._lock:
+            known = self._layouts.setdefault(child.layout, Layout()).died(now=time.monotonic())
+        if known:
+            try:
+                self._nursery.renew(child)
+            except Failure as error:  # the former zygote stays in charge, and the next death tries again
+                log.error("the process that models come into: %s", error.code)
 
 
 def check_network(admitted: Admitted) -> None:
@@ -161,7 +182,7 @@ def prepared(
     *,
     asked: Reduction,
     counts: tuple[tuple[tuple[str, int], ...], tuple[tuple[str, int], ...]],
-    ranges: bytes,
+    ranges: bytes | bytearray,
     limits: AdmissionLimits,
 ) -> Prepared:
     """What is said of `made`, which was admitted, and of `admitted`, which it was made from. `counts`: what was

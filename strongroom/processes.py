@@ -76,6 +76,7 @@ class WorkerLimits:
     """Of one request's tensors together; as `response_bytes` and `elements`, what the server takes anyway."""
     response_bytes: int
     elements: int
+    idle_bytes: int
 
     @property
     def cpu_s(self) -> int:
@@ -127,6 +128,8 @@ class Template:
         whole = [source.read()]  # before it is forked: what cannot be read needs no process
         self.child: Child = nursery.fork(TEMPLATE)
         """The process."""
+        self.resident = 0
+        """Bytes of memory that it had once the model was loaded: what each of its workers begins with."""
         try:
             self.memory_bytes = self._loaded(source, whole, limits, layers)
         except BaseException:
@@ -160,7 +163,7 @@ class Template:
             frames.send(timely, header, data)
             del data
             answer, _ = frames.receive(timely, most=0)
-            grown = _resident(self.pid) - before
+            self.resident = _resident(self.pid)
         except (OSError, EOFError):
             raise LimitExceeded(
                 "loading the model took more time or memory than it may", code="load_limits"
@@ -173,7 +176,7 @@ class Template:
         if answer != {"loaded": True}:
             raise Failure("the process that loads models answers what it cannot")
         # What it took, and never less than twice the model: it may have filled memory that was free before.
-        return max(grown, 2 * size + FIXED)
+        return max(self.resident - before, 2 * size + FIXED)
 
     def alive(self) -> bool:
         """Whether it has not ended; it says nothing more, so whatever could be read is its end."""
@@ -267,6 +270,16 @@ class Worker:
     def alive(self) -> bool:
         """Whether the process has not ended."""
         return self._process >= 0 and not _readable(self._process)
+
+    def swollen(self, most: int) -> bool:
+        """Whether it holds `most` bytes of memory more than its model took: a hostile model's worker would keep, idle,
+        what a run may take. Pages of the model that it wrote to are not seen, and are no more than the model is.
+        """
+        try:
+            found = _resident(self.pid)
+        except (OSError, IndexError):  # it has ended
+            return False
+        return self.alive() and found > self.template.resident + most  # else what was read may be another's
 
     def spoke(self) -> bool:
         """Whether it has said something, so that `settle` need not wait."""

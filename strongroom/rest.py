@@ -188,6 +188,10 @@ class Rest:
 
     async def _upload_seed(self, request: Request) -> Response:
         name = _parameter(request, "name", default=DEFAULT_SEED_NAME)
+        if read_fields(request.headers) is not None:
+            raise InvalidRequest(
+                "less precision is made by PUT /v1/models/{name}, not here", code="precision_options"
+            )
         view = await self._service.upload_seed(
             self._call(request),
             name=name,

@@ -186,6 +186,77 @@ def test_limits_end_it(nursery: Nursery, limits: ChildLimits) -> None:
     assert caught.value.code == "preparation_limits"
 
 
+@pytest.mark.slow
+def test_processor_time_ends_it(nursery: Nursery) -> None:
+    """As the kernel counts it: a set that takes longer to measure than it may."""
+    limits = ChildLimits(wall_s=120, cpu_s=1, memory_bytes=1 << 30)
+    preparer = Preparer(nursery, admit=admit, limits=limits, layers=())
+    chain = [
+        node("Gemm", [f"x{at}" if at else "x", "w"], [f"x{at + 1}" if at < 9 else "y"]) for at in range(10)
+    ]
+    deep = network(*chain, x=(None, 1000), w=numbers(1000, 1000) / 1000)
+    part = npz(x=np.ones((4_000, 1000), np.float32))
+    asked = asks(dataclasses.replace(INT8, method="percentile"), part)
+    with pytest.raises(LimitExceeded) as caught:
+        preparer.prepare(admitted(deep), asked=asked, part=part, limits=STANDARD_LIMITS)
+    assert caught.value.code == "preparation_limits"
+
+
+def test_three_deaths_renew_what_they_came_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of workers do: they share the layout of its memory. Who takes too long has not died."""
+
+    class One:
+        """What was forked."""
+
+        end: Any = None
+
+        @property
+        def layout(self) -> type[One]:
+            """Whatever is the same for all."""
+            return One
+
+        def __enter__(self) -> One:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    class Counting:
+        """A nursery."""
+
+        renewed = 0
+
+        def fork(self, kind: bytes) -> One:
+            return One()
+
+        def renew(self, child: One) -> None:
+            self.renewed += 1
+            if self.renewed > 1:
+                raise Failure("no", code="start_refused")
+
+    counting: Any = Counting()
+    preparer = Preparer(counting, admit=admit, limits=STANDARD_CHILD, layers=())
+    found = []
+    for fault in (
+        TimeoutError,
+        TimeoutError,
+        TimeoutError,
+        EOFError,
+        ConnectionResetError,
+        EOFError,
+        EOFError,
+    ):
+
+        def dies(*_: Any, fault: type[Exception] = fault) -> None:
+            raise fault
+
+        monkeypatch.setattr(preparation, "send", dies)
+        with pytest.raises(LimitExceeded):
+            preparer.prepare(admitted(LAYERS_), asked=asks(INT8), part=b"", limits=STANDARD_LIMITS)
+        found.append(counting.renewed)
+    assert found == [0, 0, 0, 0, 0, 1, 2]
+
+
 def test_promised_layers_have_to_hold(nursery: Nursery) -> None:
     """A process in which one does not take hold does nothing at all."""
     preparer = Preparer(nursery, admit=admit, limits=STANDARD_CHILD, layers=(*LAYERS, "another"))

@@ -261,7 +261,7 @@ def test_what_an_upload_may_say(tmp_path: Path) -> None:
 
 LIMITS = WorkerLimits(
     processes=32, run_bytes=1 << 30, run_longest_s=60, input_bytes=4 << 20, response_bytes=4 << 20,
-    elements=1 << 16,
+    elements=1 << 16, idle_bytes=64 << 20,
 )  # fmt: skip
 
 
