@@ -40,7 +40,6 @@ from strongroom.errors import AccessRefused, Conflict, InvalidRequest, NotFound
 from strongroom.expectations import check_expected, shown
 from strongroom.formats import detect
 from strongroom.jobs import engine
-from strongroom.models.info import ModelInfo
 from strongroom.models.report import report_of_model
 from strongroom.names import check_name
 from strongroom.oip import InferRequest
@@ -524,7 +523,19 @@ class Service:
                 await self._disk.run_for(turn, write, upload, arriving, piece)
             if upload is None:
                 raise InvalidRequest("expected a model, got zero bytes", code="body_empty")
-            info, canonical_sha256 = await self._proven(intent, upload, arriving, format)
+            waiting, lane = Waiting(), self._admission if intent.reduction is None else self._preparation
+            info, canonical_sha256 = await lane.run_until(
+                waiting.give_up,
+                turn,
+                self._prove,
+                upload,
+                arriving,
+                format=format,
+                said=intent.sha256,
+                reduction=intent.reduction,
+                limits=self.limits.admission,
+                waiting=waiting,
+            )
             # One commit at a time; what may have changed since the first byte is checked again.
             async with self._committing:
                 self._authorise_upload(intent)
@@ -535,35 +546,6 @@ class Service:
         finally:
             if upload is not None:
                 await self._disk.run(upload.abort)
-
-    async def _proven(
-        self, intent: _Intent, upload: Upload, arriving: Arriving, format: str
-    ) -> tuple[ModelInfo, str]:
-        """Steps 4 and 5 in their lane. Who hangs up ends what is made for them, instead of minutes of it."""
-        lane = self._admission if intent.reduction is None else self._preparation
-        waiting = Waiting()
-        work = asyncio.ensure_future(
-            lane.run_for(
-                Turn(intent.owner, ""),
-                self._prove,
-                upload,
-                arriving,
-                format=format,
-                said=intent.sha256,
-                reduction=intent.reduction,
-                limits=self.limits.admission,
-                waiting=waiting,
-            )
-        )
-        try:
-            return await asyncio.shield(work)
-        except asyncio.CancelledError:
-            waiting.give_up()
-            work.cancel()
-            await asyncio.wait({work})  # what is done next must not meet half-done work
-            if not work.cancelled():
-                work.exception()  # looked at here, for nobody else will
-            raise
 
     async def _begin(self, intent: _Intent, head: bytearray) -> tuple[Upload, str]:
         """Looks at the first bytes before it takes the rest: most mistakes show there."""
