@@ -281,6 +281,7 @@ class Rest:
         name, _ = self._address(request)
         if (declared := request.headers.get("strongroom-format")) is None:
             raise InvalidRequest("state the model's format in Strongroom-Format", code="format_required")
+<<<<<<< HEAD
         view = await self._service.upload(
             self._call(request),
             name=name,
@@ -291,6 +292,23 @@ class Rest:
             reduction=read_fields(request.headers),
             batching=_batching(request),
         )
+=======
+        reduction = read_fields(request.headers)
+
+        def upload(body: AsyncIterator[bytes]) -> Coroutine[Any, Any, View]:
+            return self._service.upload(
+                self._call(request),
+                name=name,
+                access=request.headers.get("strongroom-access", "private"),
+                format=declared,
+                sha256=_content_digest(request, required=True),
+                body=body,
+                reduction=reduction,
+            )
+
+        # Making less precision takes minutes, which nobody is to spend for a caller who has gone.
+        view = await (upload(_body(request)) if reduction is None else _while_connected(request, upload))
+>>>>>>> d6c02301f6241620f40e6c25cf986ef46019778e
         return _json(self._document(view), status=201)
 
     async def _delete(self, request: Request) -> Response:

@@ -45,7 +45,7 @@ from strongroom.models.report import report_of_model
 from strongroom.names import check_name
 from strongroom.oip import InferRequest
 from strongroom.parts import Arriving
-from strongroom.preparation import Prepare
+from strongroom.preparation import Prepare, Waiting
 from strongroom.proof import Prove, write
 from strongroom.quotas import Quotas
 from strongroom.reduction import Reduction
@@ -532,8 +532,9 @@ class Service:
                 await self._disk.run_for(turn, write, upload, arriving, piece)
             if upload is None:
                 raise InvalidRequest("expected a model, got zero bytes", code="body_empty")
-            lane = self._admission if intent.reduction is None else self._preparation
-            info, canonical_sha256 = await lane.run_for(
+            waiting, lane = Waiting(), self._admission if intent.reduction is None else self._preparation
+            info, canonical_sha256 = await lane.run_until(
+                waiting.give_up,
                 turn,
                 self._prove,
                 upload,
@@ -542,6 +543,7 @@ class Service:
                 said=intent.sha256,
                 reduction=intent.reduction,
                 limits=self.limits.admission,
+                waiting=waiting,
             )
             if intent.batching:
                 info = with_batching(info)
