@@ -21,11 +21,10 @@ from strongroom.oip import (
     Tensor,
     WireLimits,
     bytes_array,
-    encode_request,
-    encode_response,
     parse_request,
     parse_response,
 )
+from strongroom.oip_json import encode_request, encode_response
 
 WIRE = WireLimits(tensors=8, tensor_bytes=1 << 16, total_bytes=1 << 17, elements=1 << 14, name_length=64)
 ADMISSION = AdmissionLimits(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from pathlib import Path
 
 from strongroom import bodies, config
 from strongroom.errors import Error
 from strongroom.oip import WireLimits
+from strongroom.reduction import parse_ranges
 from strongroom.tee import tpm
 
 LIMITS = WireLimits(tensors=8, tensor_bytes=1 << 16, total_bytes=1 << 17, elements=1 << 12, name_length=64)
@@ -18,6 +20,7 @@ SEEDS = {
         b'[security]\nanonymous_upload = true\n[[preload]]\nname = "a"\npath = "b"\n',
     ),
     "fuzz_credential": (b'{"credential": "YWI=", "encrypted_secret": "Y2Q="}',),
+    "fuzz_ranges": (b'{"type":"strongroom-ranges/1","model":"ab","ranges":{"a":[-1.5,0.25],"b":[0,1]}}\n',),
     "fuzz_sealed_root": (b'{"pcrs":[0,13],"private":"YWI=","public":"Y2Q=","version":1}',),
     "fuzz_question": (
         b'{"features": [5.1, 3.5, 1.4, 0.2]}',
@@ -51,6 +54,15 @@ def fuzz_credential(data: bytes) -> None:
         bodies.parse_credential(data)
     except Error:
         return
+
+
+def fuzz_ranges(data: bytes) -> None:
+    """Any file gives ranges, finite ones, or our error."""
+    try:
+        ranges = parse_ranges(data, model="ab")
+    except Error:
+        return
+    assert all(math.isfinite(end) for ends in ranges.values() for end in ends)
 
 
 def fuzz_sealed_root(data: bytes) -> None:

@@ -28,7 +28,7 @@ from strongroom.errors import (
     LimitExceeded,
     MalformedInput,
 )
-from strongroom.frames import receive, send
+from strongroom.frames import receive_frozen, send
 from strongroom.models.info import AdmissionLimits, Admitted, ModelInfo
 from strongroom.zygote import EXAMINER, Nursery, Timely
 
@@ -94,7 +94,7 @@ class Examiner:
                 send(child.end, header, data)
                 if isinstance(data, bytearray):
                     data.clear()
-                answer, canonical = receive(Timely(child.end, self._limits.wall_s + SPARE_S))
+                answer, canonical = receive_frozen(Timely(child.end, self._limits.wall_s + SPARE_S))
             except (OSError, EOFError, MemoryError):
                 raise LimitExceeded(
                     "examining the model took more time or memory than it may", code="admission_limits"
@@ -102,7 +102,7 @@ class Examiner:
         return _read(answer, canonical)
 
 
-def _read(answer: Mapping[str, Any], canonical: bytearray) -> Admitted:
+def _read(answer: Mapping[str, Any], canonical: bytes) -> Admitted:
     """What a child says, believed as far as it can be checked."""
     if set(answer) == {"error", "code", "message"}:
         kind = KINDS.get(str(answer["error"]), Failure)

@@ -14,7 +14,7 @@ import sys
 from typing import Any, Final
 
 from strongroom import admission, frames, models, sandbox
-from strongroom.errors import Error, Failure, LimitExceeded
+from strongroom.errors import Error, Failure, InvalidRequest, LimitExceeded
 from strongroom.models.info import AdmissionLimits, Budget
 
 FIRST_S: Final = 120
@@ -27,8 +27,8 @@ def examine(descriptor: int) -> int:
     """Examines one model; whatever goes wrong is an answer or a death. Returns the exit code."""
     try:
         with socket.socket(fileno=descriptor) as end:
-            header, data = _first(end)
-            _confine(end.fileno(), header, len(data))
+            header, data = first(end)
+            confine(end.fileno(), header["child"], FACTORS.get(header["format"], 3) * len(data))
             answer, canonical = _answer(header, data)
             frames.send(end, answer, canonical)
     except MemoryError:
@@ -38,7 +38,8 @@ def examine(descriptor: int) -> int:
     return 0
 
 
-def _first(end: socket.socket) -> tuple[dict[str, Any], bytearray]:
+def first(end: socket.socket) -> tuple[dict[str, Any], bytearray]:
+    """What the server sends first: its header and a model. From here on the time of the whole work runs."""
     # Until the model is here only time is limited: its size says how much memory there may be.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, FIRST_S)
@@ -47,12 +48,11 @@ def _first(end: socket.socket) -> tuple[dict[str, Any], bytearray]:
     return header, data
 
 
-def _confine(descriptor: int, header: dict[str, Any], size: int) -> None:
-    """Leaves this process its socket, and memory for a model of this many bytes."""
-    child, factor = header["child"], FACTORS.get(header["format"], 3)
-    sandbox.lock_down(
+def confine(descriptor: int, child: dict[str, Any], more: int) -> tuple[str, ...]:
+    """Leaves this process its socket, and `more` bytes of memory besides what its limits give; the layers that hold."""
+    return sandbox.lock_down(
         sandbox.Profile(
-            memory_bytes=_occupied() + child["memory_bytes"] + factor * size,
+            memory_bytes=_occupied() + child["memory_bytes"] + more,
             cpu_s=child["cpu_s"],
             read_fds=(descriptor,),
             write_fds=(descriptor,),
@@ -76,10 +76,10 @@ def _answer(header: dict[str, Any], data: bytearray) -> tuple[dict[str, Any], by
     try:
         admitted = models.admit(data, format=header["format"], limits=limits)
     except Error as error:
-        return {"error": _kind(error), "code": error.code, "message": error.message}, b""
+        return refusal(error), b""
     except RecursionError:
         deep = LimitExceeded("the model is nested too deeply to be examined", code="admission_limits")
-        return {"error": _kind(deep), "code": deep.code, "message": deep.message}, b""
+        return refusal(deep), b""
     facts = {
         "info": admitted.info.to_json(),
         "sha256": admitted.sha256,
@@ -88,9 +88,10 @@ def _answer(header: dict[str, Any], data: bytearray) -> tuple[dict[str, Any], by
     return facts, admitted.onnx
 
 
-def _kind(error: Error) -> str:
-    """The family that the server knows the error by."""
-    for kind in type(error).__mro__:
-        if kind.__name__ in admission.KINDS:
-            return kind.__name__
-    return Failure.__name__
+def refusal(error: Error) -> dict[str, Any]:
+    """An error as the server reads it: by the family that it knows it by."""
+    known = (kind.__name__ for kind in type(error).__mro__ if kind.__name__ in FAMILIES)
+    return {"error": next(known, Failure.__name__), "code": error.code, "message": error.message}
+
+
+FAMILIES: Final = frozenset({*admission.KINDS, InvalidRequest.__name__})

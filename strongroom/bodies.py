@@ -18,13 +18,14 @@ from typing import Any, Final, NoReturn
 
 import numpy as np
 
-from strongroom import npy, oip, processor
+from strongroom import npy, oip, oip_json, processor
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.strict import Members, parse_object
 from strongroom.errors import InvalidRequest, LimitExceeded, MalformedInput
-from strongroom.jobs import THREADS
+from strongroom.jobs import THREADS, engine
 from strongroom.models.info import TensorSpec
 from strongroom.oip import InferRequest, InferResponse, Tensor, WireLimits
+from strongroom.reduction import Precision
 from strongroom.service import ERASURE, Question, View
 from strongroom.store import ModelVersion
 
@@ -71,6 +72,8 @@ def model_json(view: View, *, simulated: bool) -> dict[str, Any]:
         "primary_output": info.primary_output,
         "feature_names": list(info.feature_names),
         "notes": {name: list(value) if isinstance(value, tuple) else value for name, value in info.notes},
+        "precision": info.precision.to_json(),
+        "engine": engine(),
         "threads": THREADS,
         "cpu": processor.level(),
         "simulated": simulated,
@@ -91,7 +94,9 @@ def model_list(views: tuple[View, ...], *, after: str, simulated: bool) -> bytes
     size, rest = 0, ""
     for number, view in enumerate(views[start:], start):
         # Empty, not left out: clients read every entry as a model's document.
-        short = {**model_json(view, simulated=simulated), "feature_names": [], "notes": {}}
+        whole = model_json(view, simulated=simulated)
+        precision = {**whole["precision"], "narrow": {}, "made": None}
+        short = {**whole, "feature_names": [], "notes": {}, "precision": precision}
         entry = dump(short)
         size += len(entry)
         if entries and size > LIST_BYTES:
@@ -111,7 +116,15 @@ def protocol_metadata(view: View, *, versions: tuple[int, ...]) -> dict[str, Any
         "platform": _PLATFORMS[view.model.format],
         "inputs": [_tensor_json(spec) for spec in info.inputs],
         "outputs": [_tensor_json(spec) for spec in info.outputs],
+        "parameters": _parameters_json(info.precision),
     }
+
+
+def _parameters_json(precision: Precision) -> dict[str, Any]:
+    """The protocol's parameters, which have plain values: `precision`, `engine`, and how it was made."""
+    made = precision.made
+    more = {} if made is None else {"precision_form": made.form, "precision_from_sha256": made.from_sha256}
+    return {"precision": precision.name, "engine": engine(), **more}
 
 
 def parse_credential(data: bytes) -> tuple[bytes, bytes]:
@@ -204,7 +217,7 @@ def encode(form: str, response: InferResponse, *, simulated: bool) -> bytes:
         return npy.encode_npy(response.outputs[0].array)
     if form == NPZ:
         return npy.encode_npz({tensor.name: tensor.array for tensor in response.outputs})
-    return oip.encode_response(replace(response, parameters=_SIMULATED if simulated else ()))
+    return oip_json.encode_response(replace(response, parameters=_SIMULATED if simulated else ()))
 
 
 _SIMULATED: Final = (("simulated", True),)

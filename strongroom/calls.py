@@ -37,6 +37,7 @@ from strongroom.errors import (
     SealRefused,
     Unavailable,
 )
+from strongroom.reduction import CALIBRATION, RANGES, WORDS, Reduction
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with (bytes done, bytes in all) while a body travels."""
@@ -47,8 +48,10 @@ MAX_PAGES: Final = 256
 """Pages of one list of models, some 2 MiB each: a server's whole record of models has 64 MiB."""
 MAX_DETAIL: Final = 500
 """Characters of a server's explanation that are shown."""
-CHUNK: Final = 1 << 16
+CHUNK: Final = 1 << 18
 """Bytes of a body handed to the connection at a time: small enough for a smooth progress bar."""
+Data: TypeAlias = bytes | bytearray | memoryview
+"""Bytes, wherever they are."""
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,200}")
 """As servers have it; 200 characters is what the longest-named server takes, 128 the usual one."""
@@ -67,7 +70,9 @@ class Body:
     """Computed when it is asked for: a request for inference names no digest of its body, and hashing an image
     takes as long as the rest of the client does.
     """
-    chunks: Callable[[], Iterator[bytes]]
+    chunks: Callable[[], Iterator[Data]]
+    in_memory: bool = False
+    """Whether `chunks` comes from memory, so that reading it waits for nothing."""
 
     @property
     def sha256(self) -> bytes:
@@ -75,15 +80,37 @@ class Body:
         return self.digest()
 
     @classmethod
-    def of(cls, data: bytes) -> Body:
-        """A body that is already in memory."""
+    def of(cls, *parts: Data) -> Body:
+        """A body that is already in memory, of these parts one after the other; none is copied."""
+        views = tuple(memoryview(part).cast("B") for part in parts)
 
-        def chunks() -> Iterator[bytes]:
-            view = memoryview(data)
-            for start in range(0, len(data), CHUNK):
-                yield bytes(view[start : start + CHUNK])
+        def chunks() -> Iterator[Data]:
+            for view in views:
+                for start in range(0, len(view), CHUNK):
+                    yield view[start : start + CHUNK]
 
-        return cls(length=len(data), digest=cache(lambda: hashlib.sha256(data).digest()), chunks=chunks)
+        def digest() -> bytes:
+            running = hashlib.sha256()
+            for view in views:
+                running.update(view)
+            return running.digest()
+
+        return cls(length=sum(map(len, views)), digest=cache(digest), chunks=chunks, in_memory=True)
+
+    def behind(self, part: bytes) -> Body:
+        """This body with `part` in front of it."""
+
+        def chunks() -> Iterator[Data]:
+            yield from Body.of(part).chunks()
+            yield from self.chunks()
+
+        def digest() -> bytes:
+            running = hashlib.sha256()
+            for chunk in chunks():
+                running.update(chunk)
+            return running.digest()
+
+        return Body(length=len(part) + self.length, digest=cache(digest), chunks=chunks)
 
 
 EMPTY: Final = Body.of(b"")
@@ -125,7 +152,34 @@ class Answer:
 
     status: int
     headers: Mapping[str, str]
-    body: bytes
+    data: Data
+    """The body in the buffer that it came into."""
+
+    @property
+    def body(self) -> bytes:
+        """The body as bytes that stay as they are: a copy where they are not that already."""
+        return self.data if isinstance(self.data, bytes) else bytes(self.data)
+
+
+class Outcome(Exception):
+    """How a request ended without an answer that may be used. Callers see `strongroom.errors` only."""
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+        self.text = text
+
+
+class NotSent(Outcome):
+    """No byte of the request left: no connection, or its handshake was refused by either side."""
+
+
+class Unanswered(Outcome):
+    """The connection ended, or time did, before the whole answer was there; the server may have acted."""
+
+
+class Unacceptable(Outcome):
+    """An answer came that this client does not take: redirect, content coding, framing, size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +221,14 @@ class ModelMetadata:
     primary_output: str
     feature_names: tuple[str, ...]
     notes: Mapping[str, Any] = field(hash=False)
+    precision: str
+    """`fp32`; `int8` or `fp16` where the server made that of it; `as-uploaded` where it arrived with less than 32 bits;
+    `unknown` of what an earlier release took in.
+    """
+    reduced: Mapping[str, Any] = field(hash=False)
+    """What computes with less than 32 bits (`narrow`), and how it was made, if here (`made`); empty in lists."""
+    engine: str
+    """What runs it, `onnxruntime/VERSION`."""
     threads: int
     """Threads of a run."""
     cpu: str
@@ -199,7 +261,8 @@ class ModelMetadata:
             "owner": self.owner, "access": self.access, "created": self.created, "loaded": self.loaded,
             "erasure": self.erasure, "inputs": tensors(self.inputs), "outputs": tensors(self.outputs),
             "primary_output": self.primary_output, "feature_names": list(self.feature_names),
-            "notes": dict(self.notes), "threads": self.threads, "cpu": self.cpu, "simulated": self.simulated,
+            "notes": dict(self.notes), "precision": {"name": self.precision, **self.reduced}, "engine": self.engine,
+            "threads": self.threads, "cpu": self.cpu, "simulated": self.simulated,
         }  # fmt: skip
 
 
@@ -237,8 +300,18 @@ def split_model_id(model_id: str) -> tuple[str, str | None]:
     return match["name"], match["version"]
 
 
-def upload_request(body: Body, *, name: str, format: str, access: str, progress: Progress | None) -> Request:
+def upload_request(
+    body: Body,
+    *,
+    name: str,
+    format: str,
+    access: str,
+    progress: Progress | None,
+    more: tuple[tuple[str, str], ...] = (),
+) -> Request:
     """`PUT /v1/models/{name}` (Content-Digest as in RFC 9530); never repeated once a byte of it was sent.
+
+    `more`: fields that say what is to be made of the model.
 
     Raises:
         InvalidRequest: bad name, or `access` neither "private" nor "public" (code `access_invalid`).
@@ -253,6 +326,7 @@ def upload_request(body: Body, *, name: str, format: str, access: str, progress:
             ("Content-Digest", f"sha-256=:{base64.b64encode(body.sha256).decode()}:"),
             ("Strongroom-Format", format),
             ("Strongroom-Access", access),
+            *more,
         ),
         body=body,
         changes=True,
@@ -382,6 +456,9 @@ def read_metadata(value: object) -> ModelMetadata:
         type(value.get(k)) is not kind for k, kind in flags_and_numbers
     ):
         raise malformed("a model's metadata: a member is missing or of another type")
+    precision = value.get("precision")
+    if not isinstance(precision, dict) or precision.get("name") not in WORDS:
+        raise malformed("a model's metadata: precision")
     names = value.get("feature_names")
     if not isinstance(names, list) or any(not isinstance(n, str) for n in names):
         raise malformed("a model's metadata: feature_names")
@@ -393,6 +470,8 @@ def read_metadata(value: object) -> ModelMetadata:
         threads=value["threads"],
         simulated=value["simulated"],
         notes=value["notes"],
+        precision=precision["name"],
+        reduced={name: held for name, held in precision.items() if name != "name"},
         feature_names=tuple(names),
         inputs=_tensors(value.get("inputs")),
         outputs=_tensors(value.get("outputs")),
@@ -432,7 +511,7 @@ def read_deleted(answer: Answer) -> tuple[str, ...]:
 
 _TEXT_MEMBERS: Final = (
     "name", "version", "format", "sha256", "canonical_sha256", "owner", "access", "erasure", "primary_output",
-    "cpu",
+    "cpu", "engine",
 )  # fmt: skip
 
 
@@ -463,3 +542,23 @@ def check_digest(metadata: ModelMetadata, *, expected: str | None) -> None:
             f"model {metadata.id}: expected sha256 {expected.lower()}, the server has {metadata.sha256}",
             code="model_digest_mismatch",
         )
+
+
+def check_made(metadata: ModelMetadata, *, asked: Reduction) -> None:
+    """The server made what was asked for, of what was sent for it.
+
+    Raises:
+        Failure: it says something else (code `answer_malformed`).
+    """
+    made = metadata.reduced.get("made")
+    part = asked.part
+    kinds = {RANGES: None, CALIBRATION: None} | ({} if part is None else {part.kind: part.sha256})
+    if (
+        metadata.precision != asked.options.precision
+        or not isinstance(made, dict)
+        or made.get("form") != asked.form
+        or made.get("options") != asked.options.to_json()
+        or made.get("calibration_sha256") != kinds[CALIBRATION]
+        or (kinds[RANGES] is not None and made.get("ranges_sha256") != kinds[RANGES])
+    ):
+        raise malformed("that of the model in the precision that was asked for")

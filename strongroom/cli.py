@@ -26,11 +26,12 @@ from strongroom.cli_keybroker import keybroker
 from strongroom.cli_measure import measure
 from strongroom.cli_moving import recover, recovery_key, reseal
 from strongroom.cli_policy import policy
-from strongroom.cli_quantize import quantize
+from strongroom.cli_quantize import chosen, precision_options, quantize
 from strongroom.cli_release import release
 from strongroom.cli_size import size_command
 from strongroom.cli_tpm import tpm
 from strongroom.errors import AttestationRefused, Error, InvalidRequest
+from strongroom.reduction import FP32
 from strongroom.terminal import (
     EXIT_BUG,
     EXIT_INTERRUPTED,
@@ -320,18 +321,30 @@ def keygen(file: Path, as_json: bool) -> None:
     "--format", "format_", type=click.Choice(["onnx", "xgboost-json", "xgboost-ubj"]),
     help="Its format; else found out from its bytes.",
 )  # fmt: skip
+@precision_options
 @_to_server
 def upload(
-    file: Path, name: str | None, access: str, format_: str | None, as_json: bool, **server: Any
-) -> None:
-    """Upload a model, sealed, to a server that the policy accepts. Needs a key."""
+    file: Path, name: str | None, access: str, format_: str | None, as_json: bool, precision: str,
+    calibrate: Path | None, ranges: Path | None, method: str, exclude: tuple[str, ...], per_tensor: bool,
+    **server: Any,
+) -> None:  # fmt: skip
+    """Upload a model, sealed, to a server that the policy accepts. Needs a key.
+
+    With --precision the server makes what `strongroom quantize` makes of the same file and options: look at that first.
+    """
+    asked = chosen(precision, method=method, exclude=exclude, per_tensor=per_tensor)
     with _connect(**server) as client, progress(f"uploading {file.name}", quiet=as_json) as bar:
-        model = client.upload_model(file, name=name or file.stem, access=access, format=format_, progress=bar)
+        model = client.upload_model(
+            file, name=name or file.stem, access=access, format=format_, progress=bar, precision=asked,
+            calibration=calibrate, ranges=ranges,
+        )  # fmt: skip
     metadata = model.metadata
     if as_json:
         show_json(metadata.to_json())
     else:
         click.echo(f"{metadata.id}  {metadata.format}, {metadata.size} bytes, sha256 {metadata.sha256}")
+        if metadata.precision != FP32:
+            click.echo(f"  {metadata.precision}, runs as sha256 {metadata.canonical_sha256}")
         note_simulated(metadata.simulated)
 
 
@@ -341,6 +354,10 @@ def upload(
 @_version_option
 @click.option("--digest", metavar="HEX", help="SHA-256 that the model must have been uploaded with.")
 @click.option(
+    "--precision", "precisions", multiple=True, metavar="WORD",
+    help="Take an answer of such a model alone: fp32, int8, fp16, as-uploaded; may be repeated.",
+)  # fmt: skip
+@click.option(
     "--output", "outputs", multiple=True, metavar="NAME", help="An output to fetch; may be repeated."
 )
 @click.option(
@@ -349,8 +366,8 @@ def upload(
 )  # fmt: skip
 @_to_server
 def run(
-    name: str, file: Path, version: str | None, digest: str | None, outputs: tuple[str, ...], out: Path |
-    None, as_json: bool, **server: Any,
+    name: str, file: Path, version: str | None, digest: str | None, precisions: tuple[str, ...],
+    outputs: tuple[str, ...], out: Path | None, as_json: bool, **server: Any,
 ) -> None:  # fmt: skip
     """Run the model NAME on the inputs in FILE: .npy, .npz, .csv or .json.
 
@@ -372,7 +389,7 @@ def run(
         if out is not None:
             tabular.check_output(out, arrays=len(wanted.names))
         with progress("receiving the result", quiet=as_json) as bar:
-            result = model.run(inputs.value, asked, progress=bar)
+            result = model.run(inputs.value, asked, progress=bar, precision=precisions or None)
     arrays = result if isinstance(result, dict) else {metadata.primary_output: result}
     if out is not None:
         tabular.write_result(out, arrays, metadata=metadata)
@@ -380,7 +397,10 @@ def run(
         document = (
             json.loads(tabular.as_response(arrays, metadata=metadata)) if out is None else {"file": str(out)}
         )
-        show_json({**document, "sha256": metadata.sha256, "simulated": metadata.simulated})
+        show_json({
+            **document, "sha256": metadata.sha256, "precision": metadata.precision, "engine": metadata.engine,
+            "simulated": metadata.simulated,
+        })  # fmt: skip
         return
     if out is None:
         for output, array in arrays.items():

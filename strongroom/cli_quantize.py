@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
 from strongroom.calls import printable
 from strongroom.errors import InvalidRequest, LimitExceeded
+from strongroom.reduction import FP32, METHODS, Options, encode_ranges
 from strongroom.terminal import show_json
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from strongroom.models.info import Admitted
     from strongroom.models.precision import Reduced
     from strongroom.observer import Observer
+
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 PAIRS: Final = 15
 """Runs of both models, one after the other, after two of each that are not counted."""
@@ -44,23 +47,25 @@ class _Judged:
 
 @click.command()
 @click.argument("file", metavar="MODEL", type=click.Path(path_type=Path))
-@click.option("--precision", type=click.Choice(["int8", "fp16"]), required=True,
+@click.option("--precision", required=True, metavar="int8|fp16",
               help="int8: weights and products of eight bits; fp16: weights stored in 16.")  # fmt: skip
 @click.option("--calibrate", type=click.Path(path_type=Path), metavar="FILE",
               help="Examples (.npz) to measure activations on: int8 is then static; convolutions need it.")  # fmt: skip
 @click.option("--evaluate", type=click.Path(path_type=Path), metavar="FILE",
               help="Other examples (.npz) to compare both models on; with `labels`, their accuracy.")  # fmt: skip
-@click.option("--method", type=click.Choice(["minmax", "percentile"]), default="minmax", show_default=True,
+@click.option("--method", type=click.Choice(METHODS), default="minmax", show_default=True,
               help="How ranges are taken of the examples.")  # fmt: skip
 @click.option("--exclude", multiple=True, metavar="NODE",
               help="A node to leave as it is, by its name or that of a value it makes; may be repeated.")  # fmt: skip
 @click.option("--per-tensor", is_flag=True, help="One scale for a whole weight tensor, not one a channel.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="FILE",
               help="Write the new model there; a new file.")  # fmt: skip
+@click.option("--ranges-out", type=click.Path(path_type=Path), metavar="FILE",
+              help="Write the measured ranges there (JSON), for `upload --ranges`; a new file.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def quantize(
     file: Path, precision: str, calibrate: Path | None, evaluate: Path | None, method: str,
-    exclude: tuple[str, ...], per_tensor: bool, out: Path, as_json: bool,
+    exclude: tuple[str, ...], per_tensor: bool, out: Path, ranges_out: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Make MODEL, an ONNX file, in less precision, and say what that changes.
 
@@ -71,11 +76,19 @@ def quantize(
     from strongroom.engine import Engine
     from strongroom.models.calibration import requests_of
     from strongroom.models.info import STANDARD_LIMITS
-    from strongroom.models.precision import Options, measure, reduce_precision
+    from strongroom.models.precision import measure, reduce_precision
     from strongroom.observer import Observer
 
+    options = Options(precision=precision, method=method, per_channel=not per_tensor, exclude=exclude)
+    options.check()
     if out.exists():
         raise click.UsageError(f"--out: {out} exists")
+    if ranges_out is not None and (ranges_out.exists() or calibrate is None):
+        raise click.UsageError(
+            f"--ranges-out: {ranges_out} exists"
+            if calibrate is not None
+            else "--ranges-out: needs --calibrate"
+        )
     if calibrate is not None and precision != "int8":
         raise click.UsageError("--calibrate: only int8 measures activations")
     admitted = models.admit(
@@ -86,15 +99,49 @@ def quantize(
     found = {} if evaluate is None else _arrays(evaluate)
     labels = None if LABELS in {spec.name for spec in admitted.info.inputs} else found.pop(LABELS, None)
     judging = requests_of(admitted.info, found, what="--evaluate") if evaluate is not None else ()
-    options = Options(precision=precision, method=method, per_channel=not per_tensor, exclude=exclude)
     ranges = measure(admitted, options=options, examples=examples, run=observer) if examples else None
     reduced = reduce_precision(admitted, options=options, ranges=ranges, limits=STANDARD_LIMITS)
     judged = _judge(admitted, reduced.admitted, judging, labels, observer) if judging else None
     _write(out, reduced.admitted.onnx)
+    if ranges_out is not None and ranges is not None:
+        _write(ranges_out, encode_ranges(ranges, model=admitted.canonical_sha256))
     if as_json:
         show_json({**_document(admitted, reduced, judged), "ranges": ranges})
     else:
         _show(admitted, reduced, judged, out)
+
+
+def precision_options(command: _F) -> _F:
+    """The options of an upload that say what precision the server is to make."""
+    options = (
+        click.option("--precision", default="fp32", show_default=True, metavar="fp32|int8|fp16",
+                     help="fp32: as it is. int8, fp16: made by the server (`strongroom quantize --help`)."),
+        click.option("--calibrate", type=click.Path(path_type=Path), metavar="FILE",
+                     help="Examples (.npz) that travel with the model, and are not kept."),
+        click.option("--ranges", type=click.Path(path_type=Path), metavar="FILE",
+                     help="What `quantize --ranges-out` wrote, in their place."),
+        click.option("--method", type=click.Choice(METHODS), default="minmax", show_default=True,
+                     help="How ranges are taken of examples."),
+        click.option("--exclude", multiple=True, metavar="NODE", help="A node to leave as it is; may be repeated."),
+        click.option("--per-tensor", is_flag=True, help="One scale for a whole weight tensor, not one a channel."),
+    )  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def chosen(precision: str, *, method: str, exclude: tuple[str, ...], per_tensor: bool) -> str | Options:
+    """What the options of `precision_options` ask for.
+
+    Raises:
+        InvalidRequest: options of how, without a precision that has them (code `precision_options`).
+    """
+    options = Options(precision=precision, method=method, per_channel=not per_tensor, exclude=exclude)
+    if precision == FP32 and options != Options(precision=FP32):
+        raise InvalidRequest(
+            "--method, --exclude, --per-tensor: expected --precision int8 or fp16", code="precision_options"
+        )
+    return FP32 if precision == FP32 else options
 
 
 def _read(file: Path, most: int, code: str) -> bytearray:
@@ -116,11 +163,19 @@ def _arrays(file: Path) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def _write(out: Path, data: bytes) -> None:
+    """A new file, whole or not at all: half a model that lies there is taken for one."""
     try:
-        with out.open("xb") as target:
-            target.write(data)
+        target = out.open("xb")
     except OSError as exc:
         raise InvalidRequest(f"{out} cannot be written", code="output_unwritable") from exc
+    try:
+        with target:
+            target.write(data)
+    except BaseException as exc:
+        out.unlink(missing_ok=True)
+        if isinstance(exc, OSError):
+            raise InvalidRequest(f"{out} cannot be written", code="output_unwritable") from exc
+        raise
 
 
 def _judge(

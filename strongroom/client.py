@@ -12,36 +12,41 @@ call is one generator of `methods`, which both drive (`flow`). `docs/client.md` 
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import ssl
 import time
 from collections.abc import Callable, Generator, Sequence
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar, overload
-
-import numpy.typing as npt
+from typing import Any, Final, Self, TypeVar
 
 from strongroom import methods, tokens
 from strongroom.attest.bundle import Bundle
 from strongroom.attest.evidence import Attested, Verdict
+from strongroom.attest.gather import Fetcher
 from strongroom.calls import ModelMetadata, Progress
-from strongroom.endorsements import Fetcher
 from strongroom.errors import InvalidRequest
 from strongroom.flow import Clock, Flow, Outcome, Session, drive_to_end
-from strongroom.inference import Array
+from strongroom.handles import AsyncModel as AsyncModel
+from strongroom.handles import Demand, ModelBase
+from strongroom.handles import Model as Model
+from strongroom.reduction import FP32, Options
 from strongroom.sources import (
+    CalibrationSource,
     EndorsementSource,
     KeySource,
     ModelSource,
     PolicySource,
+    RangesSource,
     load_endorsements,
     load_key,
+    prepare_reduction,
     prepare_upload,
     read_policy,
 )
-from strongroom.transport import AsyncTransport, Transport, parse_origin
+from strongroom.transport import Transport, parse_origin
+
+# numpy and asyncio take longer to import than a server to verify: each comes with its first use.
 
 _T = TypeVar("_T")
 
@@ -50,119 +55,6 @@ DEFAULT_TIMEOUT_S: Final = 60.0
 PATIENCE_S: Final = 15.0
 """Seconds for which a server that was verified before may be gone: a restart takes a few."""
 SYSTEM_CLOCK: Final = Clock(now=lambda: datetime.now(UTC), monotonic=time.monotonic)
-
-
-# --- models -------------------------------------------------------------------------------------------------
-
-
-class _ModelBase:
-    """One version of one model on the server, tied to its bytes: results come from exactly these or not at
-    all.
-    """
-
-    def __init__(self, metadata: ModelMetadata) -> None:
-        self._metadata = metadata
-
-    @property
-    def metadata(self) -> ModelMetadata:
-        """What the server says about this version: inputs, outputs, digests, owner."""
-        return self._metadata
-
-    @property
-    def id(self) -> str:
-        """`name/versions/N`."""
-        return self._metadata.id
-
-    def __repr__(self) -> str:
-        label = " SIMULATED" if self._metadata.simulated else ""
-        return f"<{type(self).__name__} {self.id} sha256={self._metadata.sha256[:16]}{label}>"
-
-
-class Model(_ModelBase):
-    """One version of one model; see `Client.model`."""
-
-    def __init__(self, client: Client, metadata: ModelMetadata) -> None:
-        super().__init__(metadata)
-        self._client = client
-
-    @overload
-    def run(self, inputs: object, outputs: str, *, progress: Progress | None = None) -> Array: ...
-    @overload
-    def run(
-        self, inputs: object, outputs: list[str] | tuple[str, ...], *, progress: Progress | None = None
-    ) -> dict[str, Array]: ...
-    @overload
-    def run(
-        self, inputs: dict[str, Any], outputs: None = None, *, progress: Progress | None = None
-    ) -> dict[str, Array]: ...
-    @overload
-    def run(
-        self, inputs: npt.ArrayLike, outputs: None = None, *, progress: Progress | None = None
-    ) -> Array: ...
-    def run(
-        self, inputs: object, outputs: str | Sequence[str] | None = None, *, progress: Progress | None = None
-    ) -> Any:
-        """Runs the model. An array in gives the primary output, a dict of arrays gives a dict of all outputs.
-
-        `outputs`: the name of one output (gives its array) or a list of names (gives a dict). Values are
-        brought to the model's datatypes: floats by rounding, whole numbers only from such that fit.
-        `progress(done, total)`: bytes of the result.
-
-        Raises:
-            InvalidRequest: inputs or outputs that are not the model's.
-            Conflict: the model behind the name is another now (code `model_digest_mismatch`).
-        """
-        return self._client._drive(
-            methods.infer_flow(self._client._session, self._metadata, inputs, outputs, progress)
-        )
-
-    def predict(self, X: npt.ArrayLike) -> Array:
-        """Rows x columns in, the primary output for each row out, as scikit-learn has it."""
-        result: Array = self._client._drive(
-            methods.infer_flow(
-                self._client._session, self._metadata, methods.table(X), self._metadata.primary_output, None
-            )
-        )
-        return result
-
-
-class AsyncModel(_ModelBase):
-    """One version of one model; see `AsyncClient.model`."""
-
-    def __init__(self, client: AsyncClient, metadata: ModelMetadata) -> None:
-        super().__init__(metadata)
-        self._client = client
-
-    @overload
-    async def run(self, inputs: object, outputs: str, *, progress: Progress | None = None) -> Array: ...
-    @overload
-    async def run(
-        self, inputs: object, outputs: list[str] | tuple[str, ...], *, progress: Progress | None = None
-    ) -> dict[str, Array]: ...
-    @overload
-    async def run(
-        self, inputs: dict[str, Any], outputs: None = None, *, progress: Progress | None = None
-    ) -> dict[str, Array]: ...
-    @overload
-    async def run(
-        self, inputs: npt.ArrayLike, outputs: None = None, *, progress: Progress | None = None
-    ) -> Array: ...
-    async def run(
-        self, inputs: object, outputs: str | Sequence[str] | None = None, *, progress: Progress | None = None
-    ) -> Any:
-        """As `Model.run`."""
-        return await self._client._drive(
-            methods.infer_flow(self._client._session, self._metadata, inputs, outputs, progress)
-        )
-
-    async def predict(self, X: npt.ArrayLike) -> Array:
-        """As `Model.predict`."""
-        result: Array = await self._client._drive(
-            methods.infer_flow(
-                self._client._session, self._metadata, methods.table(X), self._metadata.primary_output, None
-            )
-        )
-        return result
 
 
 # --- clients ------------------------------------------------------------------------------------------------
@@ -300,6 +192,9 @@ class Client(_ClientBase):
         access: str = "private",
         format: str | None = None,
         progress: Progress | None = None,
+        precision: str | Options = FP32,
+        calibration: CalibrationSource | None = None,
+        ranges: RangesSource | None = None,
     ) -> Model:
         """Uploads a model: a path, bytes, or a file opened in binary mode. A name that exists gets a new
         version.
@@ -307,14 +202,22 @@ class Client(_ClientBase):
         `access`: "private" (only this key runs it) or "public". `format`: detected from the bytes where it is
         None. `progress(done, total)`: bytes sent. The server's digest of what arrived is compared with ours.
 
+        `precision`: "fp32" leaves the model as it is; "int8" and "fp16" have the server make what `strongroom quantize`
+        makes of the same file, options and examples, byte for byte (docs/precision.md). With "int8", `calibration` (a
+        `.npz`, or arrays by input name) or `ranges` (what `quantize --ranges-out` wrote) make it static; the set is not
+        kept. `reduction.Options` in the place of the word say more: nodes to exclude, and the like.
+
         Raises:
-            AdmissionRefused: the server will not run this model.
+            AdmissionRefused: the server will not run this model, or nothing can be made of it (`precision_...`).
+            InvalidRequest: a precision that is not made (code `precision_unsupported`), options or examples that do
+                not go with the model.
             AccessRefused: no key, or the name belongs to another.
             Unavailable: the answer was lost or is not taken; the model may have been stored (see `models`).
         """
+        less = prepare_reduction(precision, calibration=calibration, ranges=ranges)
         upload = prepare_upload(model)
         flow = methods.upload_flow(
-            self._session, upload, name=name, access=access, format=format, progress=progress
+            self._session, upload, name=name, access=access, format=format, progress=progress, less=less
         )
         return Model(self, self._drive(flow))
 
@@ -338,10 +241,17 @@ class Client(_ClientBase):
             self, self._drive(methods.model_flow(self._session, name, _version(version), expect_digest))
         )
 
-    def run_model(self, model: str | Model, inputs: Any, outputs: str | Sequence[str] | None = None) -> Any:
+    def run_model(
+        self,
+        model: str | Model,
+        inputs: Any,
+        outputs: str | Sequence[str] | None = None,
+        *,
+        precision: Demand = None,
+    ) -> Any:
         """`model(...).run(...)` in one call; `model` is a `Model`, `"name"` or `"name/versions/N"`."""
         target = model.metadata if isinstance(model, Model) else model
-        return self._drive(methods.infer_flow(self._session, target, inputs, outputs, None))
+        return self._drive(methods.infer_flow(self._session, target, inputs, outputs, None, precision))
 
     def delete_model(self, model: str | Model, version: str | int | None = None) -> tuple[str, ...]:
         """Deletes one version, or all of a name's; the ids that are gone. The host may keep copies of sealed
@@ -378,6 +288,8 @@ class AsyncClient(_ClientBase):
     """The same methods for asyncio, each awaited. Made by `aconnect`; to be used within one event loop."""
 
     def _start(self) -> None:
+        from strongroom.transport_async import AsyncTransport
+
         self._transport = AsyncTransport(self._origin, timeout_s=self._timeout, fetcher=self._fetcher)
 
     async def attest(self) -> Verdict:
@@ -392,11 +304,17 @@ class AsyncClient(_ClientBase):
         access: str = "private",
         format: str | None = None,
         progress: Progress | None = None,
+        precision: str | Options = FP32,
+        calibration: CalibrationSource | None = None,
+        ranges: RangesSource | None = None,
     ) -> AsyncModel:
         """As `Client.upload_model`; files are read in a thread."""
+        import asyncio
+
+        less = await asyncio.to_thread(prepare_reduction, precision, calibration=calibration, ranges=ranges)
         upload = await asyncio.to_thread(prepare_upload, model)
         flow = methods.upload_flow(
-            self._session, upload, name=name, access=access, format=format, progress=progress
+            self._session, upload, name=name, access=access, format=format, progress=progress, less=less
         )
         return AsyncModel(self, await self._drive(flow))
 
@@ -412,11 +330,16 @@ class AsyncClient(_ClientBase):
         return AsyncModel(self, await self._drive(flow))
 
     async def run_model(
-        self, model: str | AsyncModel, inputs: Any, outputs: str | Sequence[str] | None = None
+        self,
+        model: str | AsyncModel,
+        inputs: Any,
+        outputs: str | Sequence[str] | None = None,
+        *,
+        precision: Demand = None,
     ) -> Any:
         """As `Client.run_model`."""
         target = model.metadata if isinstance(model, AsyncModel) else model
-        return await self._drive(methods.infer_flow(self._session, target, inputs, outputs, None))
+        return await self._drive(methods.infer_flow(self._session, target, inputs, outputs, None, precision))
 
     async def delete_model(
         self, model: str | AsyncModel, version: str | int | None = None
@@ -468,8 +391,8 @@ def _nothing_verified() -> InvalidRequest:
     return InvalidRequest("nothing was verified yet: connect or call attest() first", code="not_attested")
 
 
-def _id_of(model: str | _ModelBase) -> str:
-    return model.id if isinstance(model, _ModelBase) else model
+def _id_of(model: str | ModelBase) -> str:
+    return model.id if isinstance(model, ModelBase) else model
 
 
 def _version(version: str | int | None) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from strongroom.tree_codes import TREE_CODES
+
 # One line for the reference each (docs/errors.md is made from this; a test compares).
 CODES: dict[str, str] = {
     # families
@@ -23,54 +25,7 @@ CODES: dict[str, str] = {
     "internal_error": "A fault of the software or its machine.",
     # model metadata
     "model_info_malformed": "Stored model metadata does not have the form that this release writes.",
-    # XGBoost models: JSON and UBJSON
-    "tree_not_json": "The model is not JSON text in UTF-8.",
-    "tree_not_ubjson": "The model is not UBJSON as XGBoost writes it.",
-    "tree_truncated": "A length or count in the model goes beyond the end of its data.",
-    "tree_duplicate_member": "An object in the model names a member twice.",
-    "tree_number_too_long": "A number in the model has more digits than are read.",
-    "tree_array_type": "An array in the model holds something else than the numbers that belong there.",
-    "tree_too_deep": "The model nests deeper than the limit.",
-    "tree_too_many_values": "The model has more values than the limit.",
-    "tree_member_missing": "A required member is missing from the model.",
-    "tree_member_type": "A member of the model has the wrong type.",
-    "tree_member_number": "A parameter of the model is not a whole number written as a string.",
-    "tree_member_unknown": "The model has a member that is not known here, and that might change what it means.",
-    # XGBoost models: what they say
-    "xgboost_version_unsupported": "The model was written by an XGBoost whose files are not known here.",
-    "xgboost_booster_unsupported": "The model's booster is none of gbtree, dart and gblinear.",
-    "xgboost_objective_unsupported": "The model's objective is not one whose predictions are known here.",
-    "xgboost_outputs": "The model contradicts itself on the number of classes or targets.",
-    "xgboost_base_score": "base_score is not one finite number, or one for each output, in the objective's range.",
-    "xgboost_untrained": "The model has not one boosting iteration.",
-    "xgboost_feature_count": "The model has no features.",
-    "xgboost_feature_names": "Feature names are not one for each feature, different and printable.",
-    "xgboost_feature_types": "Feature types are not one for each feature, of the known kinds.",
-    "xgboost_linear_weights": "A linear model has not one finite weight for each feature, bias and output.",
-    "xgboost_tree_count": "num_trees is not the number of trees.",
-    "xgboost_tree_id": "A tree's id is not its place in the list.",
-    "xgboost_tree_info": "tree_info does not name an output for each tree, and a tree for each output.",
-    "xgboost_iteration_indptr": "iteration_indptr does not cut the trees into iterations.",
-    "xgboost_weight_drop": "DART's weights are not one finite number for each tree.",
-    "xgboost_tree_size": "An array of a tree has not one entry for each node.",
-    "xgboost_tree_child": "A node's children are not later nodes of its tree, or only one of them is there.",
-    "xgboost_tree_shared_child": "Two parents have the same child.",
-    "xgboost_tree_unreachable": "A node has no parent, and is not marked as removed.",
-    "xgboost_tree_parent": "The list of parents contradicts the lists of children.",
-    "xgboost_tree_depth": "A tree is deeper than the engine may be given.",
-    "xgboost_split_feature": "A split is on a feature that does not exist.",
-    "xgboost_split_flag": "A split's type or default direction is not 0 or 1.",
-    "xgboost_threshold": "A split's threshold is not finite.",
-    "xgboost_categories": "Category sets do not fit their nodes, overlap, or are out of range or order.",
-    "xgboost_leaf_value": "A leaf's value is not finite, or not after DART's weight.",
-    "xgboost_leaf_vector": "Vector leaves do not fit the outputs, or their vectors the leaves.",
-    "model_metadata_too_large": "The model's names, tensors and notes together take more bytes than the limit.",
-    "model_too_large": "The model has more bytes than the limit.",
-    "xgboost_too_many_trees": "The model has more trees than the limit.",
-    "xgboost_too_many_nodes": "The model's trees have more nodes than the limit.",
-    "xgboost_too_many_categories": "The model's category sets have more members than the limit.",
-    "xgboost_too_many_features": "The model has more features than the limit.",
-    "xgboost_too_many_outputs": "The model has more classes or targets than the limit.",
+    **TREE_CODES,
     # configuration
     "config_malformed": "The configuration file is not valid TOML.",
     "config_out_of_range": "A setting has a value that it cannot take.",
@@ -314,6 +269,7 @@ CODES: dict[str, str] = {
     "oip_value_type": "A value is not of the kind that the tensor's datatype needs.",
     # client and command line
     "answer_encoded": "The server's answer came with a content coding (gzip bombs are such answers).",
+    "answer_head": "The head of the server's answer is not HTTP/1.1, or longer than this client takes.",
     "answer_late": "The server's answer did not come, or not wholly, in time.",
     "answer_redirect": "The server redirected; no redirect is followed.",
     "answer_too_large": "The server's answer is longer than this client takes; what was asked for may have been done.",
@@ -334,6 +290,7 @@ CODES: dict[str, str] = {
     "output_unwritable": "A file for results cannot be written, or its form cannot hold them.",
     "policy_missing": "No policy was given, so no server can be accepted.",
     "policy_unreadable": "The policy file cannot be read.",
+    "request_unsendable": "A word of the request has characters that HTTP cannot carry.",
     "server_changing": "The server changed its key again and again.",
     "server_unreachable": "There is no server at the address, or the network is down.",
     "upload_changed": "The model's file changed while it was sent.",
@@ -458,9 +415,16 @@ CODES: dict[str, str] = {
     "precision_examples": "Examples to calibrate or evaluate with are empty, too many, not finite, or not labelled.",
     "precision_nothing": "The model has nothing that the precision asked for could be made of.",
     "precision_opset": "The model is of an operator set that lacks what the precision needs.",
-    "precision_options": "A precision or method that there is not, or a node to exclude that the model does not have.",
+    "precision_options": "An option that there is not or has no use, or a node to exclude that is not there.",
     "precision_ranges": "Ranges are not those of the values that become eight bits in this model.",
+    "precision_ranges_malformed": "A file of ranges is not one.",
+    "precision_refused": "The model's precision is none of those that the caller or the policy accepts.",
+    "precision_scale": "Weights, a bias or a range are too large for a scale of eight bits.",
+    "precision_size": "Less precision would take far more bytes than the model: its constants are read in many ways.",
     "precision_twice": "The model computes with eight bits already.",
+    "precision_unsupported": "A precision that is not made here; the message says why, and what to use instead.",
+    "preparation_limits": "Making a model's precision took more time or memory than it may, or ended its process.",
+    "calibration_too_large": "What is sent to measure a model with is larger than the limit, or than was said.",
     "onnx_unknown_field": "The file has fields that its format does not have.",
     "onnx_version": "The model's IR or operator set version is not one that is run here.",
     # inputs and engine

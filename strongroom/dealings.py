@@ -24,6 +24,7 @@ class ServiceLimits:
     """How much the service takes; units and meanings are those of the settings of the same names."""
 
     model_bytes: int
+    calibration_bytes: int
     request_bytes: int
     body_bytes_in_flight: int
     body_rate: int

@@ -176,14 +176,13 @@ def bring(source: Path, temporary: Path, target: Path) -> None:
         return
     try:
         os.link(source, target, follow_symlinks=False)
-    except (
-        OSError,
-        NotImplementedError,
-    ) as exc:  # Python's answer where the system cannot link without following
-        if isinstance(exc, FileNotFoundError | FileExistsError):
-            raise
-    else:
         return
+    except (FileNotFoundError, FileExistsError):
+        raise
+    except OSError:
+        pass  # another disk, or a file system without second names: a copy
+    except NotImplementedError:
+        pass  # what `os.link` raises where the system cannot link without following (macOS): a copy
     reading = open_to_read(source)
     try:
         writing = create(temporary)

@@ -33,13 +33,13 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from functools import cache
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import httpx
 
 from strongroom.attest.collateral import MAX_BUNDLE
-from strongroom.attest.gather import Document, Failure, Fetch, Fetched, Gathered, gather
+from strongroom.attest.gather import Document, Failure, Fetch, Fetched, Fetcher, Gathered, Offline, gather
 from strongroom.attest.needs import Need
 from strongroom.attest.services import (
     KDS,
@@ -69,24 +69,6 @@ FIRST_PAUSE_S: Final = 1.0
 """Seconds waited before the second try where the service does not say how long; twice that before the third."""
 BUSY: Final = frozenset({429, 503})
 USER_AGENT: Final = "strongroom"
-
-
-class Fetcher(Protocol):
-    """Where endorsements come from."""
-
-    def fetch(self, request: Fetch) -> Fetched:
-        """Returns a document or a failure for each need of `request`. Blocks for a bounded time, raises nothing that
-        a source could cause, and may be called from several threads.
-        """
-
-
-class Offline:
-    """Fetches nothing: behind a `Cache`, what it holds is all there is."""
-
-    def fetch(self, request: Fetch) -> Fetched:
-        """Fails for every need with `fetch_offline`."""
-        why = "not in the cache, or out of date there, and offline"
-        return Fetched((), tuple(Failure(need, "fetch_offline", why) for need in request.needs))
 
 
 def complete(

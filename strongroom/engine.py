@@ -30,6 +30,7 @@ import numpy as np
 from strongroom import models
 from strongroom.errors import AdmissionRefused, Failure, InvalidRequest, LimitExceeded
 from strongroom.jobs import THREADS, Job, Loaded, Source
+from strongroom.kernel import trim_heap
 from strongroom.models.info import Admitted, ModelInfo
 from strongroom.oip import DATATYPES, Array, bytes_array
 
@@ -117,6 +118,9 @@ class Engine:
                 )
             except _FOREIGN:
                 _refuse_load("onnxruntime cannot load the model", "engine_refused")
+            # onnxruntime's Python class keeps the file for a fallback to other providers, which there are not.
+            native._model_bytes = None
+            trim_heap()
             measured = grown()
         for specs, values in (
             (admitted.info.inputs, native.get_inputs()),
@@ -280,6 +284,7 @@ class Session:
     def close(self) -> None:
         """Gives the memory back. Runs under way finish first; later ones are refused."""
         self._native = None
+        trim_heap()
 
 
 def _to_runtime(name: str, array: Array) -> Array:

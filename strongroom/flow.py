@@ -35,7 +35,7 @@ from strongroom.attest.gather import Fetch, Fetched, Gathered, fitting, gather, 
 from strongroom.attest.keyset import keyset_digest, parse_keyset
 from strongroom.attest.policy import Policy, named_policy, parse_policy, policy_for
 from strongroom.attest.verifiers import accepted_roots
-from strongroom.calls import Answer, Request
+from strongroom.calls import Answer, NotSent, Outcome, Request, Unacceptable, Unanswered
 from strongroom.errors import AttestationRefused, Refused, Unavailable, Unusable
 from strongroom.session import Clock, Endpoint, Session
 
@@ -83,27 +83,6 @@ class Sleep:
 Command: TypeAlias = Open | Send | Sleep | Fetch
 _T = TypeVar("_T")
 Flow: TypeAlias = Generator[Command, Any, _T]
-
-
-class Outcome(Exception):
-    """How a `Send` ended without an answer that may be used. Callers see `strongroom.errors` only."""
-
-    def __init__(self, code: str, text: str) -> None:
-        super().__init__(text)
-        self.code = code
-        self.text = text
-
-
-class NotSent(Outcome):
-    """No byte of the request left: no connection, or its handshake was refused by either side."""
-
-
-class Unanswered(Outcome):
-    """The connection ended, or time did, before the whole answer was there; the server may have acted."""
-
-
-class Unacceptable(Outcome):
-    """An answer came that this client does not take: redirect, content coding, framing, size."""
 
 
 # --- attest -------------------------------------------------------------------------------------------------

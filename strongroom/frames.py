@@ -7,6 +7,7 @@ Never objects of anybody's making; what is longer than it may be, or no JSON obj
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Mapping
@@ -89,6 +90,26 @@ def _header(end: Stream, most: int) -> tuple[dict[str, Any], int]:
     if not isinstance(header, dict):
         raise EOFError
     return header, count
+
+
+def receive_frozen(end: Stream, *, most: int = MAX_DATA) -> tuple[dict[str, Any], bytes]:
+    """As `receive`, as `bytes`, of which there is one copy at all times.
+
+    Raises:
+        EOFError, OSError: as `receive`.
+    """
+    header, count = _header(end, most)
+    sink, piece = io.BytesIO(), memoryview(bytearray(min(count, _PIECE)))
+    while count:
+        got = end.recv_into(piece[:count])
+        if not got:
+            raise EOFError
+        sink.write(piece[:got])
+        count -= got
+    return header, sink.getvalue()  # no copy: it is the buffer itself
+
+
+_PIECE: Final = 1 << 20
 
 
 def exactly(end: Stream, count: int) -> bytearray:

@@ -20,7 +20,7 @@ from urllib.parse import quote
 import numpy as np
 import numpy.typing as npt
 
-from strongroom import calls, npy, oip
+from strongroom import calls, npy, oip, oip_json
 from strongroom.calls import Answer, ModelMetadata, Progress, TensorInfo, malformed
 from strongroom.errors import Conflict, Error, Failure, InvalidRequest
 
@@ -146,26 +146,36 @@ def _dtype_error(array: Array, spec: TensorInfo) -> InvalidRequest:
 
 
 def infer_request(
-    metadata: ModelMetadata, inputs: dict[str, Array], *, wanted: Wanted, received: Progress | None
+    metadata: ModelMetadata,
+    inputs: dict[str, Array],
+    *,
+    wanted: Wanted,
+    received: Progress | None,
+    accepted: tuple[str, ...] = (),
 ) -> calls.Request:
-    """`POST /v2/models/{m}/versions/{v}/infer`, tied to the very bytes of the model by its digest."""
+    """`POST /v2/models/{m}/versions/{v}/infer`, tied to the very bytes of the model by its digest. `accepted`: the
+    precisions that an answer may be of, () for all.
+    """
     path = "/v2/models" + calls.model_path(metadata.name, version=metadata.version) + "/infer"
     datatypes = {spec.name: spec.datatype for spec in metadata.inputs}
     strings_out = any(spec.datatype == "BYTES" for spec in metadata.outputs if spec.name in wanted.names)
     query = ""
+    parts: tuple[calls.Data, ...]
     if strings_out or "BYTES" in datatypes.values():
         tensors = tuple(oip.Tensor(name=n, datatype=datatypes[n], array=a) for n, a in inputs.items())
-        data = oip.encode_request(
-            oip.InferRequest(id=None, inputs=tensors, outputs=wanted.names, parameters=())
+        parts = (
+            oip_json.encode_request(
+                oip.InferRequest(id=None, inputs=tensors, outputs=wanted.names, parameters=())
+            ),
         )
         content, accept = _JSON, _JSON
     else:
         accept = _NPY if len(wanted.names) == 1 else _NPZ
         query = "&".join(f"output={quote(name, safe='')}" for name in wanted.names)
         if len(inputs) == 1:
-            data, content = npy.encode_npy(next(iter(inputs.values()))), _NPY
+            parts, content = npy.npy_parts(next(iter(inputs.values()))), _NPY
         else:
-            data, content = npy.encode_npz(inputs), _NPZ
+            parts, content = (npy.encode_npz(inputs),), _NPZ
     return calls.Request(
         method="POST",
         path=path,
@@ -174,8 +184,9 @@ def infer_request(
             ("Content-Type", content),
             ("Accept", accept),
             ("Strongroom-Model-Digest", metadata.sha256),
+            *((("Strongroom-Accept-Precision", ", ".join(accepted)),) if accepted else ()),
         ),
-        body=calls.Body.of(data),
+        body=calls.Body.of(*parts),
         max_answer=MAX_RESULT,
         received=received,
     )
@@ -184,6 +195,21 @@ def infer_request(
 _NPY: Final = "application/x-npy"
 _NPZ: Final = "application/x-npz"
 _JSON: Final = "application/json"
+
+
+def check_precision(answer: Answer, *, metadata: ModelMetadata) -> None:
+    """The answer is of the precision that the metadata stated.
+
+    Raises:
+        Conflict: of another (code `precision_refused`).
+    """
+    served = answer.headers.get("strongroom-precision")
+    if served != metadata.precision:
+        raise Conflict(
+            f"{metadata.id}: expected an answer of precision {metadata.precision}, got "
+            f"{calls.printable(served, limit=20)}",
+            code="precision_refused",
+        )
 
 
 def read_result(answer: Answer, *, metadata: ModelMetadata, wanted: Wanted) -> Any:
@@ -202,11 +228,11 @@ def read_result(answer: Answer, *, metadata: ModelMetadata, wanted: Wanted) -> A
     content = answer.headers.get("content-type", "").split(";")[0].strip()
     try:
         if content == _NPY and len(wanted.names) == 1:
-            arrays = {wanted.names[0]: npy.decode_npy(answer.body, limits=LIMITS)}
+            arrays = {wanted.names[0]: npy.decode_npy(answer.data, limits=LIMITS)}
         elif content == _NPZ:
-            arrays = npy.decode_npz(answer.body, limits=LIMITS)
+            arrays = npy.decode_npz(answer.data, limits=LIMITS)
         elif content == _JSON:
-            response = oip.parse_response(answer.body, limits=LIMITS)
+            response = oip.parse_response(answer.data, limits=LIMITS)
             arrays = {tensor.name: tensor.array for tensor in response.outputs}
         else:
             raise malformed("tensors in a form that was asked for")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.metadata
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +14,17 @@ from strongroom.oip import Array
 
 THREADS: Final = 1
 """Threads of one run. With two, sums are made in another order, and answers differ in the last bits."""
+
+
+@functools.cache
+def engine() -> str:
+    """What runs models here: `onnxruntime/1.32.0`; without a number where the installation does not tell it. Not by
+    importing it: a server whose models run in other processes has no engine in it.
+    """
+    try:
+        return f"onnxruntime/{importlib.metadata.version('onnxruntime')}"
+    except importlib.metadata.PackageNotFoundError:
+        return "onnxruntime"
 
 
 class Ticket:
@@ -46,6 +59,9 @@ class Job:
     """The data owner's principal; None: nobody who could be told from others."""
     seconds: float
     """Wall time, after which it is stopped."""
+    origin: str = ""
+    """Where it comes from, for whoever counts what its data do: the principal, or the address of somebody without a
+    key. Never whose process it runs in."""
     ticket: Ticket = field(default_factory=Ticket)
 
 

@@ -185,7 +185,11 @@ class KeyBroker:
                 now=self._now(),
             )
         except AttestationRefused as exc:
-            log.warning("refused %s: %s", request.name, exc.code)
+            claims = exc.verdict.claims if exc.verdict is not None else None
+            shown = (
+                claims.measurement if claims is not None else "not shown"
+            )  # unsigned claims are a stranger's words
+            log.warning("refused %s to %s code %s: %s", request.name, answer.evidence.format, shown, exc.code)
             raise AccessRefused(
                 f"the server does not pass the policy of this key: {exc.message} ({exc.code})",
                 code="key_release_refused",

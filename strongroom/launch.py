@@ -40,13 +40,15 @@ FIXED: Final[Mapping[str, str]] = {
     "OPENSSL_CONF": "/dev/null",  # else it may name a provider: foreign code in this very process
     "ORT_DISABLE_TELEMETRY": "1",  # onnxruntime's wheels send telemetry unless this stands before the import
     "MALLOC_PERTURB_": "165",  # glibc overwrites freed memory: less of an input outlives its use
+    "MALLOC_ARENA_MAX": "2",  # else every thread keeps freed memory of its own
     "OMP_NUM_THREADS": "1",  # results are bit-equal only at one thread
+    "OPENBLAS_NUM_THREADS": "1",  # numpy multiplies no matrices here; processes that fork may start no thread
     # Python asks for the home folder, and the name service, which may ask the network, where this is missing.
     "HOME": "/nonexistent",
     "TSS2_LOG": "all+NONE",  # libtss prints to stderr otherwise; read when it is loaded
 }
-CHILD: Final[Mapping[str, str]] = {**FIXED, "OPENBLAS_NUM_THREADS": "1"}
-"""What processes that the server executes have in their environment: they fork, so nothing may start a thread."""
+CHILD: Final[Mapping[str, str]] = FIXED
+"""What processes that the server executes have in their environment."""
 KEPT: Final = ("LANG", "LC_ALL")
 """What else is passed on, besides `STRONGROOM_*`. TMPDIR is not: nothing is written to a temporary folder."""
 

@@ -40,6 +40,21 @@ class Limits:
         low=64 << 20,
         high=1 << 40,
     )
+    preparation_s: int = _setting(
+        300,
+        "Time for making a model's precision, once for measuring and once for rewriting, in processes of their own; "
+        "then the upload is refused. Their memory is `admission_bytes` and a multiple of what they work on.",
+        unit="seconds",
+        low=1,
+        high=3600,
+    )
+    calibration_bytes: int = _setting(
+        256 << 20,
+        "Ranges or a calibration set that come with an upload; they count among `body_bytes_in_flight`.",
+        unit="bytes",
+        low=1,
+        high=1 << 30,
+    )
     tensors: int = _setting(64, "Tensors in one request.", unit="tensors", low=1, high=10_000)
     tensor_bytes: int = _setting(
         64 << 20, "One tensor of a request, unpacked.", unit="bytes", low=1, high=2 << 30

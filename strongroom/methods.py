@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from strongroom import calls, formats, inference
+from strongroom import calls, formats, reduction_fields
 from strongroom.attest.evidence import Attested, Verdict
 from strongroom.calls import Answer, ModelMetadata, Progress, Request
-from strongroom.errors import InvalidRequest
+from strongroom.errors import Conflict, InvalidRequest
 from strongroom.flow import Flow, Session, attest_flow, call_flow
-from strongroom.sources import Upload
+from strongroom.reduction import WORDS, check_accepted
+from strongroom.sources import Less, Upload
 
 
 def _expect(session: Session, request: Request) -> Flow[Answer]:
@@ -21,16 +22,32 @@ def _expect(session: Session, request: Request) -> Flow[Answer]:
 
 
 def upload_flow(
-    session: Session, upload: Upload, *, name: str, access: str, format: str | None, progress: Progress | None
+    session: Session,
+    upload: Upload,
+    *,
+    name: str,
+    access: str,
+    format: str | None,
+    progress: Progress | None,
+    less: Less | None = None,
 ) -> Flow[ModelMetadata]:
-    """Sends a prepared model; its metadata, once the server's digest of it is ours."""
+    """Sends a prepared model; its metadata, once the server's digests of it, and of what was sent to make less
+    precision of it, are ours.
+    """
     detected = formats.detect(upload.head)
     request = calls.upload_request(
-        upload.body, name=name, format=format or detected, access=access, progress=progress
+        upload.body if less is None else upload.body.behind(less.part),
+        name=name,
+        format=format or detected,
+        access=access,
+        progress=progress,
+        more=() if less is None else reduction_fields.fields_of(less.reduction),
     )
     answer = yield from _expect(session, request)
     metadata = calls.read_metadata(calls.json_object(answer))
     calls.check_digest(metadata, expected=upload.body.sha256.hex())
+    if less is not None:
+        calls.check_made(metadata, asked=less.reduction)
     return metadata
 
 
@@ -70,16 +87,46 @@ def infer_flow(
     inputs: object,
     outputs: str | Sequence[str] | None,
     progress: Progress | None,
+    precision: str | Sequence[str] | None = None,
 ) -> Flow[Any]:
-    """Runs a model on arrays: its metadata first, where only its name is known."""
+    """Runs a model on arrays: its metadata first, where only its name is known. `precision`: what the caller takes an
+    answer of; what the policy takes counts as well, and both before anything of the inputs is sent.
+    """
+    from strongroom import inference  # and numpy: who only verifies a server or uploads a model needs neither
+
+    accepted = accepted_precisions(session, precision)
     metadata = (
         model if isinstance(model, ModelMetadata) else (yield from model_flow(session, model, None, None))
     )
+    check_accepted(metadata.precision, accepted, model=metadata.id)
     wanted = inference.wanted_outputs(metadata, dict_in=isinstance(inputs, Mapping), outputs=outputs)
     arrays = inference.fit_inputs(metadata, inputs)
-    request = inference.infer_request(metadata, arrays, wanted=wanted, received=progress)
+    request = inference.infer_request(metadata, arrays, wanted=wanted, received=progress, accepted=accepted)
     answer = yield from _expect(session, request)
+    if accepted:
+        inference.check_precision(answer, metadata=metadata)
     return inference.read_result(answer, metadata=metadata, wanted=wanted)
+
+
+def accepted_precisions(session: Session, demanded: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The precisions that both the caller and the policy take; () where neither leaves one out.
+
+    Raises:
+        InvalidRequest: no such precision (code `precision_options`).
+        Conflict: they have none in common (code `precision_refused`).
+    """
+    policy = session.policy.precision
+    if demanded is None:
+        return () if set(policy) == set(WORDS) else policy
+    asked = (demanded,) if isinstance(demanded, str) else tuple(demanded)
+    reduction_fields.check_words(asked)
+    both = tuple(word for word in asked if word in policy)
+    if not both:
+        raise Conflict(
+            f"precision {', '.join(asked)} is demanded, the policy accepts {', '.join(policy)}",
+            code="precision_refused",
+        )
+    return both
 
 
 def delete_flow(session: Session, model_id: str, version: str | None) -> Flow[tuple[str, ...]]:

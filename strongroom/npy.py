@@ -59,6 +59,11 @@ _ENTRY: Final = re.compile(
               | ['"]shape['"]         \s*:\s* \(\s*(?P<shape>(?:\d{1,19}\s*,\s*)*(?:\d{1,19}\s*)?)\) ) \s*""",
     re.VERBOSE,
 )
+_USUAL: Final = re.compile(
+    r"\{'descr': '(?P<descr>[^'\"]{0,16})', 'fortran_order': (?P<fortran>True|False), "
+    r"'shape': \((?P<shape>(?:\d{1,19}, )*(?:\d{1,19},?)?)\), \} *\n"
+)
+"""The header as numpy and `npy_parts` spell it: one look instead of several."""
 _STRUCTURED: Final = re.compile(r"""['"]descr['"]\s*:\s*\[""")
 _DESCR: Final = re.compile(r"([<>|]?)([a-zA-Z?])(\d{0,9})(?:\[\w{1,8}\])?")
 
@@ -136,6 +141,8 @@ def _read_header(view: memoryview) -> _Header:
 
 def _read_entries(text: str) -> dict[str, str]:
     """The three members of the header's dictionary, each exactly once."""
+    if usual := _USUAL.fullmatch(text):
+        return usual.groupdict()
     body = text.strip()
     check_member(body[:1] == "{" and body[-1:] == "}", "the .npy header is malformed", code="npy_malformed")
     found: dict[str, str] = {}
@@ -196,7 +203,13 @@ def _read_strings(payload: memoryview, header: _Header, count: int) -> Array:
 
 
 def encode_npy(array: Array) -> bytes:
-    """The array as a .npy file, version 1.0, C order.
+    """The array as a .npy file, in one piece: see `npy_parts`."""
+    return b"".join(npy_parts(array))
+
+
+def npy_parts(array: Array) -> tuple[bytes, Data]:
+    """The array as a .npy file, version 1.0, C order, in two parts: the header, and the elements, which are not copied
+    where they lie in C order.
 
     BYTES become numpy's text ("U") if all elements are UTF-8, byte strings ("S") otherwise.
 
@@ -211,7 +224,14 @@ def encode_npy(array: Array) -> bytes:
     text = f"{{'descr': {array.dtype.str!r}, 'fortran_order': False, 'shape': {array.shape!r}, }}"
     # NEP 1: magic, version, length and header together are a multiple of 64; spaces pad, a newline ends it.
     header = text.encode("ascii") + b" " * (-(len(text) + 11) % 64) + b"\n"
-    return b"".join((_MAGIC, b"\x01\x00", struct.pack("<H", len(header)), header, array.tobytes()))
+    return b"".join((_MAGIC, b"\x01\x00", struct.pack("<H", len(header)), header)), _payload(array)
+
+
+def _payload(array: Array) -> Data:
+    """The elements in C order: the array's own memory where they lie like that, a copy otherwise."""
+    if not array.flags.c_contiguous or not array.size:
+        return array.tobytes()
+    return array.reshape(-1).view(np.uint8).data
 
 
 def _numpy_strings(array: Array) -> Array:

@@ -52,6 +52,7 @@ CODES: Final[dict[str, int]] = {
     "onnx_loop": 422,
     "onnx_memory": 422,
     "owner_bytes_quota": 507,
+    "preparation_limits": 422,
     "output_shape": 422,
     "owner_quota": 409,
     "owner_record_full": 409,

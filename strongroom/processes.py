@@ -122,11 +122,11 @@ class Template:
         Raises:
             As `jobs.Host.load`; Unavailable: no process can be made (code `overloaded`).
         """
-        data = source.read()
+        whole = [source.read()]  # before it is forked: what cannot be read needs no process
         self.child: Child = nursery.fork(TEMPLATE)
         """The process."""
         try:
-            self.memory_bytes = self._loaded(source, data, limits, layers)
+            self.memory_bytes = self._loaded(source, whole, limits, layers)
         except BaseException:
             self.close()
             raise
@@ -137,8 +137,11 @@ class Template:
         return self.child.pid
 
     def _loaded(
-        self, source: Source, data: bytes | bytearray, limits: WorkerLimits, layers: tuple[str, ...]
+        self, source: Source, whole: list[bytes | bytearray], limits: WorkerLimits, layers: tuple[str, ...]
     ) -> int:
+        data = (
+            whole.pop()
+        )  # of nobody else: the server has no copy of the model while the template makes its own
         end, timely = self.child.end, Timely(self.child.end, limits.run_longest_s)
         header = {
             "info": source.info.to_json(),

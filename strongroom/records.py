@@ -22,7 +22,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from strongroom.frames import Stream, exactly
-from strongroom.oip import DATATYPES, MAX_RANK, Array, bytes_array
+from strongroom.oip import DATATYPES, MAX_RANK, Array
 
 ALIGNMENT: Final = 64
 """Bytes: a cache line, and enough for every kernel."""
@@ -195,9 +195,10 @@ def take(area: Array, place: Place, *, datatype: str) -> Array:
         EOFError: there is no such tensor: it is not as long as its shape says, or is not of its type.
     """
     _check(place, len(area), datatype)
-    copied = area[place.offset : place.offset + place.size].copy()
+    shared = area[place.offset : place.offset + place.size]
     if datatype == "BYTES":
-        return _elements(copied.tobytes(), place.shape)
+        return _elements(shared.tobytes(), place.shape)
+    copied = shared.copy()
     if datatype == "BOOL" and place.size and int(copied.max()) > 1:
         raise EOFError  # another byte in a bool is undefined behaviour in numpy's and everybody's loops
     if not place.size:
@@ -220,13 +221,13 @@ def _check(place: Place, area: int, datatype: str) -> None:
 
 
 def _elements(data: bytes, shape: tuple[int, ...]) -> Array:
-    elements, at = [], 0
-    for _ in range(math.prod(shape)):
+    elements, at = np.empty(math.prod(shape), dtype=np.object_), 0
+    for number in range(len(elements)):
         length = int.from_bytes(data[at : at + 4], "little")
         at += 4 + length
         if at > len(data):
             raise EOFError
-        elements.append(data[at - length : at])
+        elements[number] = data[at - length : at]
     if at != len(data):
         raise EOFError
-    return bytes_array(elements, shape=shape)
+    return elements.reshape(shape)

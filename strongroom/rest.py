@@ -35,10 +35,12 @@ from strongroom.attest.evidence import parse_nonce
 from strongroom.bodies import JSON, NPY, NPZ
 from strongroom.errors import Error, Failure, InvalidRequest, MalformedInput, NotFound, Unavailable
 from strongroom.handover_source import HandoverSource
+from strongroom.jobs import engine
 from strongroom.names import check_name
 from strongroom.oip import WireLimits
 from strongroom.problems import problem, status_of
 from strongroom.recovery import Recovery
+from strongroom.reduction_fields import ACCEPT, read_accepted, read_fields
 from strongroom.service import DEFAULT_SEED_NAME, ERASURE, Call, Epoch, Service, View
 from strongroom.store import ModelVersion
 
@@ -198,6 +200,7 @@ class Rest:
         name = _parameter(request, "name", default="") or None
         if name is not None:
             check_name(name, length=self._service.limits.name_length)
+        accepted = read_accepted(request.headers.get(ACCEPT))
         model, data = await _while_connected(
             request,
             lambda body: self._service.predict(
@@ -205,6 +208,7 @@ class Rest:
                 name=name,
                 body=body,
                 parse=lambda data: bodies.parse_question(data, limits=self._wire),
+                precision=accepted,
             ),
         )
         return Response(data, 200, _served(model), JSON)
@@ -280,6 +284,7 @@ class Rest:
             format=declared,
             sha256=_content_digest(request, required=True),
             body=_body(request),
+            reduction=read_fields(request.headers),
         )
         return _json(self._document(view), status=201)
 
@@ -338,6 +343,7 @@ class Rest:
         form = _content_form(request)
         answer = _answer_form(request, default=form)
         outputs = tuple(_parameters(request, "output"))
+        accepted = read_accepted(request.headers.get(ACCEPT))
         model, data = await _while_connected(
             request,
             lambda body: self._service.infer(
@@ -348,6 +354,7 @@ class Rest:
                 body=body,
                 decode=bodies.decoder(form, outputs=outputs, answer=answer, limits=self._wire),
                 encode=lambda response: bodies.encode(answer, response, simulated=self._service.simulated),
+                precision=accepted,
             ),
         )
         return Response(data, 200, _served(model), answer)
@@ -413,6 +420,8 @@ def _served(model: ModelVersion) -> dict[str, str]:
         "Strongroom-Model-Name": model.name,
         "Strongroom-Model-Version": str(model.version),
         "Strongroom-Model-SHA256": model.sha256,
+        "Strongroom-Precision": model.info.precision.name,
+        "Strongroom-Engine": engine(),
     }
 
 

@@ -154,7 +154,7 @@ class Runner:
         turn = Turn(caller, f"{model.name}/{model.version}")
         ticket = Ticket()
         work = asyncio.ensure_future(
-            self._runs.run_for(turn, self._run, model, principal, ticket, decode, encode)
+            self._runs.run_for(turn, self._run, model, (principal, caller), ticket, decode, encode)
         )
         try:
             return await asyncio.shield(work)
@@ -198,14 +198,21 @@ class Runner:
         return admitted.onnx
 
     def _run(
-        self, model: ModelVersion, caller: str | None, ticket: Ticket, decode: Decode, encode: Encode
+        self,
+        model: ModelVersion,
+        whose: tuple[str | None, str],
+        ticket: Ticket,
+        decode: Decode,
+        encode: Encode,
     ) -> bytes:
-        """Everything of a run that takes time, in a thread: decode, check, run, check, encode."""
+        """Everything of a run that takes time, in a thread: decode, check, run, check, encode. `whose`: the principal
+        and the caller of `run`.
+        """
         request = decode(model)
         wanted = _wanted(model, request)
         arrays = check_inputs(model.info, request.inputs, limits=self._limits.wire)
         seconds = self._seconds(room_for(model.info, arrays))
-        job = Job(caller=caller, seconds=seconds, ticket=ticket)
+        job = Job(caller=whose[0], origin=whose[1], seconds=seconds, ticket=ticket)
         with self._cache.get(_key(model), self._loader(model)) as loaded:
             results = loaded.run(arrays, outputs=wanted, job=job)
         check_outputs(model.info, results)

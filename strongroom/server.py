@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import hashlib
 import hmac
 import logging
@@ -46,12 +47,14 @@ from strongroom.epochs import Epochs, Origin
 from strongroom.errors import Error, InvalidConfig, SealRefused
 from strongroom.formats import HEAD_BYTES, detect
 from strongroom.jobs import Host
+from strongroom.kernel import trim_heap
 from strongroom.launch import ROOM
 from strongroom.listener import SignalledServer, edge_config
 from strongroom.models.info import STANDARD_BUDGET, STANDARD_LIMITS, AdmissionLimits
 from strongroom.names import check_name
 from strongroom.oip import WireLimits
 from strongroom.platforms import TPM
+from strongroom.preparation import Prepare, Preparer
 from strongroom.processes import MOST_TEMPLATES, WorkerLimits
 from strongroom.quotas import QuotaLimits
 from strongroom.rest import Rest
@@ -125,7 +128,7 @@ async def _serve(ready: Boot) -> None:
     with contextlib.ExitStack() as stack:
         nursery = stack.enter_context(ready.nursery)
         _check_sandbox(ready, nursery)
-        examiner = Examiner(nursery, limits=_child_limits(settings))
+        examiner = Examiner(nursery, limits=_child_limits(settings, seconds=settings.limits.admission_s))
         here = _machine(settings, ready.measurement.digest, launched=ready.launched)
         stack.callback(here.close)
         here.confirm()
@@ -152,7 +155,15 @@ async def _serve(ready: Boot) -> None:
             if end is not None:
                 stack.callback(end.close)
         models = _host_of(ready, nursery)
-        service = _service(settings, store, here, preloaded, admit=examiner.admit, host=models)
+        preparer = Preparer(
+            nursery,
+            admit=examiner.admit,
+            limits=_child_limits(settings, seconds=settings.limits.preparation_s),
+            layers=ready.security.sandbox,
+        )
+        service = _service(
+            settings, store, here, preloaded, admit=examiner.admit, prepare=preparer.prepare, host=models
+        )
         stack.callback(_close_in_time, service, settings.shutdown_s)
         rest = Rest(
             service,
@@ -162,6 +173,7 @@ async def _serve(ready: Boot) -> None:
             handover=handover,
             recovery=recovery,
         )
+        _settle()
         await _listen(settings, rest, epochs, lines=_lines(ready, here))
 
 
@@ -363,6 +375,7 @@ def _service(
     preloaded: tuple[Preloaded, ...],
     *,
     admit: Admit,
+    prepare: Prepare,
     host: Host,
 ) -> Service:
     limits = settings.limits
@@ -396,6 +409,7 @@ def _service(
         simulated=here.simulated,
         limits=ServiceLimits(
             model_bytes=limits.model_bytes,
+            calibration_bytes=limits.calibration_bytes,
             request_bytes=limits.request_bytes,
             body_bytes_in_flight=limits.body_bytes_in_flight,
             body_rate=limits.body_rate,
@@ -421,6 +435,7 @@ def _service(
         ),
         clocks=Clocks(now=_now, monotonic=time.monotonic),
         admit=admit,
+        prepare=prepare,
     )
 
 
@@ -440,8 +455,7 @@ def admission_limits(settings: Config) -> AdmissionLimits:
     )
 
 
-def _child_limits(settings: Config) -> ChildLimits:
-    seconds = settings.limits.admission_s
+def _child_limits(settings: Config, *, seconds: int) -> ChildLimits:
     return ChildLimits(wall_s=seconds, cpu_s=seconds, memory_bytes=settings.limits.admission_bytes)
 
 
@@ -483,6 +497,15 @@ def _close_in_time(service: Service, seconds: int) -> None:
     if closing.is_alive():
         log.error("work did not end within %d s; leaving it", seconds)
         os._exit(1)
+
+
+def _settle() -> None:
+    """What was imported and made until now stays: the collector need not look at it again, and what compiling the
+    modules left behind goes back.
+    """
+    gc.collect()
+    gc.freeze()
+    trim_heap()
 
 
 # Listening

@@ -11,10 +11,11 @@ Rules
     3. limits: places, rates, quotas; then the body, counted as it arrives.
     4. digest: what arrived is what the caller said, or what would run is what the caller expects.
     5. admit: the model is proven (`admission`, in a process of its own), the tensors fit it (`inputs.check_inputs`).
+       Where less precision is asked for, that is made of what was admitted (`preparation`), and proven again.
     6. commit: the store's record is replaced; only then does the caller get an answer.
 
     Steps that an operation does not have are left out, none is moved. (The one exception is `predict`, whose
-    body names the model.)
+    body names the model. Steps 4 and 5 of an upload are carried out by `proof`.)
   - The event loop never waits for a disk or a computation: both happen in threads of bounded lanes. Evidence
     has a lane of its own: a crowd asking for evidence does not slow down admitted traffic, nor the reverse.
 """
@@ -34,17 +35,21 @@ from strongroom.access import check as check_access
 from strongroom.admission import Admit
 from strongroom.batcher import Attests, Batcher
 from strongroom.dealings import Body, Call, Clocks, Epoch, Question, ServiceLimits, View
-from strongroom.errors import AccessRefused, Conflict, Failure, InvalidRequest, NotFound
+from strongroom.errors import AccessRefused, Conflict, InvalidRequest, NotFound
 from strongroom.formats import detect
-from strongroom.models.info import ModelInfo
+from strongroom.jobs import engine
 from strongroom.models.report import report_of_model
 from strongroom.names import check_name
 from strongroom.oip import InferRequest
+from strongroom.parts import Arriving
+from strongroom.preparation import Prepare
+from strongroom.proof import Prove, write
 from strongroom.quotas import Quotas
+from strongroom.reduction import Reduction, check_accepted
 from strongroom.runner import Encode, Runner
 from strongroom.store import ModelVersion, Store, Upload
 from strongroom.tokens import Action, NonceBook, Principal, check_token
-from strongroom.traffic import Arrival, Budget, Lane, Rate, Slots, pieces
+from strongroom.traffic import Arrival, Budget, Lane, Rate, Slots, network, pieces
 from strongroom.turns import Turn
 
 __all__ = ["Call", "Clocks", "Epoch", "Question", "Service", "ServiceLimits", "View"]
@@ -71,6 +76,7 @@ class _Intent:
     access: str
     format: str | None
     sha256: str | None
+    reduction: Reduction | None
 
     @property
     def owner(self) -> str:
@@ -94,6 +100,7 @@ class Service:
         limits: ServiceLimits,
         clocks: Clocks,
         admit: Admit,
+        prepare: Prepare,
     ) -> None:
         self.limits = limits
         self.simulated = simulated
@@ -104,7 +111,7 @@ class Service:
         self._preloaded = {model.name: model for model in preloaded}
         self._anonymous_upload = anonymous_upload
         self._clocks = clocks
-        self._admit_model = admit
+        self._prove = Prove(admit=admit, prepare=prepare)
         places, uploads = limits.concurrent_requests, limits.quotas.concurrent_uploads
         self._slots = Slots(total=places, per_caller=limits.concurrent_requests_per_caller, code="overloaded")
         self._quotas = Quotas(limits.quotas, stored=store.models, clock=clocks.monotonic)
@@ -121,6 +128,8 @@ class Service:
         self._disk = Lane("disk", workers=uploads + 1, waiting=places, code="overloaded")
         # Admission holds a model in memory several times over, so there is one at a time.
         self._admission = Lane("admit", workers=1, waiting=places, code="overloaded")
+        # What is made of a model takes longer, and nobody else's upload is to wait for it.
+        self._preparation = Lane("prepare", workers=1, waiting=places, code="overloaded")
         self._parsing = Lane("parse", workers=1, waiting=places, code="overloaded", wait_s=limits.queue_s)
         self._committing = asyncio.Lock()
         self._last_seed: dict[str, str] = {}
@@ -132,6 +141,7 @@ class Service:
             self._activation,
             self._parsing,
             self._admission,
+            self._preparation,
             self._disk,
             self._runner,
         ):
@@ -202,7 +212,7 @@ class Service:
             AccessRefused, NotFound: as `model`.
         """
         model = self._authorised("read", self._authenticate(call), name, version)
-        return report_of_model(model, model.info.admission, key=call.epoch.receipt_key)
+        return report_of_model(model, key=call.epoch.receipt_key, engine=engine())
 
     async def versions(self, call: Call, *, name: str) -> tuple[int, ...]:
         """The version numbers of a model that this caller may see, oldest first.
@@ -218,12 +228,21 @@ class Service:
     # Changing
 
     async def upload(
-        self, call: Call, *, name: str, access: str, format: str | None, sha256: str | None, body: Body
+        self,
+        call: Call,
+        *,
+        name: str,
+        access: str,
+        format: str | None,
+        sha256: str | None,
+        body: Body,
+        reduction: Reduction | None = None,
     ) -> View:
         """Takes a model: a new, immutable version of `name`. `sha256` (hex) is what the caller means to send.
 
         `format` None finds it out from the bytes. `sha256` None is for callers without a key only: a key's
-        token is bound to it.
+        token is bound to it. `reduction`: the precision that is to be made of it; its part stands in the body, in
+        front of the model, and `sha256` is of both.
 
         Raises:
             AccessRefused, Conflict, LimitExceeded, Unavailable, InvalidRequest, MalformedInput,
@@ -231,15 +250,23 @@ class Service:
         """
         check_name(name, length=self.limits.name_length)
         principal = self._authenticate_change(call, sha256)
-        intent = _Intent(principal=principal, name=name, access=access, format=format, sha256=sha256)
+        intent = _Intent(
+            principal=principal, name=name, access=access, format=format, sha256=sha256, reduction=reduction
+        )
         self._authorise_upload(intent)
         caller = _caller(call, principal)
         keys = (principal.id, call.address) if principal else (call.address,)
         with (
             self._slots.hold(caller),
             self._quotas.upload(caller=caller, keys=keys, owner=intent.owner) as take,
+            self._budget.account(caller) as hold,
         ):
-            return self._view(await self._receive(intent, body, take))
+            part = reduction.part if reduction is not None else None
+            arriving = Arriving(part, most=self.limits.calibration_bytes)
+            try:
+                return self._view(await self._receive(intent, body, arriving, take, hold))
+            finally:
+                arriving.erase()
 
     async def upload_seed(self, call: Call, *, name: str, sha256: str | None, body: Body) -> View:
         """`POST /model/upload`: an upload whose format is found out; private with a key, public without.
@@ -303,8 +330,10 @@ class Service:
         body: Body,
         decode: Callable[[bytes, ModelVersion], InferRequest],
         encode: Encode,
+        precision: tuple[str, ...] = (),
     ) -> tuple[ModelVersion, bytes]:
         """Runs a model on what `decode` makes of the body; `encode` makes the answer. Both run in a thread.
+        `precision`: those that the caller takes an answer of, () for all.
 
         Raises:
             AccessRefused, NotFound, Conflict, LimitExceeded, Unavailable, InvalidRequest, MalformedInput:
@@ -315,7 +344,7 @@ class Service:
         caller = _caller(call, principal)
         with self._slots.hold(caller), self._budget.account(caller) as take:
             data = await self._collect(body, take)
-            _check_expected(model, expect_sha256)
+            _check_expected(model, expect_sha256, precision)
             answer = await self._runner.run(
                 model,
                 caller=caller,
@@ -326,11 +355,17 @@ class Service:
         return model, answer
 
     async def predict(
-        self, call: Call, *, name: str | None, body: Body, parse: Callable[[bytes], Question]
+        self,
+        call: Call,
+        *,
+        name: str | None,
+        body: Body,
+        parse: Callable[[bytes], Question],
+        precision: tuple[str, ...] = (),
     ) -> tuple[ModelVersion, bytes]:
         """`POST /model/predict`: the body itself may name the model, so it is read before access is decided.
 
-        `name` is what `?name=` says.
+        `name` is what `?name=` says; `precision` as `infer` has it.
 
         Raises:
             As `infer`.
@@ -345,6 +380,7 @@ class Service:
                 )
             name = name or question.name or self._seed_name(principal)
             model = self._authorised("run", principal, name, question.version)
+            _check_expected(model, None, precision)
             answer = await self._runner.run(
                 model,
                 caller=caller,
@@ -441,19 +477,43 @@ class Service:
             chunks.append(chunk)
         return b"".join(chunks)
 
-    async def _receive(self, intent: _Intent, body: Body, take: Callable[[int], None]) -> ModelVersion:
-        """Steps 3 to 6 of an upload: streams it into the store, proves it, commits it."""
+    async def _receive(
+        self,
+        intent: _Intent,
+        body: Body,
+        arriving: Arriving,
+        take: Callable[[int], None],
+        hold: Callable[[int], None],
+    ) -> ModelVersion:
+        """Steps 3 to 6 of an upload: streams it into the store, proves it, commits it. `take` counts to the quotas,
+        `hold` to the memory.
+        """
         upload: Upload | None = None
         turn = Turn(intent.owner, "")
+        arrival = self._arrival(self.limits.model_bytes + arriving.size)
+
+        def count(size: int) -> None:
+            arrival.take(size)
+            take(size)
+            hold(size)
+
         try:
-            async for piece in pieces(body, self._arrival(self.limits.model_bytes), take):
+            async for piece in pieces(arriving.model(body, count), arrival, take):
                 if upload is None:
                     upload, format = await self._begin(intent, piece)
-                await self._disk.run_for(turn, upload.write, piece)
+                await self._disk.run_for(turn, write, upload, arriving, piece)
             if upload is None:
                 raise InvalidRequest("expected a model, got zero bytes", code="body_empty")
-            info, canonical_sha256 = await self._admission.run_for(
-                turn, self._admit, upload, intent.sha256, format
+            lane = self._admission if intent.reduction is None else self._preparation
+            info, canonical_sha256 = await lane.run_for(
+                turn,
+                self._prove,
+                upload,
+                arriving,
+                format=format,
+                said=intent.sha256,
+                reduction=intent.reduction,
+                limits=self.limits.admission,
             )
             # One commit at a time; what may have changed since the first byte is checked again.
             async with self._committing:
@@ -484,22 +544,6 @@ class Service:
         )
         return upload, detected
 
-    # Steps 4 and 5 of an upload, in a thread
-
-    def _admit(self, upload: Upload, sha256: str | None, format: str) -> tuple[ModelInfo, str]:
-        """The model's facts and the digest of what runs, which is in the file from then on."""
-        sealed = upload.seal()
-        if sha256 is not None and not hmac.compare_digest(sealed.sha256, sha256):
-            raise Conflict(
-                f"expected a body with SHA-256 {sha256}, got {sealed.sha256}", code="upload_digest_mismatch"
-            )
-        admitted = self._admit_model(upload.read_back(), format=format, limits=self.limits.admission)
-        if not hmac.compare_digest(admitted.sha256, sealed.sha256):
-            raise Failure("another model was examined than was uploaded")
-        if admitted.canonical_sha256 != sealed.sha256:
-            upload.rewrite(admitted.onnx)
-        return admitted.info, admitted.canonical_sha256
-
     # Small things
 
     def _view(self, model: ModelVersion) -> View:
@@ -523,11 +567,12 @@ class Service:
 
 def _caller(call: Call, principal: Principal | None) -> str:
     """Whose places a request takes: the principal's, or the address's where nobody showed a key."""
-    return principal.id if principal else f"address {call.address}"
+    return principal.id if principal else f"address {network(call.address)}"
 
 
-def _check_expected(model: ModelVersion, sha256: str | None) -> None:
+def _check_expected(model: ModelVersion, sha256: str | None, precision: tuple[str, ...]) -> None:
     if sha256 is not None and not hmac.compare_digest(model.sha256, sha256):
         raise Conflict(
             f"expected a model with SHA-256 {sha256}, got {model.sha256}", code="model_digest_mismatch"
         )
+    check_accepted(model.info.precision.name, precision, model=f"{model.name}/versions/{model.version}")

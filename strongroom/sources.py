@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Final, TypeAlias
+from typing import IO, TYPE_CHECKING, Final, TypeAlias
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -28,14 +28,22 @@ from strongroom.attest.releases import is_manifest
 from strongroom.attest.verifiers import is_collateral
 from strongroom.attest.x509 import sort_documents
 from strongroom.calls import Body
-from strongroom.errors import InvalidPolicy, InvalidRequest, MalformedInput
+from strongroom.errors import InvalidPolicy, InvalidRequest, LimitExceeded, MalformedInput
+from strongroom.reduction import CALIBRATION, FP32, MAX_RANGES, RANGES, Options, Part, Reduction
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 PathLike: TypeAlias = str | os.PathLike[str]
 PolicySource: TypeAlias = PathLike | Policy
 KeySource: TypeAlias = PathLike | bytes | Ed25519PrivateKey
 EndorsementSource: TypeAlias = PathLike | bytes
 ModelSource: TypeAlias = PathLike | bytes | bytearray | memoryview | IO[bytes]
+RangesSource: TypeAlias = PathLike | bytes
+CalibrationSource: TypeAlias = PathLike | bytes | Mapping[str, "npt.ArrayLike"]
 
+MAX_CALIBRATION: Final = 1 << 30
+"""Bytes of a calibration set; servers take less (`limits.calibration_bytes`)."""
 MAX_SMALL_FILE: Final = 1 << 20
 """Bytes of a file with a policy, a key or endorsements."""
 
@@ -221,3 +229,80 @@ def _read_file(opener: Callable[[], IO[bytes]], *, start: int, close: bool) -> I
     finally:
         if close:
             file.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Less:
+    """What an upload asks to be made of its model, and the bytes that travel in front of it."""
+
+    reduction: Reduction
+    part: bytes
+
+
+def prepare_reduction(
+    precision: str | Options,
+    *,
+    calibration: CalibrationSource | None,
+    ranges: RangesSource | None,
+) -> Less | None:
+    """What the arguments of an upload ask for, with everything read; None for a model as it is ("fp32"). Blocking.
+
+    Raises:
+        InvalidRequest: nothing that can be asked for (codes `precision_unsupported`, `precision_options`), or a file
+            that cannot be read (code `upload_unreadable`).
+        LimitExceeded: more than any server takes (code `calibration_too_large`).
+    """
+    if precision == FP32:
+        if calibration is not None or ranges is not None:
+            raise InvalidRequest(
+                'calibration or ranges: precision "fp32" measures nothing, expected "int8"',
+                code="precision_options",
+            )
+        return None
+    options = precision if isinstance(precision, Options) else Options(precision=precision)
+    options.check()
+    if calibration is not None and ranges is not None:
+        raise InvalidRequest("expected calibration or ranges, got both", code="precision_options")
+    part, kind = b"", ""
+    if calibration is not None:
+        kind, part = CALIBRATION, _set_of(calibration)
+    elif ranges is not None:
+        kind, part = RANGES, _part_of(ranges, MAX_RANGES, RANGES)
+    described = None
+    if kind:
+        described = Part(kind=kind, size=len(part), sha256=hashlib.sha256(part).hexdigest())
+    reduction = Reduction(options=options, part=described)
+    reduction.check()
+    return Less(reduction, part)
+
+
+def _set_of(calibration: CalibrationSource) -> bytes:
+    if not isinstance(calibration, Mapping):
+        return _part_of(calibration, MAX_CALIBRATION, CALIBRATION)
+    import numpy as np
+
+    from strongroom.npy import encode_npz
+
+    try:
+        arrays = {name: np.asarray(array) for name, array in calibration.items()}
+    except (ValueError, TypeError) as exc:
+        raise InvalidRequest(
+            "calibration: expected an array for each input", code="precision_examples"
+        ) from exc
+    return encode_npz(arrays)
+
+
+def _part_of(source: PathLike | bytes, most: int, what: str) -> bytes:
+    if isinstance(source, bytes):
+        data = source
+    else:
+        try:
+            with Path(source).open("rb") as file:
+                data = file.read(most + 1)
+        except (OSError, TypeError, ValueError) as exc:
+            raise InvalidRequest(
+                f"{what}: expected bytes, or the path of a file that can be read", code="upload_unreadable"
+            ) from exc
+    if len(data) > most:
+        raise LimitExceeded(f"{what}: more than {most} bytes", code="calibration_too_large")
+    return data

@@ -21,7 +21,7 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 
-from strongroom import npy, oip
+from strongroom import npy, oip, oip_json
 from strongroom.calls import ModelMetadata
 from strongroom.errors import Error, InvalidRequest
 from strongroom.inference import LIMITS, MAX_RESULT, Array
@@ -209,7 +209,7 @@ def as_response(result: dict[str, Array], *, metadata: ModelMetadata) -> bytes:
     response = oip.InferResponse(
         model_name=metadata.name, model_version=metadata.version, id=None, outputs=tensors, parameters=()
     )
-    return oip.encode_response(response)
+    return oip_json.encode_response(response)
 
 
 def as_text(array: Array) -> str:

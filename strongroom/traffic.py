@@ -144,14 +144,14 @@ class Rate:
     def spend(self, key: str, count: int) -> None:
         """Counts what has already happened; the bucket may be overdrawn, and is then paid back."""
         now, level = self._clock(), self._level(key)
-        bucket = _network(key)
+        bucket = network(key)
         self._buckets.pop(bucket, None)
         self._buckets[bucket] = (level - count, now)
         if len(self._buckets) > MAX_ADDRESSES:
             self._buckets.popitem(last=False)
 
     def _level(self, key: str) -> float:
-        level, then = self._buckets.get(_network(key), (self._size, self._clock()))
+        level, then = self._buckets.get(network(key), (self._size, self._clock()))
         return min(self._size, level + max(0.0, self._clock() - then) * self._size / 60)
 
     def _refuse(self, lacking: float) -> NoReturn:
@@ -162,7 +162,7 @@ class Rate:
         )
 
 
-def _network(address: str) -> str:
+def network(address: str) -> str:
     """The address, or the /64 of an IPv6 one: whoever has one IPv6 address has 2**64 of them."""
     try:
         parsed = ipaddress.ip_address(address)

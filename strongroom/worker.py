@@ -25,7 +25,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from strongroom import frames, models, records, sandbox
+from strongroom import frames, kernel, models, records, sandbox
 from strongroom.engine import Engine, Session
 from strongroom.errors import Error, InvalidRequest, LimitExceeded
 from strongroom.models.info import ModelInfo
@@ -58,6 +58,7 @@ def template(descriptor: int) -> int:
             return 0
         del data
         gc.collect()
+        kernel.trim_heap()  # loading left several times the model in holes, which each fork would keep
         gc.freeze()
         frames.send(server, {"loaded": True})
         return _fork_workers(server, session, header)

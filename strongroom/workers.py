@@ -21,6 +21,7 @@ import logging
 import math
 import threading
 import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping
 from typing import Final, NoReturn
@@ -29,7 +30,7 @@ from strongroom.errors import Error, Failure, InvalidRequest, LimitExceeded, Una
 from strongroom.jobs import Job, Source
 from strongroom.oip import Array
 from strongroom.processes import Died, Template, Worker, WorkerLimits
-from strongroom.quarantine import Deaths
+from strongroom.quarantine import Deaths, Layout
 from strongroom.zygote import Nursery
 
 log = logging.getLogger("strongroom.workers")
@@ -57,6 +58,7 @@ class Workers:
         self._lock = threading.Lock()
         self._count = 0
         self._idle: OrderedDict[Worker, tuple[Model, Hashable]] = OrderedDict()  # least recently used first
+        self._layouts: weakref.WeakKeyDictionary[object, Layout] = weakref.WeakKeyDictionary()
 
     def load(self, source: Source) -> Model:
         """See `jobs.Host`. The template is ready when this returns; a worker is being made.
@@ -105,6 +107,11 @@ class Workers:
         """Whether there is an idle worker of this model and caller."""
         with self._lock:
             return (model, caller) in self._idle.values()
+
+    def died(self, layout: object, *, now: float) -> bool:
+        """Counts a death in what has this `zygote.Child.layout`; True where it is to be used no longer."""
+        with self._lock:
+            return self._layouts.setdefault(layout, Layout()).died(now=now)
 
     def drop(self, model: Model) -> None:
         """Ends all idle workers of a model."""
@@ -250,7 +257,7 @@ class Model:
         if self._closed:
             raise Failure("the model is closed")
         now = time.monotonic()
-        if job is not None and (wait := self._deaths.wait_s(job.caller or "", now=now)):
+        if job is not None and (wait := self._deaths.wait_s(_origin(job), now=now)):
             _refuse_now("runs of this caller ended the model's process several times", wait)
         if self._template is not None and not self._template.alive():
             self._lost(self._template)
@@ -262,8 +269,12 @@ class Model:
         with self._lock:
             if one.template is not self._template:
                 return  # it ended with its template, which others' deaths did: this caller has no part in it
-            if not one.template.alive() or self._deaths.died(job.caller or "", now=time.monotonic()):
-                self._lost(one.template)
+            if one.template.alive():
+                now = time.monotonic()
+                self._deaths.died(_origin(job), now=now)
+                if not self._workers.died(one.template.child.layout, now=now):
+                    return
+            self._lost(one.template)
 
     def _lost(self, template: Template) -> None:
         """Ends what there is, and begins to make it anew, from another zygote: a template that died has a layout that
@@ -315,6 +326,11 @@ class Model:
             self._template.close()
             self._template = None
         self._workers.drop(self)
+
+
+def _origin(job: Job) -> str:
+    """Who waits where runs like this one kill workers."""
+    return job.origin or job.caller or ""
 
 
 def _refuse_died() -> NoReturn:

@@ -1,6 +1,7 @@
 """The process that all confined processes come from: the server's side.
 
     server --executes--> zygote --forks--> examiner of one model (`admission`)
+                                --forks--> one step of making its precision (`preparation`)
                                 --forks--> template of one model (`workers`) --forks--> workers
 
 Rules
@@ -35,6 +36,7 @@ from strongroom import frames
 from strongroom.errors import Failure, Unavailable
 
 EXAMINER: Final = b"e"
+REDUCER: Final = b"r"
 TEMPLATE: Final = b"t"
 """What may be asked of it: one byte, with the socket of the process to be."""
 SPARE_S: Final = 5
@@ -207,6 +209,11 @@ class Child:
         self._nursery, self._zygote = nursery, zygote
         self.end, self.pid, self._process = end, pid, process
 
+    @property
+    def layout(self) -> object:
+        """What stands for the layout of its memory: the same for all that one zygote forked."""
+        return self._zygote
+
     def __enter__(self) -> Self:
         return self
 
@@ -276,7 +283,7 @@ class Nursery:
             return self._current.wait()
 
     def fork(self, kind: bytes) -> Child:
-        """A new process: `EXAMINER` or `TEMPLATE`. A zygote that has ended is executed again, once.
+        """A new process: `EXAMINER`, `REDUCER` or `TEMPLATE`. A zygote that has ended is executed again, once.
 
         Raises:
             Failure: the zygote does not start (code `start_refused`).

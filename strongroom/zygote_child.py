@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from strongroom import admission_child, frames, models, zygote
+from strongroom import admission_child, frames, kernel, models, preparation_child, zygote
 
 CHILDREN: Final = 256
 """Children at one time: examiners that hang, and a template for each loaded model."""
@@ -41,6 +41,7 @@ def main(control: int, *, workers: bool, alone: bool) -> int:
             return 1  # a fork would copy one thread of several, with the others' locks held
         layers = sandbox.probe()
     gc.collect()
+    kernel.trim_heap()
     gc.freeze()  # children then write to no page of what was imported
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the server's to answer
     with socket.socket(fileno=control) as server:
@@ -49,10 +50,11 @@ def main(control: int, *, workers: bool, alone: bool) -> int:
 
 
 def _alone(server: socket.socket) -> int:
-    known = server.recv(1) == zygote.EXAMINER  # b"" where the server has hung up
+    kind = server.recv(1)  # b"" where the server has hung up
+    known = kind in (zygote.EXAMINER, zygote.REDUCER)
     with contextlib.suppress(OSError):
         server.sendall((os.getpid() if known else 0).to_bytes(4, "big"))
-    return admission_child.examine(server.detach()) if known else 0
+    return _become(kind, server.detach()) if known else 0
 
 
 def _serve(server: socket.socket) -> int:
@@ -74,7 +76,11 @@ def _serve(server: socket.socket) -> int:
             _bury(list(children), children)
             return 0
         pid = 0
-        if message in (zygote.EXAMINER, zygote.TEMPLATE) and descriptors and len(children) < CHILDREN:
+        if (
+            message in (zygote.EXAMINER, zygote.REDUCER, zygote.TEMPLATE)
+            and descriptors
+            and len(children) < CHILDREN
+        ):
             pid = _fork(message, descriptors[0], [control, *children.values()])
         for descriptor in descriptors:
             os.close(descriptor)
@@ -122,6 +128,8 @@ def _fork(kind: bytes, end: int, ours: list[int]) -> int:
 def _become(kind: bytes, end: int) -> int:
     if kind == zygote.EXAMINER:
         return admission_child.examine(end)
+    if kind == zygote.REDUCER:
+        return preparation_child.prepare(end)
     from strongroom import worker
 
     return worker.template(end)

@@ -1,7 +1,7 @@
 """A server that stands for a peer: `python bench_peer.py PORT HOW`, standard library and numpy only.
 
 It doubles an `.npy` array. HOW: `good`; `wrong` (triples it); `ends`; `silent` (never ready); `fails` (500 to
-inference).
+inference); `hangs_up` (after every answer, without saying so).
 """
 
 import io
@@ -40,6 +40,7 @@ class Handler(BaseHTTPRequestHandler):
         sink = io.BytesIO()
         np.save(sink, np.load(io.BytesIO(body)) * np.float32(3 if HOW == "wrong" else 2))
         self._answer(500 if HOW == "fails" else 200, sink.getvalue())
+        self.close_connection = HOW == "hangs_up"
 
     def log_message(self, *_: object) -> None:
         """Says nothing."""

@@ -255,7 +255,7 @@ class Wire:
                 what = request.path.rpartition("/")[2]
                 body = self._tap(what, b"".join(request.body.chunks()))
                 status, data = self._running.answer(request, body)
-                return Answer(status=status, headers={}, body=self._tap(f"{what} answer", data))
+                return Answer(status=status, headers={}, data=self._tap(f"{what} answer", data))
             case Sleep():
                 return None
         raise AssertionError(command)

@@ -30,8 +30,14 @@ from strongroom.config import Config, Limits, Security
 from strongroom.engine import Engine, InProcess
 from strongroom.epochs import Epochs, Origin
 from strongroom.jobs import Host
-from strongroom.models import admit
+from strongroom.models import admit, calibration
+from strongroom.models.info import AdmissionLimits, Admitted
+from strongroom.models.precision import measure, rewrite
+from strongroom.npy import decode_npz
+from strongroom.observer import Observer
 from strongroom.platforms import PLATFORMS
+from strongroom.preparation import Prepared, check_network, prepared
+from strongroom.reduction import CALIBRATION, Reduction, encode_ranges, parse_ranges
 from strongroom.rest import Rest
 from strongroom.runner import Preloaded
 from strongroom.server import _service, _wire_limits
@@ -160,7 +166,15 @@ def plane(
         close=lambda: None,
         confirm=lambda: None,
     )
-    service = _service(settings, store, here, preloaded, admit=admit, host=host or InProcess(Engine()))
+    service = _service(
+        settings,
+        store,
+        here,
+        preloaded,
+        admit=admit,
+        prepare=prepare_here,
+        host=host or InProcess(Engine()),
+    )
     rest = Rest(
         service,
         wire=_wire_limits(settings),
@@ -172,6 +186,29 @@ def plane(
     finally:
         service.close()
         store.close()
+
+
+def prepare_here(
+    admitted: Admitted, *, asked: Reduction, part: bytes | bytearray, limits: AdmissionLimits
+) -> Prepared:
+    """`preparation.Preparer.prepare` without its processes: the same functions in the same order."""
+    check_network(admitted)
+    ranges = bytes(part)
+    if asked.part is not None and asked.part.kind == CALIBRATION:
+        arrays = decode_npz(part, limits=calibration.LIMITS)
+        examples = calibration.requests_of(admitted.info, arrays, what="the calibration set")
+        found = measure(admitted, options=asked.options, examples=examples, run=Observer(Engine(), limits))
+        ranges = encode_ranges(found, model=admitted.canonical_sha256)
+    read = parse_ranges(ranges, model=admitted.canonical_sha256) if ranges else None
+    made = rewrite(admitted, options=asked.options, ranges=read)
+    return prepared(
+        admitted,
+        admit(made.data, format="onnx", limits=limits),
+        asked=asked,
+        counts=(made.rewritten, made.left),
+        ranges=ranges,
+        limits=limits,
+    )
 
 
 def content_digest(data: bytes) -> str:

@@ -19,10 +19,16 @@ from strongroom.engine import Engine
 from strongroom.errors import Error
 from strongroom.models import admit
 from strongroom.models.info import STANDARD_LIMITS
-from strongroom.models.operators import CONTROL, LEARNERS, STANDARD
+from strongroom.models.operators import LEARNERS, STANDARD
 from strongroom.oip import bytes_array
 
 OPSET, OPSET_ML = 21, 3
+VERSIONS = {
+    "Attention": (24, OPSET_ML), "CumProd": (26, OPSET_ML), "RMSNormalization": (24, OPSET_ML),
+    "RotaryEmbedding": (24, OPSET_ML), "Scatter": (10, 2), "Swish": (24, OPSET_ML), "TreeEnsemble": (OPSET, 5),
+    "Upsample": (9, 2),
+}  # fmt: skip
+"""Operator sets (ONNX, ai.onnx.ml) of operators that are not in these."""
 FLOAT, INT, BOOL, STRING = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL, TensorProto.STRING
 KINDS = {
     "tensor(float)": FLOAT, "tensor(int64)": INT, "tensor(bool)": BOOL, "tensor(string)": STRING,
@@ -40,6 +46,30 @@ KNOWN: dict[str, tuple[list[Any], dict[str, Any]]] = {
     "ArrayFeatureExtractor": ([X2, [1, 2]], {}),
     "AveragePool": ([X4], {"kernel_shape": [2, 2]}),
     "BitShift": ([(TensorProto.UINT32, (4,)), np.ones(4, np.uint32)], {"direction": "LEFT"}),
+    "Attention": ([(FLOAT, (1, 2, 4, 4))] * 3, {}),
+    "BlackmanWindow": ([np.array(8)], {}),
+    "CategoryMapper": ([(INT, (4,))], {"cats_int64s": [0, 1], "cats_strings": ["a", "b"], "default_string": "c"}),
+    "CumProd": ([X2, np.array(0)], {}),
+    "DynamicQuantizeLinear": ([X2], {}),
+    "HammingWindow": ([np.array(8)], {}),
+    "HannWindow": ([np.array(8)], {}),
+    "If": ([(BOOL, ()), X2], {}),
+    "Loop": ([np.array(3), None, X2], {}),
+    "RMSNormalization": ([X2, ONES], {}),
+    "RotaryEmbedding": ([(FLOAT, (1, 2, 4, 4)), np.ones((4, 2), np.float32), np.ones((4, 2), np.float32),
+                         np.zeros((1, 4), np.int64)], {}),
+    "STFT": ([(FLOAT, (1, 16, 1)), np.array(4), None, np.array(8)], {}),
+    "Scan": ([X1, X2], {"num_scan_inputs": 1}),
+    "Scatter": ([X2, np.zeros((1, 4), np.int64), np.ones((1, 4), np.float32)], {}),
+    "SVMClassifier": (
+        [X2], {"classlabels_ints": [0, 1], "support_vectors": [1.0] * 4 + [2.0] * 4, "coefficients": [1.0, -1.0],
+               "vectors_per_class": [1, 1], "rho": [0.5], "kernel_type": "LINEAR", "kernel_params": [0.0] * 3}),
+    "TreeEnsemble": (
+        [X2], {"nodes_splits": np.array([0.5], np.float32), "nodes_featureids": [0],
+               "nodes_modes": np.array([0], np.uint8), "nodes_truenodeids": [0], "nodes_falsenodeids": [1],
+               "nodes_trueleafs": [1], "nodes_falseleafs": [1], "tree_roots": [0], "leaf_targetids": [0, 0],
+               "n_targets": 1, "aggregate_function": 1, "post_transform": 0,
+               "leaf_weights": np.array([1.0, 2.0], np.float32)}),
     "BatchNormalization": ([X4, ONES, ONES, ONES, ONES], {}),
     "Binarizer": ([X2], {"threshold": 0.5}),
     "CastLike": ([X2, np.ones(1, np.int32)], {}),
@@ -128,11 +158,47 @@ KNOWN: dict[str, tuple[list[Any], dict[str, Any]]] = {
     "Where": ([(BOOL, (4, 4)), X2, X2], {}),
 }  # fmt: skip
 
-TWO = {
-    "LinearClassifier": (INT, FLOAT), "SVMClassifier": (INT, FLOAT), "Split": (FLOAT, FLOAT), "TopK": (FLOAT, INT),
-    "TreeEnsembleClassifier": (INT, FLOAT),
+SEVERAL = {
+    "DynamicQuantizeLinear": (TensorProto.UINT8, FLOAT, TensorProto.UINT8), "LinearClassifier": (INT, FLOAT),
+    "Loop": (FLOAT, FLOAT), "SVMClassifier": (INT, FLOAT), "Scan": (FLOAT, FLOAT), "Split": (FLOAT, FLOAT),
+    "TopK": (FLOAT, INT), "TreeEnsembleClassifier": (INT, FLOAT),
 }  # fmt: skip
-"""Operators that make two tensors, and of which types."""
+"""Operators that make more than one tensor, and of which types."""
+
+
+def _graph(name: str, nodes: list[Any], inputs: list[Any], outputs: list[Any]) -> Any:
+    named = [helper.make_tensor_value_info(*entry) for entry in (*inputs, *outputs)]
+    return helper.make_graph(nodes, name, named[: len(inputs)], named[len(inputs) :])
+
+
+def _bodies(name: str) -> dict[str, Any]:
+    """Graphs of an operator that has some. They compute with values from outside, where that is allowed, with what
+    goes round, and with what is cut and stacked: each of them has buffers of its own.
+    """
+    if name == "If":
+        yes = helper.make_node("Mul", ["If_1", "If_1"], ["If_yes"])
+        no = helper.make_node("Neg", ["If_1"], ["If_no"])
+        return {
+            "then_branch": _graph("yes", [yes], [], [("If_yes", *X2)]),
+            "else_branch": _graph("no", [no], [], [("If_no", *X2)]),
+        }
+    if name == "Loop":
+        nodes = [
+            helper.make_node("Identity", ["Loop_go"], ["Loop_on"]),
+            helper.make_node("Add", ["Loop_in", "Loop_2"], ["Loop_sum"]),
+            helper.make_node("Mul", ["Loop_in", "Loop_in"], ["Loop_scan"]),
+        ]
+        inputs = [("Loop_i", INT, ()), ("Loop_go", BOOL, ()), ("Loop_in", *X2)]
+        outputs = [("Loop_on", BOOL, ()), ("Loop_sum", *X2), ("Loop_scan", *X2)]
+        return {"body": _graph("round", nodes, inputs, outputs)}
+    if name == "Scan":
+        nodes = [
+            helper.make_node("Add", ["Scan_state", "Scan_row"], ["Scan_sum"]),
+            helper.make_node("Mul", ["Scan_row", "Scan_row"], ["Scan_square"]),
+        ]
+        inputs, outputs = [("Scan_state", *X1), ("Scan_row", *X1)], [("Scan_sum", *X1), ("Scan_square", *X1)]
+        return {"body": _graph("row", nodes, inputs, outputs)}
+    return {}
 
 
 @dataclass(frozen=True)
@@ -145,9 +211,15 @@ class Node:
     outputs: tuple[tuple[str, int], ...]
     constants: tuple[Any, ...]
 
+    @property
+    def versions(self) -> tuple[int, int]:
+        """Its operator sets: of ONNX, of ai.onnx.ml."""
+        return VERSIONS.get(self.name, (OPSET, OPSET_ML))
+
 
 def model(*nodes: Node) -> bytes:
-    """The nodes side by side."""
+    """The nodes side by side; all of the same operator sets."""
+    ((opset, opset_ml),) = {n.versions for n in nodes}
     graph = helper.make_graph(
         [n.node for n in nodes],
         "nodes",
@@ -155,7 +227,7 @@ def model(*nodes: Node) -> bytes:
         [helper.make_tensor_value_info(name, kind, None) for n in nodes for name, kind in n.outputs],
         [c for n in nodes for c in n.constants],
     )
-    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", OPSET_ML)]
+    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("ai.onnx.ml", opset_ml)]
     return bytes(helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString())
 
 
@@ -173,6 +245,10 @@ def _node(name: str, inputs: list[Any], attributes: dict[str, Any], outputs: tup
         else:
             array = np.asarray(value, np.int64) if isinstance(value, list) else np.asarray(value)
             constants.append(numpy_helper.from_array(array, called))
+    if name == "If":
+        names = names[:1]  # the rest is what its branches take from outside
+    tensors = {k: numpy_helper.from_array(v) for k, v in attributes.items() if isinstance(v, np.ndarray)}
+    attributes = {**attributes, **tensors, **_bodies(name)}
     made = helper.make_node(
         name, names, [f"{name}_out{n}" for n in range(len(outputs))], domain=domain, **attributes
     )
@@ -187,11 +263,12 @@ def _node(name: str, inputs: list[Any], attributes: dict[str, Any], outputs: tup
 
 def _tries(name: str) -> Iterator[Node]:
     """Ways in which the operator might be admitted."""
-    domain, version = ("ai.onnx.ml", OPSET_ML) if name in LEARNERS else ("", OPSET)
-    schema = defs.get_schema(name, version, domain)
     if name in KNOWN:
         calls: Any = [KNOWN[name]]
     else:
+        opset, opset_ml = VERSIONS.get(name, (OPSET, OPSET_ML))
+        domain, version = ("ai.onnx.ml", opset_ml) if name in LEARNERS else ("", opset)
+        schema = defs.get_schema(name, version, domain)
         kinds = [
             [k for k in KINDS if k in formal.types] for formal in schema.inputs[: max(1, schema.min_input)]
         ]
@@ -201,38 +278,41 @@ def _tries(name: str) -> Iterator[Node]:
             for kind, shape in itertools.product(sorted(pool, key=list(KINDS).index), SHAPES)
         )
     for inputs, attributes in calls:
-        if name in TWO:
-            yield _node(name, inputs, attributes, TWO[name])
+        if name in SEVERAL:
+            yield _node(name, inputs, attributes, SEVERAL[name])
             continue
         for kind in KINDS.values():
             yield _node(name, inputs, attributes, (kind,))
 
 
+NOT_RUN = {"ZipMap": "admission cuts it off where it makes an output, and refuses it elsewhere"}
+"""Operators that are in admission's list and have no node here, and why."""
+
+
 @functools.cache
 def every() -> dict[str, Node | None]:
     """Operator -> a node of it that is admitted and runs, None where none was found."""
-    found: dict[str, Node | None] = {}
-    for name in sorted((STANDARD | LEARNERS) - CONTROL - {"ZipMap"}):
-        found[name] = None
+    return {name: _found(name) for name in sorted((STANDARD | LEARNERS) - NOT_RUN.keys())}
+
+
+def _found(name: str) -> Node | None:
+    for node in _tries(name):
         try:
-            tries = list(_tries(name))
-        except defs.SchemaError:
-            continue  # of another version of its operator set
-        for node in tries:
-            try:
-                admitted = admit(model(node), format="onnx", limits=STANDARD_LIMITS)
-                Engine().load(admitted).run(feed(admitted.info, np.random.default_rng(0)), outputs=())
-            except Error:
-                continue
-            found[name] = node
-            break
-    return found
+            admitted = admit(model(node), format="onnx", limits=STANDARD_LIMITS)
+            Engine().load(admitted).run(feed(admitted.info, np.random.default_rng(0)), outputs=())
+        except Error:
+            continue
+        return node
+    return None
 
 
 def packs(size: int = 40) -> list[tuple[tuple[str, ...], bytes]]:
-    """(operators, model) of nodes that are admitted, side by side."""
-    nodes = [node for node in every().values() if node is not None]
-    chunks = [nodes[at : at + size] for at in range(0, len(nodes), size)]
+    """(operators, model) of nodes that are admitted, side by side; a model has one version of each operator set."""
+    nodes = sorted((node for node in every().values() if node is not None), key=lambda node: node.versions)
+    chunks = []
+    for _, group in itertools.groupby(nodes, key=lambda node: node.versions):
+        alike = list(group)
+        chunks += [alike[at : at + size] for at in range(0, len(alike), size)]
     return [(tuple(n.name for n in chunk), model(*chunk)) for chunk in chunks]
 
 

@@ -195,6 +195,17 @@ def test_throughput_takes_servers_only(doubling: Workload, good: Server) -> None
     bare.close()
 
 
+def test_connections_that_a_server_ends_are_said(doubling: Workload) -> None:
+    """They are not opened again, so its figure would be less than it can do, in silence."""
+    result, server = new_result("hangs_up"), fake("hangs_up")
+    throughput.compare(
+        result, [doubling], [server], Plan(rounds=1, warmups=0), connections=(2,), seconds=0.05
+    )
+    (row,) = result.rows
+    assert row.detail["ended"] == 2 and row.detail["lost"] == 0  # all gone before anything was counted
+    assert any("2 of them ended in a slice" in note for note in result.notes)
+
+
 def test_overload_has_three_phases(doubling: Workload) -> None:
     """Before, meanwhile, after; with what was refused and lost, and how long health took."""
     result, server = new_result("good"), fake("good")

@@ -13,6 +13,8 @@ from click.testing import CliRunner
 from models.networks import images, layers, residual, words
 
 from strongroom.cli import main
+from strongroom.cli_quantize import _write
+from strongroom.errors import InvalidRequest
 
 MADE = ("--precision", "int8", "--out")
 
@@ -92,3 +94,27 @@ def test_refusals(
     code, text = run(files[model], *MADE, files["out"], *given)
     assert (code, shown in text) == (exit_code, True), text
     assert not Path(files["out"]).exists()
+
+
+class FullDisk(type(Path())):  # type: ignore[misc]
+    """A path on a disk that takes the name and not the bytes."""
+
+    def open(self, mode: str) -> Any:
+        """For `_write` only."""
+        assert mode == "xb"
+        self.touch(exist_ok=False)
+        return Path("/dev/full").open("wb")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_half_a_model_is_not_left(tmp_path: Path) -> None:
+    """Whoever looks there later finds nothing that looks like a model; a file that was there stays."""
+    out = FullDisk(tmp_path / "model.onnx")
+    with pytest.raises(InvalidRequest) as refused:
+        _write(out, bytes(100_000))
+    assert refused.value.code == "output_unwritable" and not out.exists()
+    there = tmp_path / "there.onnx"
+    there.write_bytes(b"mine")
+    with pytest.raises(InvalidRequest):
+        _write(there, b"new")
+    assert there.read_bytes() == b"mine"

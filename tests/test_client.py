@@ -35,7 +35,7 @@ from fake_server import (
 )
 
 import strongroom
-from strongroom import calls, flow, ratls, tokens, transport
+from strongroom import calls, flow, links, ratls, tokens, transport
 from strongroom.attest.batch import Single
 from strongroom.attest.evidence import EvidenceAnswer, boot_report_data, encode_answer, report_data
 from strongroom.attest.keyset import encode_keyset
@@ -49,6 +49,7 @@ from strongroom.errors import (
     Failure,
     InvalidPolicy,
     InvalidRequest,
+    LimitExceeded,
     MalformedInput,
     NotFound,
     Refused,
@@ -590,6 +591,165 @@ def test_an_answer_longer_than_taken_is_refused(connect: Connect, server: FakeSe
     with pytest.raises(Refused) as refusal:
         client.model("m")
     assert refusal.value.code == "answer_too_large"
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"HTTP/1.1 103 Early\r\n\r\n" * 9,
+        OK + b"A: b\r\n" * 200 + b"Content-Length: 0\r\n\r\n",
+        OK + b"X: " + b"y" * (1 << 17) + b"\r\nContent-Length: 0\r\n\r\n",
+        b"SSH-2.0-OpenSSH_9.2\r\n\r\n",
+    ],
+    ids=["interim", "fields", "bytes", "protocol"],
+)
+def test_heads_are_bounded_and_those_of_http(connect: Connect, server: FakeServer, head: bytes) -> None:
+    """Whoever answers; here the question for evidence, and then a request of a server that was verified."""
+    server.script = raw("/v1/evidence", head)
+    with pytest.raises(AttestationRefused) as refused:
+        connect(server.url)
+    assert refused.value.code == "answer_head"
+    client = connect(server.url)
+    server.script = raw("/v1/models/m", head)
+    with pytest.raises(Refused) as refusal:
+        client.model("m")
+    assert refusal.value.code == "answer_head"
+
+
+def test_bytes_behind_an_answer_are_nobodys(connect: Connect, server: FakeServer) -> None:
+    """A server that sends an answer too many: the next request gets its own, on another connection."""
+    client = connect(server.url)
+    forged = json.dumps(stored("forged")[0].info).encode()
+
+    def script(fake: FakeServer, got: Got, connection: ssl.SSLSocket) -> bool:
+        if got.path != "/v1/models/m" or fake.handshakes > 1:
+            return False
+        answer = OK + b"Content-Length: %d\r\n\r\n%s" % (len(forged), forged)
+        connection.sendall(answer + answer)
+        return True
+
+    server.script = script
+    assert client.model("m").metadata.name == "forged"
+    assert client.model("m").metadata.name == "m"
+    assert server.handshakes == 2
+
+
+def test_bytes_that_come_while_nobody_asks_are_nobodys(connect: Connect, server: FakeServer) -> None:
+    """The same, where they come later than the answer."""
+    client = connect(server.url)
+
+    def script(fake: FakeServer, got: Got, connection: ssl.SSLSocket) -> bool:
+        if got.path != "/v1/models/m" or fake.handshakes > 1:
+            return False
+        send(connection, 200, json.dumps(stored("m")[0].info).encode())
+        time.sleep(0.05)
+        connection.sendall(OK + b"Content-Length: 2\r\n\r\n{}")
+        return True
+
+    server.script = script
+    client.model("m")
+    if client.runner is None:
+        time.sleep(0.2)
+    else:
+        client.wait(asyncio.sleep(0.2))
+    assert client.model("m").metadata.name == "m"
+    assert server.handshakes == 2
+
+
+def test_a_connection_that_ended_while_idle_carries_nothing(connect: Connect, server: FakeServer) -> None:
+    """A changing call, which is never repeated, does not fail for a connection that had already ended."""
+    client = connect(server.url, key=KEY)
+    client.models()
+    server.drop_connections()
+    time.sleep(0.1)
+    if client.runner is not None:
+        client.wait(asyncio.sleep(0.1))
+    client.upload_model(ONNX, name="up")
+    assert server.paths().count("/v1/models/up") == 1 and server.handshakes == 2
+
+
+def test_connections_are_kept_and_used_again(connect: Connect, server: FakeServer) -> None:
+    """Twenty requests, one handshake; and a connection that says that it ends is not used again."""
+    client = connect(server.url)
+    model = client.model("m")
+    for number in range(20):
+        assert client.run(model, [[number, 1.0]]).tolist() == [[2.0 * number, 2.0]]
+    assert server.handshakes == 1
+    server.script = always(200, json.dumps(stored("m")[0].info).encode(), {"Connection": "close"})
+    client.model("m")
+    server.script = None
+    client.model("m")
+    assert server.handshakes == 2
+
+
+def test_a_refusal_before_the_whole_body_was_read_is_heard(connect: Connect, server: FakeServer) -> None:
+    """A server may refuse an upload by its head and close; its answer is worth more than the write that failed."""
+    client = connect(server.url, key=KEY)
+    client.models()
+
+    def read(reader: Any) -> Got | None:
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            head += reader.readline()
+        return Got("PUT", "/v1/models/up", {}, b"") if head.startswith(b"PUT") else None
+
+    def script(_: FakeServer, got: Got, connection: ssl.SSLSocket) -> bool:
+        send(connection, 413, problem(413, "upload_too_large"))
+        socket.socket.shutdown(connection, socket.SHUT_WR)
+        for _count in range(200):  # as our server does: read on for a while, so that the answer is not lost
+            if not connection.recv(1 << 16):
+                break
+        return True
+
+    server.script, server._read = script, read  # type: ignore[method-assign]
+    server.drop_connections()
+    time.sleep(0.1)
+    with pytest.raises(LimitExceeded):
+        client.upload_model(ONNX * (1 << 15), name="up")
+
+
+def test_a_large_array_goes_and_comes_whole(connect: Connect, server: FakeServer) -> None:
+    """Larger than any buffer on the way, in both directions; what comes back may be written to."""
+    client = connect(server.url)
+    x = np.random.default_rng(1).random((100_000, 2), dtype=np.float32)
+    seen: list[tuple[int, int]] = []
+    y = client.run(client.model("m"), x, progress=lambda *at: seen.append(at))
+    assert np.array_equal(y, x * 2)
+    assert y.flags.writeable and not y.flags.owndata
+    assert seen[-1] == (len(x) * 8 + 128, len(x) * 8 + 128)
+
+
+def test_more_callers_than_connections(server: FakeServer) -> None:
+    """Twenty-four threads on one endpoint: sixteen connections at most, and every caller is served."""
+    most: list[int] = []
+
+    def script(fake: FakeServer, got: Got, connection: ssl.SSLSocket) -> bool:
+        if got.path == "/v1/models/m":
+            most.append(len(fake.live))
+            time.sleep(0.02)
+        return False
+
+    with Client(server.url, policy=parse_policy(policy_text())) as client, ThreadPoolExecutor(24) as pool:
+        client.models()
+        server.script = script
+        assert [m.id for m in pool.map(client.model, ["m"] * 72)] == ["m/versions/1"] * 72
+        assert max(most) == links.MAX_CONNECTIONS
+        link = client._session._endpoints[0].link
+        assert len(link._idle) <= links.MAX_IDLE and not link._busy
+
+
+def test_what_the_callers_callback_raises_reaches_the_caller(connect: Connect, server: FakeServer) -> None:
+    """It ends that exchange, whose connection is not used again; the client goes on."""
+    client = connect(server.url)
+    model = client.model("m")
+
+    def stop(_done: int, _total: int) -> None:
+        raise KeyError("enough")
+
+    with pytest.raises(KeyError):
+        client.run(model, [[1.0, 2.0]], progress=stop)
+    assert client.run(model, [[1.0, 2.0]]).tolist() == [[2.0, 4.0]]
+    assert server.handshakes == 2
 
 
 @pytest.mark.parametrize("code", ["answer_redirect", "answer_encoded", "answer_unframed", "answer_too_large"])

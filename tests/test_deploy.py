@@ -121,6 +121,23 @@ def test_the_containerfile() -> None:
         assert (REPOSITORY / name).exists(), name
 
 
+def test_the_command_line_shuts_what_the_host_fills_and_nothing_measures() -> None:
+    """SMBIOS and fw_cfg credentials, partition tables, shells and corruption: all decided under the measurement."""
+    text = (DEPLOY / "cvm" / "build.sh").read_text()
+    (line,) = re.findall(r'^echo (".*?") \| tr ', text, re.MULTILINE | re.DOTALL)
+    words = dict(word.partition("=")[::2] for word in line.replace("\\\n", " ").replace('"', " ").split())
+    shut = {
+        "systemd.import_credentials": "no",
+        "systemd.gpt_auto": "0",
+        "systemd.swap": "0",
+        "rd.shell": "0",
+        "efi": "noruntime",
+    }
+    assert {name: words.get(name) for name in shut} == shut
+    assert words["lockdown"] == "confidentiality" and words["rd.emergency"] == "poweroff"
+    assert words["systemd.verity_root_options"] == "panic-on-corruption" and words["roothash"]
+
+
 def test_the_profile_refuses_what_is_not_needed() -> None:
     """An allow-list: what is in no rule is EPERM, and these are in none."""
     profile = json.loads(PROFILE.read_text())

@@ -206,3 +206,46 @@ def test_a_lock_that_fails_for_another_reason_is_no_lock(
 
 def _not_here(fd: int, operation: int) -> None:
     raise OSError(errno.ENOSYS, "Function not implemented")
+
+
+# Second names
+
+
+def _bring(tmp_path: Path) -> Path:
+    disk.bring(tmp_path / "source", tmp_path / "temporary", tmp_path / "target")
+    return tmp_path / "target"
+
+
+def test_a_file_gets_a_second_name(tmp_path: Path) -> None:
+    """No byte of it is copied; one that is there already stays as it is."""
+    (tmp_path / "source").write_bytes(b"sealed")
+    target = _bring(tmp_path)
+    assert target.samefile(tmp_path / "source")
+    (tmp_path / "source").unlink()
+    assert _bring(tmp_path).read_bytes() == b"sealed"
+
+
+@pytest.mark.parametrize(
+    "fault", [OSError(errno.EXDEV, "another disk"), OSError(errno.EPERM, "no links"), NotImplementedError()]
+)
+def test_what_cannot_have_a_second_name_is_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    """Another disk, a file system without links, a system whose links follow links: a whole copy of its own."""
+
+    def cannot(*_: object, **__: object) -> None:
+        raise fault
+
+    monkeypatch.setattr(os, "link", cannot)
+    data = os.urandom((1 << 20) + 7)
+    (tmp_path / "source").write_bytes(data)
+    target = _bring(tmp_path)
+    assert target.read_bytes() == data and not target.samefile(tmp_path / "source")
+    assert not (tmp_path / "temporary").exists()
+
+
+def test_a_file_that_is_not_there_is_no_reason_for_a_copy(tmp_path: Path) -> None:
+    """The caller learns of it; nothing appears."""
+    with pytest.raises(FileNotFoundError):
+        _bring(tmp_path)
+    assert list(tmp_path.iterdir()) == []

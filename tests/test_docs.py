@@ -42,7 +42,7 @@ def test_every_error_code_used_in_the_package_is_declared() -> None:
     text = "\n".join(
         p.read_text()
         for p in sorted((REPOSITORY / "strongroom").rglob("*.py"))
-        if p.name not in ("errors.py", "codes.py")
+        if p.name not in ("errors.py", "codes.py", "tree_codes.py")
     )
     tree = (REPOSITORY / "strongroom" / "errors.py").read_text()
     used = set(re.findall(r'code="([a-z0-9_]+)"', text))

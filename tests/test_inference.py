@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from fake_server import metadata
 
-from strongroom import calls, inference, npy, oip
+from strongroom import calls, inference, npy, oip, oip_json
 from strongroom.calls import Answer, ModelMetadata, TensorInfo
 from strongroom.errors import Conflict, Failure, InvalidRequest
 
@@ -142,7 +142,7 @@ def answer(body: bytes, content: str) -> Answer:
 
 
 ARRAY = np.float32([[1.0]])
-JSON_ANSWER = oip.encode_response(
+JSON_ANSWER = oip_json.encode_response(
     oip.InferResponse(
         model_name="m",
         model_version="1",

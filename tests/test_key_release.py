@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import logging
 import os
 import re
 from collections.abc import Callable
@@ -86,7 +87,7 @@ class World:
                 json.dumps({"detail": error.message, "code": error.code}).encode(),
             )
         self.kept[what] = body
-        return Answer(status=status, headers={}, body=self.tap(f"{what} answer", data))
+        return Answer(status=status, headers={}, data=self.tap(f"{what} answer", data))
 
     def answer(self, what: str, body: bytes) -> bytes:
         return self.broker.challenge() if what == "challenge" else self.broker.release(body)
@@ -139,6 +140,20 @@ def test_servers_that_the_policy_does_not_accept(tmp_path: Path) -> None:
     weak.security = replace(weak.security, anonymous_upload=True)
     for party in (server(tmp_path, NEW), server(tmp_path, root_key=stranger), weak):
         assert code_of(lambda party=party: World().ask(party)) == "key_release_refused"  # type: ignore[misc]
+
+
+def test_the_log_says_which_code_was_given_and_refused_a_key(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Name, format, measurement, and why not; no key."""
+    world = World()
+    with caplog.at_level(logging.INFO, "strongroom.keybroker"):
+        world.ask(server(tmp_path))
+        code_of(lambda: world.ask(server(tmp_path, NEW)))
+    assert [record.getMessage() for record in caplog.records] == [
+        f"released a to sim code {OLD}",
+        f"refused a to sim code {NEW}: measurement_not_accepted",
+    ]
 
 
 def test_a_configuration_that_names_another_broker_or_key(tmp_path: Path) -> None:

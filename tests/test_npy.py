@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import struct
 import sys
 import zipfile
@@ -374,3 +375,28 @@ def test_a_member_that_inflates_beyond_its_declared_size_stops_there() -> None:
     member = npy._Member("a", 8, 0, memoryview(packed), 1000)
     with pytest.raises(MalformedInput):
         npy._unpack(member)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3,), (2, 3), (1, 0, 2)])
+@pytest.mark.parametrize("fortran", [False, True])
+def test_the_usual_spelling_means_what_any_other_means(shape: tuple[int, ...], fortran: bool) -> None:
+    """numpy's own spelling has a short way through the reader; with a space more it takes the long one."""
+    array = np.asarray(np.arange(math.prod(shape), dtype="<f4").reshape(shape), order="F" if fortran else "C")
+    usual = save(array)
+    assert npy._USUAL.fullmatch(usual[10:128].decode("latin-1"))
+    other = usual.replace(b"{'descr': ", b"{'descr':  ").replace(b"   \n", b"  \n")
+    assert len(other) == len(usual) and not npy._USUAL.fullmatch(other[10:128].decode("latin-1"))
+    for data in (usual, other):
+        assert np.array_equal(npy.decode_npy(data, limits=LIMITS), array)
+
+
+@pytest.mark.parametrize(
+    "array", [np.float32([[1, 2], [3, 4]]), np.float16([1]), np.array([True]), np.int64([])]
+)
+def test_elements_are_sent_from_where_they_lie(array: Array) -> None:
+    """Two parts make the file; the second is the array's own memory where that is in C order, whatever the dtype."""
+    head, payload = npy.npy_parts(array)
+    assert head + bytes(payload) == npy.encode_npy(array)
+    assert np.shares_memory(np.frombuffer(payload, np.uint8), array) == (array.size > 0)
+    turned = npy.npy_parts(array.T)
+    assert np.array_equal(npy.decode_npy(b"".join(turned), limits=LIMITS), array.T)

@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from strongroom import oip
+from strongroom import oip, oip_json
 from strongroom.errors import Error, Failure, InvalidRequest, LimitExceeded, MalformedInput
 from strongroom.oip import (
     DATATYPES,
@@ -24,11 +24,10 @@ from strongroom.oip import (
     Tensor,
     WireLimits,
     bytes_array,
-    encode_request,
-    encode_response,
     parse_request,
     parse_response,
 )
+from strongroom.oip_json import encode_request, encode_response
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "fuzz"))
 
@@ -470,3 +469,37 @@ def test_recorded_responses_are_read_and_written_alike() -> None:
         assert forms[0] == forms[1]
         count += 1
     assert count > 5
+
+
+@pytest.mark.parametrize("count", [0, 1, *(oip_json.SLICE + n for n in (-1, 0, 1)), 2 * oip_json.SLICE + 3])
+def test_answers_that_are_written_in_slices_read_as_if_they_were_not(count: int) -> None:
+    """The same bytes as the whole document in one go, whatever the size; text with every kind of escape among it."""
+    numbers = Tensor(name="n", datatype="FP32", array=np.arange(count, dtype=np.float32) / 3)
+    words = [f'{n}"\\\n\u2028é\U0001f600'.encode() for n in range(count)]
+    texts = Tensor(name="t", datatype="BYTES", array=bytes_array(words, shape=(count, 1)))
+    scalar = Tensor(name="s", datatype="INT64", array=np.array(7))
+    response = oip.InferResponse(
+        model_name="m", model_version="1", id="i", parameters=(("a", True),), outputs=(numbers, texts, scalar)
+    )
+    assert encode_response(response) == json.dumps(
+        {
+            "model_name": "m", "model_version": "1", "id": "i", "parameters": {"a": True},
+            "outputs": [
+                {"name": "n", "datatype": "FP32", "shape": [count], "data": numbers.array.tolist()},
+                {"name": "t", "datatype": "BYTES", "shape": [count, 1], "data": [w.decode() for w in words]},
+                {"name": "s", "datatype": "INT64", "shape": [], "data": [7]},
+            ],
+        },
+        ensure_ascii=False, separators=(",", ":"),
+    ).encode()  # fmt: skip
+
+
+def test_an_answer_of_other_bytes_than_text_is_refused_in_any_slice() -> None:
+    """The last element of several slices is no UTF-8: no answer at all."""
+    array = bytes_array([b"a"] * oip_json.SLICE + [b"\xff"], shape=(oip_json.SLICE + 1,))
+    outputs = (Tensor(name="t", datatype="BYTES", array=array),)
+    with pytest.raises(InvalidRequest) as refusal:
+        encode_response(
+            oip.InferResponse(model_name="m", model_version=None, id=None, parameters=(), outputs=outputs)
+        )
+    assert refusal.value.code == "oip_bytes_not_text"

@@ -130,3 +130,9 @@ def test_the_public_api_is_typed() -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
     assert (Path(strongroom.__file__).parent / "py.typed").is_file()
+
+
+def test_a_blocking_client_waits_for_no_import_that_it_does_not_use() -> None:
+    """numpy comes with the first inference, asyncio with the first `AsyncClient`, httpx with the first fetching."""
+    code = "import sys, strongroom; strongroom.connect; strongroom.Client; strongroom.AsyncClient"
+    assert python(f"{code}; print([m for m in ('numpy', 'asyncio', 'httpx') if m in sys.modules])") == "[]\n"

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from strongroom.quarantine import CALLERS, CALM_S, DEATHS, FIRST_S, LONGEST_S, WINDOW_S, Deaths
+from strongroom.quarantine import CALLERS, CALM_S, DEATHS, FIRST_S, LONGEST_S, WINDOW_S, Deaths, Layout
 
 
-def test_no_layout_sees_more_than_three_deaths() -> None:
-    """Whoever's they are: the third within a minute asks for another."""
-    deaths = Deaths()
-    assert [deaths.died(name, now=at) for name, at in (("a", 0.0), ("b", 1.0), ("c", 2.0))] == [
-        False,
-        False,
-        True,
-    ]
-    deaths.renewed()
-    assert not deaths.died("d", now=3.0)
+def test_a_layout_is_known_after_three_deaths() -> None:
+    """Within a minute; and stays so, for what is left of it."""
+    layout = Layout()
+    assert [layout.died(now=at) for at in (0.0, 1.0, 2.0)] == [False, False, True]
+    assert layout.died(now=2.0 + 10 * WINDOW_S)
+    assert not Layout().died(now=3.0)
 
 
 def test_deaths_long_after_each_other_are_accidents() -> None:
     """A fourth that comes late counts with the last ones only."""
-    deaths = Deaths()
+    deaths, layout = Deaths(), Layout()
     for number in range(2 * DEATHS):
-        assert not deaths.died("a", now=number * WINDOW_S)
+        assert not layout.died(now=number * WINDOW_S)
+        deaths.died("a", now=number * WINDOW_S)
         assert deaths.wait_s("a", now=number * WINDOW_S + 1) == 0
 
 

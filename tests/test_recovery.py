@@ -66,10 +66,10 @@ class Running:
                 body = b"".join(request.body.chunks())
                 self.sent.append((request.path, body))
                 try:
-                    return Answer(status=200, headers={}, body=self._answer(request, body))
+                    return Answer(status=200, headers={}, data=self._answer(request, body))
                 except Error as error:
                     document = json.dumps({"detail": error.message, "code": error.code}).encode()
-                    return Answer(status=status_of(error), headers={}, body=document)
+                    return Answer(status=status_of(error), headers={}, data=document)
         raise AssertionError(command)
 
     def _answer(self, request: Request, body: bytes) -> bytes:

@@ -24,6 +24,7 @@ from strongroom import bodies, errors, problems, rest, state
 from strongroom.attest.evidence import parse_answer
 from strongroom.attest.keyset import parse_keyset
 from strongroom.errors import CODES, Error, walk
+from strongroom.jobs import engine
 from strongroom.models.info import STANDARD_BUDGET, STANDARD_LIMITS
 from strongroom.models.report import verify_report
 from strongroom.rest import Rest
@@ -366,6 +367,7 @@ def test_server_and_model_metadata(tmp_path: Path) -> None:
                 {"name": "y", "datatype": "FP32", "shape": [-1, 4]},
                 {"name": "sum", "datatype": "FP32", "shape": [-1, 1]},
             ],
+            "parameters": {"precision": "fp32", "engine": engine()},
         }
         assert get(world, "/v2/models/m/versions/2/ready", key=ALICE).json() == {"name": "m", "ready": True}
         assert code(get(world, "/v2/models/m/versions/3/ready", key=ALICE), 404) == "not_found"

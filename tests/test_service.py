@@ -20,7 +20,9 @@ from strongroom.attest import draft_policy, verify
 from strongroom.attest.batch import Single
 from strongroom.attest.evidence import NoChannel, parse_answer
 from strongroom.attest.policy import parse_policy
+from strongroom.engine import Engine, InProcess
 from strongroom.errors import Error, SealRefused
+from strongroom.jobs import Job, Source
 from strongroom.models.info import STANDARD_LIMITS
 from strongroom.oip import InferRequest, InferResponse, Tensor
 from strongroom.runner import Preloaded
@@ -90,6 +92,53 @@ def code_of(action: Any) -> str:
         else:
             action()
     return caught.value.code
+
+
+class Watched(InProcess):
+    """Models in this process, and for whom they ran."""
+
+    def __init__(self) -> None:
+        super().__init__(Engine())
+        self.jobs: list[Job] = []
+
+    def load(self, source: Source) -> Any:
+        """See `jobs.Host`."""
+        session, jobs = super().load(source), self.jobs
+
+        class Session:
+            info, memory_bytes, close = session.info, session.memory_bytes, session.close
+
+            def run(self, inputs: Any, *, outputs: tuple[str, ...], job: Job) -> Any:
+                jobs.append(job)
+                return session.run(inputs, outputs=outputs, job=job)
+
+        return Session()
+
+
+def test_a_run_is_for_a_principal_or_comes_from_a_network(tmp_path: Path) -> None:
+    """The process is the principal's, or nobody's; whose deaths it counts among is the address's, too: an IPv6 caller
+    has as many of these as it likes, but for the network's half.
+    """
+    host = Watched()
+    with plane(tmp_path, host=host) as world:
+        asyncio.run(world.put("m", linear_onnx(), format="onnx", strongroom_access="public"))
+
+        def call(address: str, key: Key | None) -> None:
+            given = world.call(key=key, address=address)
+            fixed: dict[str, Any] = {"name": "m", "version": None, "expect_sha256": None}
+            body = stream(ROW.tobytes())
+            asyncio.run(world.service.infer(given, **fixed, body=body, decode=decode, encode=encode))
+
+        for address in ("192.0.2.7", "2001:db8::1:2:3", "2001:db8::4:5:6"):
+            call(address, None)
+        call("192.0.2.7", ALICE)
+    alice = principal_id(ALICE.public_key())
+    assert [(job.caller, job.origin) for job in host.jobs] == [
+        (None, "address 192.0.2.7"),
+        (None, "address 2001:db8::"),
+        (None, "address 2001:db8::"),
+        (alice, alice),
+    ]
 
 
 # What works

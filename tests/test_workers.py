@@ -347,6 +347,51 @@ def test_three_deaths_of_one_caller(nursery: Nursery) -> None:
         assert run(other, {"x": X}).tolist() == [3.0, -4.0]  # whose template is still the former zygote's
 
 
+def test_deaths_are_counted_over_all_models_of_a_zygote(nursery: Nursery) -> None:
+    """They share its layout: the third, of a third model, has that one made anew from another zygote, and so has each
+    further death of a model that is left. Nobody waits for a single death, and a model without one goes on.
+    """
+    before = nursery.pid
+    hosts = Workers(nursery, isolation="owner", layers=FEWEST, limits=LIMITS)
+    with contextlib.ExitStack() as stack:
+        models = [hosts.load(source(DIVIDE)) for _ in range(5)]
+        for one in models:
+            stack.callback(one.close)
+        templates = [one._template for one in models]
+        for number, one in enumerate(models[:3]):
+            assert nursery.pid == before
+            with pytest.raises(InvalidRequest):
+                run(one, DEADLY, f"caller {number}")
+        wait_for(lambda: nursery.pid != before, 60)
+        wait_for(lambda: models[2]._template is not None, 60)
+        assert [one._template is t for one, t in zip(models, templates, strict=True)] == [
+            True, True, False, True, True,
+        ]  # fmt: skip
+        with pytest.raises(InvalidRequest):
+            run(models[3], DEADLY, "another")
+        wait_for(lambda: models[3]._template not in (None, templates[3]), 60)
+        with pytest.raises(InvalidRequest):
+            run(models[2], DEADLY, "another")  # whose layout is new
+        template = models[2]._template
+        assert [run(one, HARMLESS, "another").tolist() for one in models] == [[2]] * 5
+        assert models[2]._template is template and models[4]._template is templates[4]
+
+
+def test_callers_without_a_key_wait_by_their_address(nursery: Nursery) -> None:
+    """One whose data kill workers keeps no other out."""
+    with loaded(nursery, DIVIDE) as there:
+        for _ in range(3):
+            with pytest.raises(InvalidRequest):
+                run(there, DEADLY, None, origin="address 192.0.2.1")
+        with pytest.raises(Unavailable) as caught:
+            run(there, HARMLESS, None, origin="address 192.0.2.1")
+        assert caught.value.code == "model_quarantined"
+        wait_for(lambda: there._template is not None, 60)
+        assert run(there, HARMLESS, None, origin="address 192.0.2.2").tolist() == [2]
+        with pytest.raises(Unavailable):
+            run(there, HARMLESS, None, origin="address 192.0.2.1")
+
+
 def test_a_template_that_ends_is_made_anew(nursery: Nursery) -> None:
     """With its workers, which end with it."""
     with loaded(nursery, DOUBLE) as there:

@@ -30,7 +30,7 @@ def npy(array: Array) -> bytes:
 def npz(arrays: Mapping[str, Array]) -> bytes:
     """Arrays by name, not compressed."""
     sink = io.BytesIO()
-    np.savez(sink, **arrays)  # type: ignore[arg-type]  # numpy's stub takes any name for `allow_pickle`
+    np.savez(sink, allow_pickle=False, **arrays)
     return sink.getvalue()
 
 

@@ -56,7 +56,7 @@ PURPOSES: Final = {
     "httptools": "parses HTTP",
     "uvicorn": "runs the HTTP server",
     "starlette": "routes of the HTTP interface",
-    "httpx": "fetches endorsements; the client",
+    "httpx": "fetches endorsements",
     "httpcore": "of httpx",
     "h11": "of httpx's transport",
     "anyio": "of starlette and httpx",

@@ -39,6 +39,9 @@ class Slice:
     seconds: float
     statuses: Counter[int] = field(default_factory=Counter)
     """HTTP status -> answers; 0 counts connections that ended without one."""
+    ended: int = 0
+    """Connections that ended before the slice did, counted or not yet: they are not opened again, so what is answered
+    afterwards is answered on fewer."""
     latencies: list[float] = field(default_factory=list)
     """Seconds of each answer 200."""
     probes: list[float] = field(default_factory=list)
@@ -122,6 +125,8 @@ class _Run:
                 self.result.latencies.append(seconds)
 
     def lost(self) -> None:
+        if not self.ended:
+            self.result.ended += 1
         if self.counting and not self.ended:
             self.result.statuses[0] += 1
 

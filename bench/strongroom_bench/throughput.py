@@ -58,6 +58,7 @@ class Series:
             "statuses": {str(status): count for status, count in sorted(statuses.items())},
             "refused": round(sum(n for status, n in statuses.items() if status >= 400) / total, 4),
             "lost": round(statuses[0] / total, 4),
+            "ended": max((one.ended for one in self.slices), default=0),
             "p50_s": percentile(latencies, 50),
             "p99_s": percentile(latencies, 99),
             "health_p50_s": percentile(probes, 50),
@@ -126,5 +127,10 @@ def _load(
         if detail["generator_busy"] > BUSY:
             result.notes.append(
                 f"{workload.name}, {name}, {count} connections: the load generator was the limit"
+            )
+        if detail["ended"]:
+            result.notes.append(
+                f"{workload.name}, {name}, {count} connections: up to {detail['ended']} of them ended in a slice; "
+                "the figure is that of the others"
             )
     result.add(workload.name, metric, "1/s", values, connections=count, details=details)

@@ -57,10 +57,13 @@ mkfs.erofs -T "$SOURCE_DATE_EPOCH" -U "$uuid" "$out/root.erofs" "$tree" > /dev/n
 veritysetup format "$out/root.erofs" "$out/root.verity" --salt="$salt" --uuid="$uuid" |
     sed -n 's/^Root hash:[[:space:]]*//p' > "$out/roothash"
 
-# Everything after this line is measured with the kernel; nothing else decides what runs.
+# Everything after this line is measured with the kernel; nothing else decides what runs. So nothing is taken from where
+# the host can put something unmeasured: credentials in SMBIOS and fw_cfg (units, users, mounts), partitions that a table
+# on a disk of the host's asks to be mounted or swapped to, the EFI variable SystemdOptions, which is read like this line.
 echo "console=ttyS0 quiet ro panic=-1 random.trust_cpu=y random.trust_bootloader=n lockdown=confidentiality systemd.verity=yes" \
     "roothash=$(cat "$out/roothash") systemd.verity_root_data=/dev/disk/by-id/virtio-strongroom-root" \
     "systemd.verity_root_hash=/dev/disk/by-id/virtio-strongroom-hash systemd.verity_root_options=panic-on-corruption" \
-    "rootfstype=erofs rd.shell=0 rd.emergency=poweroff systemd.firstboot=off" | tr -d '\n' > "$out/cmdline"
+    "rootfstype=erofs rd.shell=0 rd.emergency=poweroff systemd.firstboot=off" \
+    "systemd.import_credentials=no systemd.gpt_auto=0 systemd.swap=0 efi=noruntime" | tr -d '\n' > "$out/cmdline"
 (cd "$out" && sha256sum vmlinuz initrd cmdline root.erofs root.verity)
 echo "root hash $(cat "$out/roothash")"

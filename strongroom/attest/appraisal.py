@@ -28,6 +28,7 @@ from strongroom.attest.requirements import (
     Roots,
 )
 from strongroom.errors import InvalidPolicy
+from strongroom.reduction import WORDS
 
 PRODUCTION = "production"
 DEVELOPMENT = "development"
@@ -72,6 +73,8 @@ class Policy:
     max_verdict_age_s: int
     security: SecurityRequirement
     requirements: tuple[Requirement, ...]
+    precision: tuple[str, ...] = WORDS
+    """Precisions of models whose answers are taken (docs/precision.md): said of a model, not of its server."""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -82,6 +85,12 @@ class Policy:
             raise _refuse(f"max_verdict_age_s: expected seconds within 1..{MAX_VERDICT_AGE}")
         if len(self.requirements) > MAX_ENTRIES:
             raise _refuse(f"expected at most {MAX_ENTRIES} entries, got {len(self.requirements)}")
+        if not self.precision:
+            raise _refuse(
+                "precision: an empty list takes no answer of any model", code="policy_accepts_nothing"
+            )
+        if not set(self.precision) <= set(WORDS) or len(set(self.precision)) != len(self.precision):
+            raise _refuse(f"precision: expected words among {', '.join(WORDS)}, each once")
         self._check_kind()
 
     def _check_kind(self) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Final
+from typing import Final, Protocol
 
 from strongroom.attest.evidence import Verdict
 from strongroom.attest.needs import Missing, Need, missing
@@ -67,6 +67,24 @@ class Fetched:
 
     documents: tuple[Document, ...]
     failures: tuple[Failure, ...]
+
+
+class Fetcher(Protocol):
+    """Where endorsements come from."""
+
+    def fetch(self, request: Fetch) -> Fetched:
+        """Returns a document or a failure for each need of `request`. Blocks for a bounded time, raises nothing that
+        a source could cause, and may be called from several threads.
+        """
+
+
+class Offline:
+    """Fetches nothing: behind a `Cache`, what it holds is all there is."""
+
+    def fetch(self, request: Fetch) -> Fetched:
+        """Fails for every need with `fetch_offline`."""
+        why = "not in the cache, or out of date there, and offline"
+        return Fetched((), tuple(Failure(need, "fetch_offline", why) for need in request.needs))
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,11 +171,13 @@ def with_reason(verdict: Verdict, reason: str) -> Verdict:
 
 __all__ = [
     "LACKING",
+    "Offline",
     "TRANSIENT",
     "Document",
     "Failure",
     "Fetch",
     "Fetched",
+    "Fetcher",
     "Gathered",
     "fitting",
     "gather",

@@ -21,6 +21,7 @@ from strongroom.attest.entries import MEMBER_MEANS as ENTRY_MEANS
 from strongroom.attest.facts import NotMigratable
 from strongroom.attest.keyset import NONE
 from strongroom.attest.requirements import Code, NotDebug, Requirement
+from strongroom.reduction import AS_UPLOADED, UNKNOWN, WORDS
 
 KIND_MEANS = {
     PRODUCTION: "hardware evidence only; the host is excluded; no debug mode",
@@ -29,6 +30,7 @@ KIND_MEANS = {
 }
 MEMBER_MEANS = {
     **ENTRY_MEANS,
+    "precision": "precisions of models whose answers are taken",
     "unsafe_accept_debug": "true lets the host read the memory",
     "unsafe_accept_migration": "true lets an agent of the host's choice take over the guest's memory",
     "sealing": "what the keys of stored models are bound to",
@@ -76,6 +78,7 @@ def lint(policy: Policy, now: datetime) -> tuple[Finding, ...]:
     if policy.kind == DEVELOPMENT:
         found.append(Finding(WARNING, "kind", "Kind development accepts what kind production would not."))
     found += _lint_times(policy, now)
+    found += _lint_precision(policy.precision)
     if not policy.requirements:
         found.append(Finding(WARNING, "entries", "No code is named: this policy refuses every server."))
     counts: dict[str, int] = {}
@@ -102,6 +105,24 @@ def _lint_times(policy: Policy, now: datetime) -> list[Finding]:
         text = f"A server's stolen key can be used for {age} s; the usual value is {USUAL_VERDICT_AGE}."
         found.append(Finding(WARNING, "max_verdict_age_s", text))
     return found
+
+
+def _lint_precision(accepted: tuple[str, ...]) -> list[Finding]:
+    """Nothing where the policy says nothing."""
+    if accepted == WORDS:
+        return []
+    text = f"Answers are taken of models whose precision is {_words(accepted)}, by what their server says of them."
+    found = [Finding(INFO, "precision", text)]
+    for word, why in _PRECISION_WEAK.items():
+        if word in accepted:
+            found.append(Finding(WARNING, "precision", f"{word} is accepted: {why}."))
+    return found
+
+
+_PRECISION_WEAK = {
+    AS_UPLOADED: "what arrived with less than 32 bits is taken, and nobody says what it was made from",
+    UNKNOWN: "models are taken that an earlier release let in, which did not look at their precision",
+}
 
 
 def _lint_entry(requirement: Requirement, member: str) -> list[Finding]:

@@ -3,9 +3,9 @@
 
 Rules of this file:
 
-1. The file says everything: members are required, unknown ones refused. Only four have a default:
-   `max_verdict_age_s`, of an hour, and `security.handover`, `security.recovery` and `security.key_release`, which
-   accept nobody where they are not there.
+1. The file says everything: members are required, unknown ones refused. Only five have a default:
+   `max_verdict_age_s`, of an hour; `security.handover`, `security.recovery` and `security.key_release`, which
+   accept nobody where they are not there; and `precision`, about which a policy need not say anything.
 2. There is no word for what a kind cannot accept: a production file that names debug mode is refused as it is
    read.
 3. What `render_policy` writes, `parse_policy` reads back as the same policy.
@@ -65,6 +65,7 @@ from strongroom.attest.requirements import (
     Rule,
 )
 from strongroom.errors import InvalidPolicy
+from strongroom.reduction import WORDS
 
 MAX_POLICY = 64 * 1024
 """Characters of a policy file."""
@@ -95,7 +96,9 @@ def parse_policy(text: str) -> Policy:
         raise InvalidPolicy("policy: not TOML") from None  # the foreign message quotes the file
     if not top:
         _refuse("the file is empty, and an empty policy accepts nothing", code="policy_empty")
-    read = _Table(top, ("kind", "expires", "security"), ("max_verdict_age_s", *_FORMATS), where="")
+    read = _Table(
+        top, ("kind", "expires", "security"), ("max_verdict_age_s", "precision", *_FORMATS), where=""
+    )
     kind = read.string("kind")
     if kind == UNSAFE_ANY_MEASUREMENT:
         refuse_any_measurement()
@@ -107,6 +110,7 @@ def parse_policy(text: str) -> Policy:
         max_verdict_age_s=read.integer("max_verdict_age_s")
         if "max_verdict_age_s" in top
         else USUAL_VERDICT_AGE,
+        precision=read.strings("precision") if "precision" in top else WORDS,
         security=_parse_security(read.table("security")),
         requirements=tuple(
             _parse_entry(name, entry, kind=kind)
@@ -426,6 +430,8 @@ def render_policy(policy: Policy, *, heading: str) -> str:
     lines += ["# after this moment the policy refuses everything", f"expires = {policy.expires.isoformat()}"]
     lines += ["# seconds for which one verification is relied on"]
     lines += [f"max_verdict_age_s = {policy.max_verdict_age_s}"]
+    if policy.precision != WORDS:
+        lines += [f"# {MEMBER_MEANS['precision']}", f"precision = {_toml(policy.precision)}"]
     for requirement in policy.requirements:
         lines += ["", f"[[{requirement.format}]]"]
         for name, value in _entry_members(requirement, policy.kind).items():

@@ -48,7 +48,7 @@ def admit(data: bytes | bytearray | memoryview, *, format: str, limits: Admissio
     # onnxruntime tells its own format by four bytes at offset 4; what was written here must not look like it.
     if formats.detect(onnx[: formats.HEAD_BYTES]) != "onnx":
         raise AdmissionRefused("the model cannot be written so that it reads as ONNX", code="onnx_malformed")
-    _check_metadata(info, limits)
+    check_metadata(info, limits)
     return Admitted(
         info=info,
         onnx=onnx,
@@ -97,8 +97,12 @@ MAX_ONNX: Final = 2 << 30
 """Bytes of a protobuf message; a forest in ONNX is larger than the file it came in."""
 
 
-def _check_metadata(info: ModelInfo, limits: AdmissionLimits) -> None:
-    """Names and notes of one model burden everybody: the record is rewritten whole at each change (§5.4)."""
+def check_metadata(info: ModelInfo, limits: AdmissionLimits) -> None:
+    """Names and notes of one model burden everybody: the record is rewritten whole at each change (§5.4).
+
+    Raises:
+        LimitExceeded: they are larger than `limits.metadata_bytes` (code `model_metadata_too_large`).
+    """
     size = len(json.dumps(info.to_json(), separators=(",", ":")))
     if size > limits.metadata_bytes:
         raise LimitExceeded(
@@ -122,4 +126,4 @@ def _convert(
     onnx, info = to_onnx(parse_xgboost(data, format=format, limits=limits))
     # What is written here passes the same checks as a stranger's file, and has the same kind of bounds.
     _, seen = parse_onnx(onnx, limits=replace(limits, model_bytes=MAX_ONNX, tensor_bytes=MAX_ONNX))
-    return onnx, replace(info, admission=seen.admission)
+    return onnx, replace(info, admission=seen.admission, precision=seen.precision)

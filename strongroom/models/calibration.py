@@ -115,19 +115,18 @@ def ranges_of(
     for values in _values(model, names, requests, run):
         for name, array in values.items():
             if array.size:
-                low[name] = min(low[name], float(array.min()))
-                high[name] = max(high[name], float(array.max()))
-    if not all(abs(end) <= MAX_RANGE / 2 for end in (*low.values(), *high.values())):
-        raise InvalidRequest(
-            f"expected values up to {MAX_RANGE / 2:g} inside of the network, got others, or NaN, for some example",
-            code="precision_examples",
-        )
+                least, most = float(array.min()), float(array.max())
+                _check_ends(least, most)  # here, for `min` and `max` below would pass a NaN over
+                low[name], high[name] = min(low[name], least), max(high[name], most)
+    _check_ends(*low.values(), *high.values())  # infinite still where no example has an element
     if method == "minmax":
         return {name: (scales.widened(low[name]), scales.widened(high[name])) for name in names}
     counts = {name: np.zeros(BINS, np.int64) for name in names}
     for values in _values(model, names, requests, run):
         for name, array in values.items():
-            counts[name] += np.histogram(array, bins=BINS, range=_spread(low[name], high[name]))[0]
+            # In 64 bits: the edges of a narrow range are not 2048 different numbers of 32.
+            wide = array.astype(np.float64)
+            counts[name] += np.histogram(wide, bins=BINS, range=_spread(low[name], high[name]))[0]
     cut = {name: _cut(counts[name], *_spread(low[name], high[name])) for name in names}
     return {name: (scales.widened(least), scales.widened(most)) for name, (least, most) in cut.items()}
 
@@ -142,8 +141,17 @@ def _values(
         yield {**{name: request[name] for name in inputs}, **values}
 
 
+def _check_ends(*ends: float) -> None:
+    if not all(abs(end) <= MAX_RANGE / 2 for end in ends):
+        raise InvalidRequest(
+            f"expected values up to {MAX_RANGE / 2:g} inside of the network, got others, or NaN, for some example",
+            code="precision_examples",
+        )
+
+
 def _spread(low: float, high: float) -> tuple[float, float]:
-    return (low, high) if high > low else (low - 0.5, low + 0.5)
+    pad = max(0.5, abs(low) * 2.0**-20)  # beside a large number a half is nothing
+    return (low, high) if high > low else (low - pad, low + pad)
 
 
 def _cut(counts: Array, low: float, high: float) -> tuple[float, float]:

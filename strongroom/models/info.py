@@ -16,6 +16,7 @@ from typing import Any, Final, TypeVar
 
 from strongroom.errors import Failure, MalformedInput, check_member
 from strongroom.oip import DATATYPES
+from strongroom.reduction import NOT_LOOKED_AT, Precision
 
 FORMATS: Final = ("onnx", "xgboost-json", "xgboost-ubj")
 """Formats a model may be uploaded in, as `strongroom.formats.detect` names them."""
@@ -241,9 +242,11 @@ class ModelInfo:
     notes: tuple[tuple[str, NoteValue], ...]
     rules: InputRules
     admission: Admission
+    precision: Precision = NOT_LOOKED_AT
 
     def to_json(self) -> dict[str, Any]:
         """The JSON object form; `ModelInfo.from_json(info.to_json()) == info`."""
+        looked = self.precision != NOT_LOOKED_AT
         return {
             "format": self.format,
             "inputs": [spec.to_json() for spec in self.inputs],
@@ -253,6 +256,7 @@ class ModelInfo:
             "notes": {name: list(value) if isinstance(value, tuple) else value for name, value in self.notes},
             "rules": self.rules.to_json(),
             "admission": self.admission.to_json(),
+            **({"precision": self.precision.to_json()} if looked else {}),
         }
 
     @classmethod
@@ -273,7 +277,9 @@ class ModelInfo:
             "rules",
             "admission",
         )
-        members = _members(value, names)
+        # Records of releases that did not look have no such member; written again they have none, either.
+        looked = isinstance(value, dict) and "precision" in value
+        members = _members(value, (*names, "precision") if looked else names)
         _check(members["format"] in FORMATS, "format is not one of " + ", ".join(FORMATS))
         inputs = tuple(TensorSpec.from_json(entry) for entry in _list(members["inputs"], "inputs"))
         outputs = tuple(TensorSpec.from_json(entry) for entry in _list(members["outputs"], "outputs"))
@@ -294,6 +300,7 @@ class ModelInfo:
             notes=tuple((_of(str, name, "notes"), _note(entry)) for name, entry in notes.items()),
             rules=InputRules.from_json(members["rules"]),
             admission=Admission.from_json(members["admission"]),
+            precision=Precision.from_json(members["precision"]) if looked else NOT_LOOKED_AT,
         )
 
 

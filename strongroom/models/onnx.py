@@ -34,6 +34,7 @@ from strongroom.models import operators
 from strongroom.models.bounds import examine
 from strongroom.models.info import ONNX_RULES, AdmissionLimits, ModelInfo
 from strongroom.models.interface import cut_zipmaps, describe, notes_of, strip
+from strongroom.models.narrow import narrow_parts
 from strongroom.models.plan import decoded
 from strongroom.models.tensors import check_tensor
 from strongroom.models.values import TRAPS
@@ -47,6 +48,7 @@ from strongroom.models.wire import (
     read_model,
     written,
 )
+from strongroom.reduction import as_found
 
 MAX_NESTING: Final = 16
 """Graphs within graphs and calls within functions; exporters nest three or four deep, protobuf allows 30."""
@@ -137,6 +139,7 @@ def _admit(model: Any, limits: AdmissionLimits) -> tuple[ModelInfo, tuple[bytear
         notes=notes,
         rules=ONNX_RULES,
         admission=admission,
+        precision=as_found(narrow_parts(model)),
     )
     return info, written(model)  # only what runs
 

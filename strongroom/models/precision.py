@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
 import onnx
 
 from strongroom import models
@@ -26,40 +27,22 @@ from strongroom.errors import AdmissionRefused, InvalidRequest
 from strongroom.models import calibration, dynamic, halves, opset, static, tables
 from strongroom.models.calibration import Request, Run
 from strongroom.models.info import AdmissionLimits, Admitted
+from strongroom.models.narrow import EIGHT_BITS
 from strongroom.models.rewrite import FLOAT, Graph, names_of, operators
 from strongroom.models.simplify import simplify
 from strongroom.models.wire import imports_of, written
+from strongroom.reduction import Options as Options
 
-PRECISIONS: Final = ("int8", "fp16")
-METHODS: Final = ("minmax", "percentile")
 MIN_OPSET: Final = {"fp16": 9, "dynamic": 11, "static": opset.LOWEST}
 """The first operator sets of ai.onnx that have what is written."""
-_EIGHT_BITS: Final = frozenset({
-    "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "QLinearConv",
-    "QLinearMatMul",
-})  # fmt: skip
 _PRODUCTS: Final = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "GRU", "RNN", "Einsum"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """What a model's owner chooses."""
+class Rewritten:
+    """A model in less precision, as it was written here: to be admitted."""
 
-    precision: str
-    """One of `PRECISIONS`."""
-    method: str = "minmax"
-    """How ranges are taken of examples, one of `METHODS`."""
-    per_channel: bool = True
-    """One scale for each output channel or column of weights; else one for the whole tensor."""
-    exclude: tuple[str, ...] = ()
-    """Nodes that stay as they are, by their name or that of a value that they make."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reduced:
-    """A model in less precision."""
-
-    admitted: Admitted
+    data: bytes
     form: str
     """`dynamic`, `static` or `fp16`."""
     rewritten: tuple[tuple[str, int], ...]
@@ -68,6 +51,17 @@ class Reduced:
     """Operator -> products with weights that stay in floating point, inner graphs included; sorted."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reduced:
+    """A model in less precision; `form`, `rewritten` and `left` as `Rewritten` has them."""
+
+    admitted: Admitted
+    form: str
+    rewritten: tuple[tuple[str, int], ...]
+    left: tuple[tuple[str, int], ...]
+
+
+@np.errstate(all="ignore")  # strangers' weights: what comes of them is looked at, numpy need not say it
 def measure(
     admitted: Admitted, *, options: Options, examples: Sequence[Request], run: Run
 ) -> dict[str, tuple[float, float]]:
@@ -97,15 +91,34 @@ def reduce_precision(
 ) -> Reduced:
     """The model in `options.precision`, admitted.
 
+    Raises:
+        As `rewrite`, and as `models.admit`.
+    """
+    made = rewrite(admitted, options=options, ranges=ranges)
+    return Reduced(
+        admitted=models.admit(made.data, format="onnx", limits=limits),
+        form=made.form,
+        rewritten=made.rewritten,
+        left=made.left,
+    )
+
+
+@np.errstate(all="ignore")
+def rewrite(
+    admitted: Admitted, *, options: Options, ranges: Mapping[str, tuple[float, float]] | None
+) -> Rewritten:
+    """The model in `options.precision`.
+
     `ranges`: with `int8` they decide the form: `static`, for convolutions and matrices, between what `measure`
     found; with None `dynamic`, for matrices alone.
 
     Raises:
-        InvalidRequest: options that are none, or name a node that is not there (code `precision_options`);
-            ranges that are not those of this model's values (code `precision_ranges`).
+        InvalidRequest: options that are none, or name a node that is not there (codes `precision_unsupported`,
+            `precision_options`); ranges that are not those of this model's values (code `precision_ranges`).
         AdmissionRefused: nothing to rewrite, in eight bits already, or of an operator set that has not what is
-            needed (codes `precision_nothing`, `precision_twice`, `precision_opset`); or as `models.admit`.
-        LimitExceeded: as `models.admit`.
+            needed (codes `precision_nothing`, `precision_twice`, `precision_opset`), or numbers that have no scale
+            (`precision_scale`).
+        LimitExceeded: new constants take too many bytes (code `precision_size`).
     """
     form = "fp16" if options.precision == "fp16" else "dynamic" if ranges is None else "static"
     graph, kept, made_plan = _planned(admitted, form, options)
@@ -122,11 +135,10 @@ def reduce_precision(
         rewritten = (*rewritten, *tables.rewrite(graph, kept=kept))
     if not rewritten:
         raise AdmissionRefused(f"the model has nothing that {form} can be made of", code="precision_nothing")
-    data = _bytes(graph.finish())
     done = Counter(made.op_type for made in rewritten)
     left = {name: count - done[name] for name, count in products.items() if count > done[name]}
-    return Reduced(
-        admitted=models.admit(data, format="onnx", limits=limits),
+    return Rewritten(
+        data=_bytes(graph.finish()),
         form=form,
         rewritten=tuple(sorted(done.items())),
         left=tuple(sorted(left.items())) if form != "fp16" else (),
@@ -135,11 +147,7 @@ def reduce_precision(
 
 def _planned(admitted: Admitted, form: str, options: Options) -> tuple[Graph, frozenset[str], static.Plan]:
     """The graph, ready to be rewritten; the values whose nodes stay; with the static form, the plan."""
-    if options.precision not in PRECISIONS or options.method not in METHODS:
-        raise InvalidRequest(
-            f"expected a precision among {', '.join(PRECISIONS)} and a method among {', '.join(METHODS)}",
-            code="precision_options",
-        )
+    options.check()
     model = onnx.ModelProto.FromString(admitted.onnx)
     _check(model, form)
     graph = Graph(model)
@@ -167,7 +175,7 @@ def _check_ranges(names: Sequence[str], ranges: Mapping[str, tuple[float, float]
 
 
 def _check(model: Any, form: str) -> None:
-    if _EIGHT_BITS & set(operators(model.graph)):
+    if EIGHT_BITS & set(operators(model.graph)):
         raise AdmissionRefused("the model computes with eight bits already", code="precision_twice")
     version = imports_of(model.opset_import).get("")
     if version is None:

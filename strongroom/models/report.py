@@ -8,7 +8,6 @@ same report without a server, unsigned.
 from __future__ import annotations
 
 import base64
-import hashlib
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -19,7 +18,8 @@ from cryptography.hazmat.primitives.serialization import load_der_public_key
 from strongroom.attest.keyset import Keyset
 from strongroom.attest.strict import Members, canonical, parse_object
 from strongroom.errors import AttestationRefused, Error, MalformedInput
-from strongroom.models.info import FORMATS, LEVELS, Admission, Admitted
+from strongroom.models.info import FORMATS, LEVELS, Admission, Admitted, ModelInfo
+from strongroom.reduction import NOT_LOOKED_AT, Precision
 
 REPORT_TYPE: Final = "strongroom-admission-report/1"
 MAX_REPORT: Final = 256 << 10
@@ -94,10 +94,15 @@ class Report:
     rules: tuple[tuple[str, str], ...]
     """(rule, result): `passed`, `refused`, `not_decided`, or `not_applicable` to this format."""
     admission: Admission | None
+    precision: Precision
+    """`reduction.NOT_LOOKED_AT` where nothing is known: not admitted, or by a release that did not look."""
+    engine: str
+    """What would run it, `onnxruntime/VERSION`; "" where nobody would."""
 
     def encode(self) -> bytes:
         """The report as canonical JSON."""
         bounds = None if self.admission is None else self.admission.to_json()
+        precision = None if self.precision == NOT_LOOKED_AT else self.precision.to_json()
         return canonical(
             {
                 "type": REPORT_TYPE,
@@ -111,22 +116,36 @@ class Report:
                 "message": self.message,
                 "rules": [{"rule": rule, "result": result} for rule, result in self.rules],
                 "bounds": bounds,
+                "precision": precision,
+                "engine": self.engine,
             }
         )
 
 
-def report_of(admitted: Admitted, *, size: int) -> Report:
-    """The report about an admitted model; `size`: bytes as uploaded."""
+def report_of(admitted: Admitted, *, size: int, engine: str) -> Report:
+    """The report about an admitted model; `size`: bytes as uploaded, `engine`: what would run it."""
+    info = admitted.info
     return _made(
-        admitted.info.admission,
-        format=admitted.info.format,
+        info.admission,
+        info.precision,
+        engine=engine,
+        format=info.format,
         size=size,
         sha256=admitted.sha256,
         canonical_sha256=admitted.canonical_sha256,
     )
 
 
-def _made(admission: Admission, *, format: str, size: int, sha256: str, canonical_sha256: str) -> Report:
+def _made(
+    admission: Admission,
+    precision: Precision,
+    *,
+    engine: str,
+    format: str,
+    size: int,
+    sha256: str,
+    canonical_sha256: str,
+) -> Report:
     return Report(
         verdict="admitted",
         level=admission.level,
@@ -138,11 +157,13 @@ def _made(admission: Admission, *, format: str, size: int, sha256: str, canonica
         message="",
         rules=tuple((r.number, "passed" if format in r.formats else "not_applicable") for r in RULES),
         admission=admission,
+        precision=precision,
+        engine=engine,
     )
 
 
-def report_of_refusal(error: Error, *, data: bytes | bytearray, format: str, level: str) -> Report:
-    """The report about a model that was refused with `error`."""
+def report_of_refusal(error: Error, *, size: int, sha256: str, format: str, level: str) -> Report:
+    """The report about a model of `size` bytes with this SHA-256 (hex) that was refused with `error`."""
     place = next(
         (n for n, rule in enumerate(RULES) if any(_fits(error.code, code) for code in rule.codes)), None
     )
@@ -164,13 +185,15 @@ def report_of_refusal(error: Error, *, data: bytes | bytearray, format: str, lev
         verdict="unreadable" if unreadable else "refused",
         level=level,
         format=format,
-        size=len(data),
-        sha256=hashlib.sha256(data).hexdigest(),
+        size=size,
+        sha256=sha256,
         canonical_sha256="",
         code=error.code,
         message=error.message,
         rules=tuple(results),
         admission=None,
+        precision=NOT_LOOKED_AT,
+        engine="",
     )
 
 
@@ -210,11 +233,17 @@ class Model(Protocol):
     def canonical_sha256(self) -> str:
         """Of what runs, hex."""
 
+    @property
+    def info(self) -> ModelInfo:
+        """What admission found."""
 
-def report_of_model(model: Model, admission: Admission, *, key: Ed25519PrivateKey) -> bytes:
-    """The signed report about an admitted model, from what a store's record keeps of it."""
+
+def report_of_model(model: Model, *, key: Ed25519PrivateKey, engine: str) -> bytes:
+    """The signed report about an admitted model, from what a store's record keeps of it; `engine`: what runs it."""
     report = _made(
-        admission,
+        model.info.admission,
+        model.info.precision,
+        engine=engine,
         format=model.format,
         size=model.size,
         sha256=model.sha256,
@@ -257,17 +286,18 @@ def parse_report(data: bytes) -> Report:
     code = "report_malformed"
     names = (
         "type", "verdict", "level", "format", "size", "sha256", "canonical_sha256", "code", "message", "rules",
-        "bounds",
+        "bounds", "precision", "engine",
     )  # fmt: skip
     members = parse_object(data, limit=MAX_REPORT, what="admission report", code=code)
     read = Members(members, names, what="admission report", code=code)
     if read.text("type", r"[ -~]{1,64}") != REPORT_TYPE:
         read.refuse(f"type: expected {REPORT_TYPE}")
-    bounds = members["bounds"]
+    bounds, said = members["bounds"], members["precision"]
     try:
         admission = None if bounds is None else Admission.from_json(bounds)
+        precision = NOT_LOOKED_AT if said is None else Precision.from_json(said)
     except MalformedInput:
-        read.refuse("bounds: expected what admission found")
+        read.refuse("bounds, precision: expected what admission found")
     report = Report(
         verdict=read.text("verdict", "|".join(VERDICTS)),
         level=read.text("level", "|".join(LEVELS)),
@@ -279,6 +309,8 @@ def parse_report(data: bytes) -> Report:
         message=read.text("message", r"[^\x00-\x1f]{0,1000}"),
         rules=_results(read.array("rules", len(RULES) * 4)),
         admission=admission,
+        precision=precision,
+        engine=read.text("engine", r"[ -~]{0,64}"),
     )
     if (report.verdict == "admitted") != (admission is not None) or report.encode() != data:
         read.refuse("not in canonical form, or verdict and bounds disagree")

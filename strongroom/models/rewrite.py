@@ -7,6 +7,8 @@ Rules
     twice is the same bytes.
   - Arrays are computed in float64 or float32, element by element or by maxima, which are exact on every machine;
     no sum is taken, whose order a machine could choose.
+  - What is made of constants has at most `GROWTH` times the model's bytes: a node of some bytes can ask for a copy of a
+    constant of any size, and there can be a hundred thousand of them.
 """
 
 from __future__ import annotations
@@ -19,8 +21,14 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
+from strongroom.errors import AdmissionRefused, LimitExceeded
+
 FLOAT: Final = onnx.TensorProto.FLOAT
 Array = npt.NDArray[Any]
+GROWTH: Final = 4
+"""How many times the model's bytes new constants may have in all: transposed, with what normalises them, rounded."""
+SPARE: Final = 1 << 20
+"""Bytes of new constants that any model may have."""
 
 
 class Graph:
@@ -43,6 +51,7 @@ class Graph:
         self.outputs = tuple(value.name for value in model.graph.output)
         self._names = set(_names(model.graph))
         self._number = 0
+        self._room = GROWTH * model.ByteSize() + SPARE
         self.refresh()
 
     def refresh(self) -> None:
@@ -76,8 +85,31 @@ class Graph:
             return None
         return np.asarray(numpy_helper.to_array(tensor))
 
+    def take_room(self, size: int) -> None:
+        """Counts `size` bytes of a new constant.
+
+        Raises:
+            LimitExceeded: with them new constants have more than they may (code `precision_size`).
+        """
+        self._room -= size
+        if self._room < 0:
+            raise LimitExceeded(
+                f"new constants would have more than {GROWTH} times the model's bytes", code="precision_size"
+            )
+
     def add(self, what: str, array: Array) -> str:
-        """A new constant; its name."""
+        """A new constant; its name.
+
+        Raises:
+            LimitExceeded: as `take_room`.
+            AdmissionRefused: it is not finite: a scale of weights or ranges that have none (code `precision_scale`).
+        """
+        self.take_room(array.nbytes)
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise AdmissionRefused(
+                "weights, a bias or a range of the model are too large for a scale of eight bits; exclude their nodes",
+                code="precision_scale",
+            )
         name = self.fresh(what)
         self.constants[name] = numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name)
         return name

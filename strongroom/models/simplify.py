@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from onnx import helper, numpy_helper
 
-from strongroom.models.rewrite import Array, Graph, attribute, standard
+from strongroom.models.rewrite import FLOAT, Array, Graph, attribute, standard
 
 
 def simplify(graph: Graph, *, kept: Container[str]) -> None:
@@ -25,7 +25,10 @@ def simplify(graph: Graph, *, kept: Container[str]) -> None:
 def _fold_constants(graph: Graph, kept: Container[str]) -> None:
     """Constant, Identity and Transpose of constants become constants; Identity elsewhere is read through."""
     nodes: list[Any] = []
-    same: dict[str, str] = {}  # what an Identity makes -> what it takes
+    same: dict[
+        str, str
+    ] = {}  # what an Identity makes -> what it takes; what is transposed again -> what was first
+    first: dict[tuple[Any, ...], str] = {}  # how a constant is transposed -> the first that is so
     for made in graph.nodes:
         for position, name in enumerate(made.input):
             if name in same and made.output[0] not in kept:
@@ -33,12 +36,15 @@ def _fold_constants(graph: Graph, kept: Container[str]) -> None:
         name = made.output[0] if made.output else ""
         tensor = None
         if standard(made) and name not in kept and name not in graph.exposed:
-            if made.op_type == "Identity":
-                same[name] = made.input[0]
+            how = _transposition(graph, made)
+            if made.op_type == "Identity" or how in first:
+                same[name] = made.input[0] if how is None else first[how]
                 if not any(other.output and other.output[0] in kept for other in graph.readers.get(name, ())):
                     continue
             else:
                 tensor = _constant(graph, made)
+                if how is not None:
+                    first[how] = name
         if tensor is None:
             nodes.append(made)
         else:
@@ -46,6 +52,14 @@ def _fold_constants(graph: Graph, kept: Container[str]) -> None:
             graph.constants[name] = tensor
     graph.nodes = nodes
     graph.refresh()
+
+
+def _transposition(graph: Graph, made: Any) -> tuple[Any, ...] | None:
+    """Which constant a node transposes, and how; None where it does not. Shared weights are transposed once."""
+    tensor = graph.constants.get(made.input[0]) if made.op_type == "Transpose" else None
+    if tensor is None or tensor.data_type != FLOAT:
+        return None
+    return made.input[0], *attribute(made, "perm", ())
 
 
 def _constant(graph: Graph, made: Any) -> Any | None:
@@ -63,6 +77,7 @@ def _constant(graph: Graph, made: Any) -> Any | None:
     if made.op_type == "Transpose":
         array = graph.constant(made.input[0])
         if array is not None:
+            graph.take_room(array.nbytes)
             order = attribute(made, "perm", tuple(reversed(range(array.ndim))))
             return numpy_helper.from_array(np.ascontiguousarray(np.transpose(array, order)))
     return None

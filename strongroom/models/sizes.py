@@ -280,8 +280,9 @@ class Sizes:
         return min(known, self.caps[dims]) if dims in self.caps else known
 
     def _count_of(self, dims: tuple[Size, ...]) -> Number:
-        if all(not isinstance(size, Expr) for size in dims):
-            return max(0, math.prod(dims))  # type: ignore[arg-type]  # numbers, as the line above says
+        numbers = [size for size in dims if not isinstance(size, Expr)]
+        if len(numbers) == len(dims):
+            return max(0, math.prod(numbers))
         number: Number = 1
         for size in dims:
             number = _times(number, max(0, upper(size)))

@@ -74,7 +74,8 @@ class Value:
 
 def fixed(dims: Dims) -> tuple[int, ...] | None:
     """The dimensions as numbers, or None where one is not known."""
-    return None if any(isinstance(size, Expr) for size in dims) else tuple(int(d) for d in dims)  # type: ignore[arg-type]  # no Expr
+    numbers = tuple(int(size) for size in dims if not isinstance(size, Expr))
+    return numbers if len(numbers) == len(dims) else None
 
 
 def refuse(message: str, code: str = "onnx_shape") -> NoReturn:
@@ -154,9 +155,10 @@ class Op:
     def numbers(self, position: int) -> list[int] | None:
         """The same where each of them is a whole number."""
         found = self.known(position)
-        if found is None or any(isinstance(size, Expr) for size in found):
+        if found is None:
             return None
-        return [int(size) for size in found]  # type: ignore[arg-type]  # no Expr among them
+        numbers = [int(size) for size in found if not isinstance(size, Expr)]
+        return numbers if len(numbers) == len(found) else None
 
     def kind(self, output: int = 0) -> int:
         """Element type of an output."""

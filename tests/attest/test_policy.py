@@ -34,6 +34,7 @@ from strongroom.attest.requirements import (
     Root,
 )
 from strongroom.errors import CODES, AttestationRefused, InvalidPolicy
+from strongroom.reduction import WORDS
 
 ROOT = "ab" * 32
 ENTRY = f"""
@@ -458,3 +459,47 @@ def test_nobody_else_is_accepted_who_is_not_named() -> None:
     assert (read.handover, read.recovery) == (("none",), ("none",))
     for name in NAMED_POLICIES:
         assert named_policy(name).security.handover == named_policy(name).security.recovery == ("none",)
+
+
+# Precisions of models
+
+
+def with_precision(value: str) -> str:
+    """A policy that says something about precisions."""
+    return PRODUCTION.replace("kind =", f"precision = {value}\nkind =", 1)
+
+
+def test_a_policy_need_not_say_anything_about_precisions() -> None:
+    """Then it takes all, says nothing about them, and is written again without the member."""
+    policy = parse_policy(PRODUCTION)
+    assert policy.precision == WORDS
+    assert "precision" not in render_policy(policy, heading="x")
+    assert not [found for found in lint(policy, NOW) if found.member == "precision"]
+
+
+def test_accepted_precisions_are_read_explained_and_written() -> None:
+    """In the file's order; what nobody vouches for is a warning."""
+    policy = parse_policy(with_precision('["fp32", "as-uploaded"]'))
+    assert policy.precision == ("fp32", "as-uploaded")
+    assert parse_policy(render_policy(policy, heading="x")) == policy
+    said = [found for found in lint(policy, NOW) if found.member == "precision"]
+    assert [found.level for found in said] == ["info", "warning"]
+    assert "fp32 or as-uploaded" in said[0].text and "as-uploaded is accepted" in said[1].text
+
+
+@pytest.mark.parametrize(
+    ("value", "code"),
+    [
+        ("[]", "policy_accepts_nothing"),
+        ('["bf16"]', "policy_invalid"),
+        ('["FP32"]', "policy_invalid"),
+        ('["fp32", "fp32"]', "policy_invalid"),
+        ('"fp32"', "policy_invalid"),
+        ("[1]", "policy_invalid"),
+    ],
+)
+def test_precisions_that_no_model_has(value: str, code: str) -> None:
+    """An empty list takes nothing; an unknown word is a mistake."""
+    with pytest.raises(InvalidPolicy) as caught:
+        parse_policy(with_precision(value))
+    assert caught.value.code == code

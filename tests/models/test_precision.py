@@ -368,6 +368,27 @@ def test_percentiles_leave_outliers_out() -> None:
     assert 0 <= found[0] < 1e-3 and 0.9 < found[1] < 2
 
 
+@pytest.mark.parametrize(
+    "ends",
+    [(1.0, np.nextafter(np.float32(1), np.float32(2))), (1e36, 1e36), (0.0, 1e-45), (-3e36, 3e36)],
+    ids=["two neighbours", "one large number", "subnormal", "wide"],
+)
+def test_percentiles_of_any_range(ends: tuple[float, float]) -> None:
+    """However narrow it is beside its numbers: it has bins, and what comes out holds, with zero, the values."""
+    values = np.array(ends, np.float32)
+    low, high = ranges_of(b"", ("x",), [{"x": values}], run=OBSERVER, method="percentile")["x"]
+    assert min(low, 0.0) <= values.min() and values.max() <= max(high, 0.0)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["last", "first"])
+def test_a_nan_in_any_example_is_no_range(order: tuple[int, int]) -> None:
+    """Also where other examples have numbers."""
+    given = [{"x": np.ones(4, np.float32)}, {"x": np.array([1, np.nan], np.float32)}]
+    with pytest.raises(InvalidRequest) as refused:
+        ranges_of(b"", ("x",), [given[i] for i in order], run=OBSERVER, method="minmax")
+    assert refused.value.code == "precision_examples"
+
+
 # Refusals
 
 GEMM = network(node("Gemm", ["x", "w"], ["y"]), x=(None, 32), w=numbers(32, 40))
@@ -376,7 +397,7 @@ GEMM = network(node("Gemm", ["x", "w"], ["y"]), x=(None, 32), w=numbers(32, 40))
 @pytest.mark.parametrize(
     ("data", "options", "examples", "code"),
     [
-        (GEMM, Options(precision="int4"), None, "precision_options"),
+        (GEMM, Options(precision="int4"), None, "precision_unsupported"),
         (GEMM, Options(precision="int8", method="guess"), None, "precision_options"),
         (GEMM, Options(precision="int8", exclude=("missing",)), None, "precision_options"),
         (GEMM, Options(precision="int8", exclude=("",)), None, "precision_options"),
@@ -443,6 +464,54 @@ def test_ranges_of_something_else(changes: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequest) as refused:
         reduce_precision(model, options=INT8, ranges=ranges, limits=STANDARD_LIMITS)
     assert refused.value.code == "precision_ranges"
+
+
+@pytest.mark.parametrize("ends", [(0.0, 0.0), (-1e37, 1e37)], ids=["no range", "wide"])
+def test_numbers_without_a_scale_are_refused(ends: tuple[float, float]) -> None:
+    """Instead of a network with infinite scales, of which NaN comes; and without a warning of numpy's."""
+    data = network(node("Conv", ["x", "w", "b"], ["y"]), w=np.full((4, 3, 3, 3), 1e30, np.float32),
+                   b=np.full(4, 1e30, np.float32))  # fmt: skip
+    with pytest.raises(AdmissionRefused) as refused:
+        reduce_precision(admitted(data), options=INT8, ranges={"x": ends, "y": ends}, limits=STANDARD_LIMITS)
+    assert refused.value.code == "precision_scale"
+
+
+def test_a_norm_of_negative_variance_stays() -> None:
+    """Its factor is no number; it is left to the engine, without a warning of numpy's."""
+    parts = {n: np.full(4, v, np.float32) for n, v in (("s", 1), ("o", 0), ("m", 0), ("v", -1))}
+    nodes = [node("Conv", ["x", "w"], ["c"]), node("BatchNormalization", ["c", *parts], ["y"])]
+    made = reduce_precision(
+        admitted(network(*nodes, w=convolution(4, 3), **parts)), options=INT8,
+        ranges={"x": (-1.0, 1.0), "c": (-1.0, 1.0)}, limits=STANDARD_LIMITS,
+    )  # fmt: skip
+    assert counts(made.admitted.onnx)["BatchNormalization"] == 1
+
+
+def shared(count: int, side: int, **changes: Any) -> bytes:
+    """One square matrix, transposed by a node of its own for each of `count` layers."""
+    nodes = []
+    for i in range(count):
+        nodes.append(node("Transpose", ["w"], [f"t{i}"], perm=[1, 0]))
+        alpha = {"alpha": 1.0 + i} if changes.get("factors") else {}
+        nodes.append(node("Gemm", [f"y{i - 1}" if i else "x", f"t{i}"], [f"y{i}"], **alpha))
+    nodes[-1].output[0] = "y"
+    return network(*nodes, x=(1, side), w=numbers(side, side))
+
+
+def test_shared_weights_are_transposed_and_rounded_once() -> None:
+    """As an exporter writes layers that share their weights."""
+    data = shared(8, 64)
+    made = reduced(data)
+    assert dict(made.rewritten) == {"Gemm": 8}
+    assert len(made.admitted.onnx) < len(data)
+    assert error(data, made, {"x": numbers(1, 64, seed=9)}) < 0.3
+
+
+def test_a_small_file_makes_no_large_network() -> None:
+    """Each Gemm with a factor of its own asks for a copy of the one matrix."""
+    with pytest.raises(LimitExceeded) as refused:
+        reduced(shared(40, 400, factors=True))
+    assert refused.value.code == "precision_size"
 
 
 def test_messages_hold_no_content() -> None:

@@ -20,7 +20,7 @@ from strongroom.models.info import STANDARD_LIMITS
 from strongroom.models.report import MAX_REPORT, parse_report, report_of, sign_report, verify_report
 
 DATA = hostile.encoded(hostile.model())
-REPORT = report_of(admit(DATA, format="onnx", limits=STANDARD_LIMITS), size=len(DATA))
+REPORT = report_of(admit(DATA, format="onnx", limits=STANDARD_LIMITS), size=len(DATA), engine="onnxruntime/1")
 KEY = Ed25519PrivateKey.from_private_bytes(b"\x07" * 32)
 OTHER = Ed25519PrivateKey.from_private_bytes(b"\x08" * 32)
 SECURITY = SecurityConfiguration(

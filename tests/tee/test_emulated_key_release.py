@@ -90,7 +90,7 @@ def test_the_key_comes_to_the_code_in_the_policy(
                 return Endpoint(gate=SimpleNamespace(), link=None)  # type: ignore[arg-type]
             body = b"".join(command.request.body.chunks())
             given = broker.challenge() if command.request.path.endswith("challenge") else broker.release(body)
-            return Answer(status=200, headers={}, body=given)
+            return Answer(status=200, headers={}, data=given)
 
         wire: Any = SimpleNamespace(perform=perform)
         seeker = Seeker(
