@@ -76,7 +76,7 @@ def _serve(quotes_per_s: float, batch: int) -> None:
     from strongroom.config import Config, Limits
     from strongroom.engine import Engine, InProcess
     from strongroom.epochs import Epochs, Origin
-    from strongroom.listener import EdgeServer, edge_config
+    from strongroom.listener import EdgeServer
     from strongroom.models import admit
     from strongroom.platforms import PLATFORMS
     from strongroom.rest import Rest

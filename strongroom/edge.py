@@ -272,13 +272,17 @@ class GuardedProtocol(asyncio.BufferedProtocol):
         else:
             exchange.append(piece)
         if not self._missing:
-            self._parser = httptools.HttpRequestParser(self)  # for the next request; this one still waits for bytes
+            self._parser = httptools.HttpRequestParser(
+                self
+            )  # for the next request; this one still waits for bytes
             self.on_message_complete()
 
     def _begin_head(self) -> None:
         self._phase = _Phase.HEAD
         if self.unanswered() is None:
-            self._idle_since = self._loop.time()  # half a head is no request: it holds no place against others
+            self._idle_since = (
+                self._loop.time()
+            )  # half a head is no request: it holds no place against others
         self._unproductive = 0
         # Absolute: a byte now and then does not prolong it. Blank lines before a request count as its
         # beginning.

@@ -183,6 +183,9 @@ class Exchange:
         self._filled = 0
         return body
 
+    def _arriving(self) -> bool:
+        return self.more_body and not self.disconnected
+
     async def whole(self, count: Callable[[int], None]) -> bytearray | None:
         """The whole body in one piece, nothing of which was received yet; None where the peer went away meanwhile.
         `count` is told of bytes as they arrive, and may raise, which ends the waiting.
@@ -194,7 +197,7 @@ class Exchange:
             self._count = count
             self._carrier.resume()
             try:
-                while self.more_body and not self.disconnected:
+                while self._arriving():
                     await self._wait()
             finally:
                 self._count = None
@@ -248,7 +251,9 @@ class Exchange:
             body = b""
         size = len(body)
         if self._chunked:
-            body = b"".join(([b"%x\r\n" % size, body, b"\r\n"] if size else []) + ([] if more else [b"0\r\n\r\n"]))
+            body = b"".join(
+                ([b"%x\r\n" % size, body, b"\r\n"] if size else []) + ([] if more else [b"0\r\n\r\n"])
+            )
         elif self._left is not None:
             if size > self._left or (size < self._left and not more):
                 raise Failure("the answer is not as long as it says")

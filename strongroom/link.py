@@ -144,10 +144,14 @@ class Link(asyncio.Transport):
             finally:
                 del buffer  # it may be a view of what is to grow
             self._deliver(count)
-            if count < RECORD and not (self._reading and self._tls.pending()):
+            if count < RECORD and not self._more():
                 return
-        if self._reading and self._tls.pending():
+        if self._more():
             self._loop.call_soon(self._readable)
+
+    def _more(self) -> bool:
+        """Whether OpenSSL holds something that the socket will not tell of."""
+        return self._reading and self._tls.pending() > 0
 
     def _deliver(self, count: int) -> None:
         try:
@@ -183,7 +187,7 @@ class Link(asyncio.Transport):
         return self._size
 
     def _flush(self) -> None:
-        """Sends as much as goes. After a refusal OpenSSL must be given the same bytes again, so they stay as they are."""
+        """Sends as much as goes. What OpenSSL could not send it must be given again as it is."""
         try:
             while self._waiting:
                 count = self._tls.send(self._waiting[0])
@@ -201,7 +205,7 @@ class Link(asyncio.Transport):
         if self._lost:
             return
         self._flush()
-        if self._lost or self._waiting:
+        if self._waiting or self._fd != self._tls.fileno():  # more waits, or it has ended
             return
         self._loop.remove_writer(self._fd)
         if self._told_to_wait and self._size <= LOW:
@@ -233,7 +237,10 @@ class Link(asyncio.Transport):
         except ssl.SSLWantWriteError:
             self._loop.add_writer(self._fd, self._writable)
             return
-        except (OSError, ValueError):  # it is said, and the peer's is not here yet; or there is nobody to hear it
+        except (
+            OSError,
+            ValueError,
+        ):  # it is said, and the peer's is not here yet; or there is nobody to hear it
             pass
         if self._peer_ended:
             self._end(None)

@@ -29,7 +29,7 @@ _logger = logging.getLogger("strongroom.edge")
 
 
 class EdgeServer:
-    """Serves `app` (ASGI) over TLS on a socket that is bound and listening, which is closed when the server ends (§6.3).
+    """Serves `app` (ASGI) over TLS on a socket that is bound and listening, and is closed in the end (§6.3).
 
     `context`: of `ratls.EpochListener`. `shutdown_s`: seconds for requests under way at the end. Whoever sets
     `should_exit`, from whichever thread, ends it.
