@@ -27,7 +27,6 @@ import asyncio
 import contextlib
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final, Literal, TypeVar
 
 from strongroom.access import ANONYMOUS, ANONYMOUS_OWNER, not_found
@@ -36,7 +35,7 @@ from strongroom.access import check as check_access
 from strongroom.admission import Admit
 from strongroom.batcher import Attests, Batcher
 from strongroom.batching import with_batching
-from strongroom.dealings import Body, Call, Clocks, Epoch, Question, ServiceLimits, View
+from strongroom.dealings import Body, Call, Clocks, Epoch, Intent, Question, ServiceLimits, View
 from strongroom.errors import AccessRefused, Conflict, InvalidRequest, NotFound
 from strongroom.expectations import check_expected, shown
 from strongroom.formats import detect
@@ -68,23 +67,6 @@ _EMPTY: Final = hashlib.sha256(b"").hexdigest()
 """Digest of the body of a changing call without one."""
 
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Intent:
-    """What an upload is to become."""
-
-    principal: Principal | None
-    name: str
-    access: str
-    format: str | None
-    sha256: str | None
-    reduction: Reduction | None
-    batching: bool
-
-    @property
-    def owner(self) -> str:
-        return self.principal.id if self.principal else ANONYMOUS_OWNER
 
 
 class Service:
@@ -266,7 +248,7 @@ class Service:
         """
         check_name(name, length=self.limits.name_length)
         principal = self._authenticate_change(call, sha256)
-        intent = _Intent(
+        intent = Intent(
             principal=principal,
             name=name,
             access=access,
@@ -482,7 +464,7 @@ class Service:
             raise AccessRefused("the model is part of this server", code="model_reserved")
         return self._authorised(action, principal, name, version)
 
-    def _authorise_upload(self, intent: _Intent) -> None:
+    def _authorise_upload(self, intent: Intent) -> None:
         if intent.access not in ("private", "public"):
             raise InvalidRequest("access: expected private or public", code="access_invalid")
         if intent.name in self._preloaded:
@@ -509,7 +491,7 @@ class Service:
 
     async def _receive(
         self,
-        intent: _Intent,
+        intent: Intent,
         body: Body,
         arriving: Arriving,
         take: Callable[[int], None],
@@ -562,7 +544,7 @@ class Service:
             if upload is not None:
                 await self._disk.run(upload.abort)
 
-    async def _begin(self, intent: _Intent, head: bytearray) -> tuple[Upload, str]:
+    async def _begin(self, intent: Intent, head: bytearray) -> tuple[Upload, str]:
         """Looks at the first bytes before it takes the rest: most mistakes show there."""
         detected = detect(head)
         if intent.format not in (None, detected):
