@@ -57,6 +57,8 @@ CODES: dict[str, str] = {
     "owner_record_full": "The owner's models take as many bytes of the store's record as one owner may have.",
     "owner_bytes_quota": "The owner's models have as many bytes as those of one owner may have.",
     "owner_quota": "The owner has as many model versions as one owner may have.",
+    "batching_invalid": "Strongroom-Batching is neither `on` nor `off`.",
+    "batching_unsupported": "Requests to this model cannot share a run; the message says why.",
     "parameter_invalid": "A query parameter is unknown, repeated or malformed.",
     "predict_invalid": "The body of /model/predict is not an object with features (and perhaps model_id).",
     "predict_unsuitable": "The model does not take one matrix of numbers, so /model/predict cannot serve it.",

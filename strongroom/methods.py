@@ -30,18 +30,20 @@ def upload_flow(
     format: str | None,
     progress: Progress | None,
     less: Less | None = None,
+    batching: bool = False,
 ) -> Flow[ModelMetadata]:
     """Sends a prepared model; its metadata, once the server's digests of it, and of what was sent to make less
     precision of it, are ours.
     """
     detected = formats.detect(upload.head)
+    fields = () if less is None else reduction_fields.fields_of(less.reduction)
     request = calls.upload_request(
         upload.body if less is None else upload.body.behind(less.part),
         name=name,
         format=format or detected,
         access=access,
         progress=progress,
-        more=() if less is None else reduction_fields.fields_of(less.reduction),
+        more=(*fields, *((("Strongroom-Batching", "on"),) if batching else ())),
     )
     answer = yield from _expect(session, request)
     metadata = calls.read_metadata(calls.json_object(answer))

@@ -292,6 +292,7 @@ class Rest:
                 sha256=_content_digest(request, required=True),
                 body=body,
                 reduction=reduction,
+                batching=_batching(request),
             )
 
         # Making less precision takes minutes, which nobody is to spend for a caller who has gone.
@@ -511,6 +512,13 @@ def _parameter(request: Request, name: str, *, default: str) -> str:
     if len(values) > 1:
         raise InvalidRequest(f"expected the query parameter {name} once", code="parameter_invalid")
     return values[0] if values else default
+
+
+def _batching(request: Request) -> bool:
+    word = request.headers.get("strongroom-batching", "off")
+    if word not in ("on", "off"):
+        raise InvalidRequest('Strongroom-Batching: expected "on" or "off"', code="batching_invalid")
+    return word == "on"
 
 
 def _content_digest(request: Request, *, required: bool) -> str | None:

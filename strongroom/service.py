@@ -35,6 +35,7 @@ from strongroom.access import Action as AccessAction
 from strongroom.access import check as check_access
 from strongroom.admission import Admit
 from strongroom.batcher import Attests, Batcher
+from strongroom.batching import with_batching
 from strongroom.dealings import Body, Call, Clocks, Epoch, Question, ServiceLimits, View
 from strongroom.errors import AccessRefused, Conflict, InvalidRequest, NotFound
 from strongroom.expectations import check_expected, shown
@@ -79,6 +80,7 @@ class _Intent:
     format: str | None
     sha256: str | None
     reduction: Reduction | None
+    batching: bool
 
     @property
     def owner(self) -> str:
@@ -248,12 +250,13 @@ class Service:
         sha256: str | None,
         body: Body,
         reduction: Reduction | None = None,
+        batching: bool = False,
     ) -> View:
         """Takes a model: a new, immutable version of `name`. `sha256` (hex) is what the caller means to send.
 
         `format` None finds it out from the bytes. `sha256` None is for callers without a key only: a key's
         token is bound to it. `reduction`: the precision that is to be made of it; its part stands in the body, in
-        front of the model, and `sha256` is of both.
+        front of the model, and `sha256` is of both. `batching`: one caller's requests may share a run (`batching`).
 
         Raises:
             AccessRefused, Conflict, LimitExceeded, Unavailable, InvalidRequest, MalformedInput,
@@ -262,7 +265,13 @@ class Service:
         check_name(name, length=self.limits.name_length)
         principal = self._authenticate_change(call, sha256)
         intent = _Intent(
-            principal=principal, name=name, access=access, format=format, sha256=sha256, reduction=reduction
+            principal=principal,
+            name=name,
+            access=access,
+            format=format,
+            sha256=sha256,
+            reduction=reduction,
+            batching=batching,
         )
         self._authorise_upload(intent)
         caller = _caller(call, principal)
@@ -525,17 +534,11 @@ class Service:
                 raise InvalidRequest("expected a model, got zero bytes", code="body_empty")
             waiting, lane = Waiting(), self._admission if intent.reduction is None else self._preparation
             info, canonical_sha256 = await lane.run_until(
-                waiting.give_up,
-                turn,
-                self._prove,
-                upload,
-                arriving,
-                format=format,
-                said=intent.sha256,
-                reduction=intent.reduction,
-                limits=self.limits.admission,
-                waiting=waiting,
-            )
+                waiting.give_up, turn, self._prove, upload, arriving, format=format, said=intent.sha256,
+                reduction=intent.reduction, limits=self.limits.admission, waiting=waiting,
+            )  # fmt: skip
+            if intent.batching:
+                info = with_batching(info)
             # One commit at a time; what may have changed since the first byte is checked again.
             async with self._committing:
                 self._authorise_upload(intent)

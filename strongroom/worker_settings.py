@@ -34,6 +34,14 @@ class WorkerSettings:
         low=4 << 20,
         high=1 << 44,
     )
+    group_bytes: int = setting(
+        0,
+        "Memory of all these processes together, where the server was given a cgroup to make groups in (Linux; "
+        "systemd's `Delegate=`); 0: all but an eighth of what the machine, or the server's own group, has.",
+        unit="bytes",
+        low=0,
+        high=1 << 44,
+    )
     run_shortest_s: int = setting(
         10,
         "Time that any run may take; what admission bounds it by comes on top. Then its process is killed.",
