@@ -33,8 +33,11 @@ JOINED_BYTES: Final = 1 << 20
 TOLERANCE: Final[Mapping[str, float]] = {"float16": 1e-2, "float32": 1e-4, "float64": 1e-6}
 """Of an output's largest number: how far rows of a joined run may be from those of a run alone. Kernels of matrix
 products take other paths for more rows, which changes the last bits; other datatypes have to be equal."""
-TRIALS: Final = 4
-"""Joined runs of each loaded model, of rows that differ, that are compared with runs alone."""
+TRIALS: Final = 3
+"""Joined runs of each loaded model that are compared with runs alone: of rows that differ, and of equal ones."""
+
+TRIAL_ROWS: Final = 8
+"""Of the first joined runs."""
 
 
 def why_not(info: ModelInfo) -> str | None:
@@ -125,14 +128,27 @@ def differ(requests: Sequence[Mapping[str, Array]]) -> bool:
 
 @dataclass(slots=True, eq=False)
 class Trials:
-    """What was seen of one loaded model's joined runs."""
+    """What was seen of one loaded model's joined runs. Equal rows are tried apart: they show less."""
 
-    left: int = TRIALS
+    differing: int = TRIALS
+    equal: int = TRIALS
     failed: bool = False
 
-    def saw(self, same: bool) -> bool:
+    @property
+    def young(self) -> bool:
+        """Whether hardly anything was seen: then joined runs are to be small, for each is made alone, too."""
+        return bool(self.differing and self.equal)
+
+    def wanted(self, *, differing: bool) -> bool:
+        """Whether a joined run of such rows is to be compared with runs alone."""
+        return bool(self.differing if differing else self.equal)
+
+    def saw(self, *, differing: bool, same: bool) -> bool:
         """Counts a comparison; whether the model's requests may still be joined."""
-        self.left -= 1
+        if differing:
+            self.differing = max(0, self.differing - 1)  # several may be tried at once
+        else:
+            self.equal = max(0, self.equal - 1)
         self.failed |= not same
         return not self.failed
 

@@ -281,7 +281,7 @@ class Rest:
         name, _ = self._address(request)
         if (declared := request.headers.get("strongroom-format")) is None:
             raise InvalidRequest("state the model's format in Strongroom-Format", code="format_required")
-        reduction = read_fields(request.headers)
+        reduction, batching = read_fields(request.headers), _batching(request)
 
         def upload(body: AsyncIterator[bytes]) -> Coroutine[Any, Any, View]:
             return self._service.upload(
@@ -292,7 +292,7 @@ class Rest:
                 sha256=_content_digest(request, required=True),
                 body=body,
                 reduction=reduction,
-                batching=_batching(request),
+                batching=batching,
             )
 
         # Making less precision takes minutes, which nobody is to spend for a caller who has gone.

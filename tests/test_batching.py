@@ -126,8 +126,11 @@ def test_equal_rows_show_nothing() -> None:
     assert not differ([{"x": X[:1]}, {"x": np.repeat(X[:1], 3, axis=0)}, {"x": X[:0]}])
     assert differ([{"x": X[:1]}, {"x": X[1:]}]) and differ([{"x": X[:1]}, {"x": X}])
     trials = Trials()
-    assert trials.saw(same=True) and not trials.saw(same=False) and not trials.saw(same=True)
-    assert trials.failed and trials.left == TRIALS - 3
+    for _ in range(TRIALS):
+        assert trials.young and trials.wanted(differing=False) and trials.saw(differing=False, same=True)
+    trials.saw(differing=False, same=True)  # one more, begun before the last had ended
+    assert not trials.young and not trials.wanted(differing=False) and trials.wanted(differing=True)
+    assert not trials.saw(differing=True, same=False) and not trials.saw(differing=True, same=True)
 
 
 # Who shares a run

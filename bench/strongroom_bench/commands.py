@@ -95,10 +95,11 @@ def _measuring(command: _F) -> _F:
 def _options(
     *, rounds: int, warmups: int, isolation: tuple[str, ...] = (), target: str | None, policy: Path | None,
     key: Path | None, cache: Path, against: tuple[str, ...] = (), limits: dict[str, int] | None = None,
+    batching: bool = False,
 ) -> Options:  # fmt: skip
     return Options(
         plan=Plan(rounds=rounds, warmups=warmups), against=against, isolation=isolation, target=target, policy=policy,
-        key=key, cache=cache, limits=limits or {}, say=_say,
+        key=key, cache=cache, limits=limits or {}, say=_say, batching=batching,
     )  # fmt: skip
 
 
@@ -203,6 +204,9 @@ def _rates(
     "--connections", default=",".join(map(str, throughput.CONNECTIONS)), show_default=True, callback=_names,
     metavar="N,...", help="Connections at once.",
 )  # fmt: skip
+@click.option(
+    "--batching", is_flag=True, help="Our server once more, with models whose requests may share a run."
+)
 @_against
 @_measuring
 def throughput_command(
