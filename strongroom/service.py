@@ -518,17 +518,9 @@ class Service:
                 raise InvalidRequest("expected a model, got zero bytes", code="body_empty")
             waiting, lane = Waiting(), self._admission if intent.reduction is None else self._preparation
             info, canonical_sha256 = await lane.run_until(
-                waiting.give_up,
-                turn,
-                self._prove,
-                upload,
-                arriving,
-                format=format,
-                said=intent.sha256,
-                reduction=intent.reduction,
-                limits=self.limits.admission,
-                waiting=waiting,
-            )
+                waiting.give_up, turn, self._prove, upload, arriving, format=format, said=intent.sha256,
+                reduction=intent.reduction, limits=self.limits.admission, waiting=waiting,
+            )  # fmt: skip
             if intent.batching:
                 info = with_batching(info)
             # One commit at a time; what may have changed since the first byte is checked again.
