@@ -29,7 +29,7 @@ MANY: Final = {
     "concurrent_requests_per_caller": 512,
     "waiting_runs_per_caller": 512,
 }
-"""`[limits]` of our server for `throughput`, whose connections are one caller's; the default is 32 for one, at work and in line."""
+"""`[limits]` of our server for `throughput`, whose connections are one caller's; 32 by default."""
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
