@@ -15,13 +15,15 @@ Rules
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import logging
+import socket
 import threading
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
@@ -66,11 +68,47 @@ class Prepared:
     canonical_sha256: str
 
 
+class Waiting:
+    """Whether whoever asked for a precision still waits for it: making it takes minutes. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._end: socket.socket | None = None
+        self.over = False
+
+    def give_up(self) -> None:
+        """Nobody waits any more: what is under way ends, and nothing begins."""
+        with self._lock:
+            self.over = True
+            if self._end is not None:
+                with contextlib.suppress(OSError):  # it has ended
+                    self._end.shutdown(socket.SHUT_RDWR)
+
+    @contextlib.contextmanager
+    def for_answers(self, end: socket.socket) -> Iterator[None]:
+        """While the block waits for what comes through `end`. EOFError where nobody waits any more."""
+        with self._lock:
+            if self.over:
+                raise EOFError
+            self._end = end
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._end = None
+
+
 class Prepare(Protocol):
     """What makes less precision: `Preparer.prepare`, or the same steps in one process."""
 
     def __call__(
-        self, admitted: Admitted, *, asked: Reduction, part: bytes | bytearray, limits: AdmissionLimits
+        self,
+        admitted: Admitted,
+        *,
+        asked: Reduction,
+        part: bytes | bytearray,
+        limits: AdmissionLimits,
+        waiting: Waiting,
     ) -> Prepared:
         """The model as `asked`; `part`: the bytes of `asked.part`, b"" without one."""
 
@@ -90,7 +128,13 @@ class Preparer:
         self._layouts: weakref.WeakKeyDictionary[object, Layout] = weakref.WeakKeyDictionary()
 
     def prepare(
-        self, admitted: Admitted, *, asked: Reduction, part: bytes | bytearray, limits: AdmissionLimits
+        self,
+        admitted: Admitted,
+        *,
+        asked: Reduction,
+        part: bytes | bytearray,
+        limits: AdmissionLimits,
+        waiting: Waiting,
     ) -> Prepared:
         """As `Prepare`.
 
@@ -105,8 +149,10 @@ class Preparer:
         check_network(admitted)
         ranges = part
         if asked.part is not None and asked.part.kind == CALIBRATION:
-            _, ranges = self._ask(MEASURE, admitted, asked, part, limits, most=MAX_RANGES)
-        answer, written = self._ask(REWRITE, admitted, asked, ranges, limits, most=limits.model_bytes)
+            _, ranges = self._ask(MEASURE, admitted, asked, part, limits, most=MAX_RANGES, waiting=waiting)
+        answer, written = self._ask(
+            REWRITE, admitted, asked, ranges, limits, most=limits.model_bytes, waiting=waiting
+        )
         if set(answer) != {"rewritten", "left"}:
             raise _unbelievable()
         try:
@@ -125,6 +171,7 @@ class Preparer:
         limits: AdmissionLimits,
         *,
         most: int,
+        waiting: Waiting,
     ) -> tuple[dict[str, Any], bytearray]:
         header = {
             "step": step,
@@ -139,11 +186,12 @@ class Preparer:
         with self._nursery.fork(REDUCER) as child:
             timely = Timely(child.end, self._limits.wall_s + SPARE_S)
             try:
-                send(timely, header, admitted.onnx)
-                send(timely, {}, part)
-                answer, data = receive(timely, most=most)
+                with waiting.for_answers(child.end):
+                    send(timely, header, admitted.onnx)
+                    send(timely, {}, part)
+                    answer, data = receive(timely, most=most)
             except (OSError, EOFError, MemoryError) as fault:
-                if not isinstance(fault, TimeoutError):
+                if not (isinstance(fault, TimeoutError) or waiting.over):
                     self._died(child)
                 raise LimitExceeded(
                     "making the model's precision took more time or memory than it may, or ended its process",

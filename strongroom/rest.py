@@ -281,16 +281,22 @@ class Rest:
         name, _ = self._address(request)
         if (declared := request.headers.get("strongroom-format")) is None:
             raise InvalidRequest("state the model's format in Strongroom-Format", code="format_required")
-        view = await self._service.upload(
-            self._call(request),
-            name=name,
-            access=request.headers.get("strongroom-access", "private"),
-            format=declared,
-            sha256=_content_digest(request, required=True),
-            body=_body(request),
-            reduction=read_fields(request.headers),
-            batching=_batching(request),
-        )
+        reduction, batching = read_fields(request.headers), _batching(request)
+
+        def upload(body: AsyncIterator[bytes]) -> Coroutine[Any, Any, View]:
+            return self._service.upload(
+                self._call(request),
+                name=name,
+                access=request.headers.get("strongroom-access", "private"),
+                format=declared,
+                sha256=_content_digest(request, required=True),
+                body=body,
+                reduction=reduction,
+                batching=batching,
+            )
+
+        # Making less precision takes minutes, which nobody is to spend for a caller who has gone.
+        view = await (upload(_body(request)) if reduction is None else _while_connected(request, upload))
         return _json(self._document(view), status=201)
 
     async def _delete(self, request: Request) -> Response:

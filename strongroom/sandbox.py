@@ -93,6 +93,10 @@ class Profile:
     others' processes); None: not limited."""
     file_bytes: int = 0
     """Size to which a descriptor of `write_fds` may grow (RLIMIT_FSIZE); 0: no file grows."""
+    reopens: bool = False
+    """Opening its own pipes and memory files once more by name (/proc/self/fd), for a library that takes nothing but
+    names. Then the root is not exchanged, and Landlock alone keeps every other name from it: whoever asks for this
+    has to see that `landlock` holds. With `receive_fds`."""
 
 
 _held: frozenset[str] = frozenset()
@@ -117,7 +121,7 @@ def lock_down(profile: Profile, *, without: frozenset[str] = frozenset()) -> tup
     program = _program(profile, parent=os.getppid())  # while /proc is there, and nothing was done
     steps: dict[str, Callable[[], bool]] = {
         "closed_descriptors": lambda: _close(profile),
-        "namespaces": _isolate,
+        "namespaces": lambda: _isolate(empty=not profile.reopens),
         "no_new_privileges": _no_new_privileges,
         "landlock": _landlock,
         "uid": _become_nobody,
@@ -218,29 +222,20 @@ def _program(profile: Profile, *, parent: int) -> bytes | None:
     machine = kernel.MACHINE
     if machine not in seccomp.NUMBERS or sys.maxsize < 1 << 32:  # a 32-bit process has other numbers
         return None
-    allowed = (profile.read_fds, profile.write_fds, profile.fork, profile.receive_fds, profile.file_bytes > 0)
-    return _assembled(machine, *allowed, parent, profile.tend)
+    return _assembled(machine, profile, parent)
 
 
 @functools.lru_cache(maxsize=4)
-def _assembled(
-    machine: str,
-    read_fds: tuple[int, ...],
-    write_fds: tuple[int, ...],
-    fork: bool,
-    receive_fds: bool,
-    files: bool,
-    parent: int,
-    tend: bool,
-) -> bytes:
+def _assembled(machine: str, profile: Profile, parent: int) -> bytes:
     rules = seccomp.rules(
-        read_fds=read_fds,
-        write_fds=write_fds,
-        fork=fork,
-        receive_fds=receive_fds,
-        files=files,
+        read_fds=profile.read_fds,
+        write_fds=profile.write_fds,
+        fork=profile.fork,
+        receive_fds=profile.receive_fds,
+        files=profile.file_bytes > 0,
         parent=parent,
-        tend=tend,
+        tend=profile.tend,
+        opens=profile.reopens,
     )
     return seccomp.assemble(rules, machine=machine)
 
@@ -288,7 +283,7 @@ def _open_descriptors() -> list[int]:
     return found
 
 
-def _isolate() -> bool:
+def _isolate(*, empty: bool) -> bool:
     spaces = ("net", "ipc", "uts", "mnt", "cgroup")
     before = [Path(f"/proc/self/ns/{name}").readlink() for name in spaces]
     flags = kernel.NEWNET | kernel.NEWIPC | kernel.NEWUTS | kernel.NEWNS | kernel.NEWCGROUP
@@ -297,6 +292,8 @@ def _isolate() -> bool:
     except OSError:  # without privileges: inside a user namespace, where that is allowed
         kernel.unshare(flags | kernel.NEWUSER)
     after = [Path(f"/proc/self/ns/{name}").readlink() for name in spaces]
+    if not empty:
+        return False  # half of the layer is none
     kernel.empty_root(os.fsencode(next(place for place in _PLACES if place.is_dir())))
     return not set(before) & set(after) and not any(Path("/").iterdir())
 

@@ -690,7 +690,9 @@ def test_a_refusal_before_the_whole_body_was_read_is_heard(connect: Connect, ser
     def read(reader: Any) -> Got | None:
         head = b""
         while not head.endswith(b"\r\n\r\n"):
-            head += reader.readline()
+            if not (line := reader.readline()):
+                return None  # the end: this thread would look for more for ever, beside all later tests
+            head += line
         return Got("PUT", "/v1/models/up", {}, b"") if head.startswith(b"PUT") else None
 
     def script(_: FakeServer, got: Got, connection: ssl.SSLSocket) -> bool:

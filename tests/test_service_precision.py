@@ -6,6 +6,7 @@ import asyncio
 import base64
 import hashlib
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +16,9 @@ import pytest
 from models.networks import images, layers, residual
 from plane import ALICE, BOB, World, content_digest, plane, prepare_here, stream, xgboost_json
 
-from strongroom.errors import Error
+from strongroom.errors import Error, LimitExceeded
 from strongroom.npy import encode_npz
-from strongroom.preparation import Prepared
+from strongroom.preparation import Prepared, Waiting
 from strongroom.reduction import Options, Part, Reduction
 from strongroom.reduction_fields import fields_of
 from strongroom.service import View
@@ -255,6 +256,41 @@ def test_the_seeds_upload_makes_no_precision(world: World) -> None:
         )
     )
     assert answer.status_code == 201
+
+
+def test_who_hangs_up_ends_what_is_made(world: World) -> None:
+    """And nothing is stored for them."""
+    begun = threading.Event()
+
+    def slow(*given: Any, waiting: Waiting, **more: Any) -> Prepared:
+        begun.set()
+        for _ in range(2000):
+            if waiting.over:
+                raise LimitExceeded("given up", code="preparation_limits")
+            time.sleep(0.01)
+        raise AssertionError("nobody gave up")
+
+    async def run() -> None:
+        body = SET + residual()
+        call = world.call("PUT", "/v1/models/gone", key=ALICE, body=body)
+        upload = asyncio.create_task(
+            world.service.upload(
+                call, name="gone", access="private", format="onnx", sha256=hashlib.sha256(body).hexdigest(),
+                body=stream(body), reduction=with_set(),
+            )
+        )  # fmt: skip
+        await asyncio.to_thread(begun.wait, 20)
+        upload.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await upload
+
+    former = world.service._prove
+    world.service._prove = replace(former, prepare=slow)
+    try:
+        asyncio.run(run())
+    finally:
+        world.service._prove = former
+    assert not world.store.versions("gone") and world.service._budget.held == 0
 
 
 def test_other_uploads_have_places_meanwhile(world: World) -> None:
