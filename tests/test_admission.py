@@ -22,6 +22,7 @@ sys.path.insert(0, str(REPOSITORY / "tests" / "models"))
 sys.path.insert(0, str(REPOSITORY / "fuzz"))
 
 import hostile
+import own_corpus
 import targets_data
 
 from strongroom import admission
@@ -327,7 +328,36 @@ def test_a_zygote_that_did_not_start_is_not_the_last(alone: bool, monkeypatch: p
     raise AssertionError("no zygote starts any more")
 
 
-# The corpus of hostile models, where it is beside this checkout
+# Hostile models: those that this clone makes, and the corpus where it is beside this checkout
+
+
+@pytest.mark.slow
+def test_our_own_corpus_comes_out_as_it_says(nursery: Nursery) -> None:
+    """Each hostile file is refused with its code within 2 s of a core and 1 GB, each innocent one is admitted."""
+    examiner = Examiner(nursery, limits=ChildLimits(wall_s=60, cpu_s=2, memory_bytes=1 << 30))
+    wrong, counted = [], {"hostile": 0, "innocent": 0}
+    for file in own_corpus.files():
+        counted["hostile" if file.code else "innocent"] += 1
+        try:
+            examiner.admit(file.data, format=file.format, limits=STANDARD_LIMITS)
+            code = ""
+        except Error as error:
+            code = error.code
+        if code != file.code:
+            wrong.append((file.what, code, file.code))
+    assert not wrong
+    assert counted["hostile"] > 200 and counted["innocent"] > 50, counted
+
+
+def test_our_own_corpus_can_be_written(tmp_path: Path) -> None:
+    """As files, with what is expected of each; all are named, and small."""
+    own_corpus.write(tmp_path)
+    listing = json.loads((tmp_path / "manifest.json").read_text())
+    assert {entry["file"] for entry in listing} == {path.name for path in tmp_path.iterdir()} - {
+        "manifest.json"
+    }
+    assert all(path.stat().st_size < 1 << 20 for path in tmp_path.iterdir())
+
 
 REASONS: dict[str, set[str]] = {
     "admission_limits": {"memory_limit", "compute_limit"},
