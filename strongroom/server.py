@@ -42,20 +42,24 @@ from strongroom.boot import Boot, planned_measurement
 from strongroom.cache import SessionCache
 from strongroom.checking import CheckResult, check_outside
 from strongroom.config import Config, Preload
-from strongroom.edge import EdgeLimits, GuardedProtocol
+from strongroom.edge import EdgeLimits
+from strongroom.engine_options import identity
 from strongroom.epochs import Epochs, Origin
 from strongroom.errors import Error, InvalidConfig, SealRefused
 from strongroom.formats import HEAD_BYTES, detect
+from strongroom.forms import Forms
 from strongroom.jobs import Host
 from strongroom.kernel import trim_heap
 from strongroom.launch import ROOM
-from strongroom.listener import SignalledServer, edge_config
+from strongroom.listener import SignalledServer
 from strongroom.models.info import STANDARD_BUDGET, STANDARD_LIMITS, AdmissionLimits
 from strongroom.names import check_name
 from strongroom.oip import WireLimits
 from strongroom.platforms import TPM
 from strongroom.preparation import Prepare, Preparer
+from strongroom.prepared import Making
 from strongroom.processes import MOST_TEMPLATES, WorkerLimits
+from strongroom.processor import features
 from strongroom.quotas import QuotaLimits
 from strongroom.rest import Rest
 from strongroom.runner import Preloaded, RunLimits, Runner
@@ -162,7 +166,14 @@ async def _serve(ready: Boot) -> None:
             layers=ready.security.sandbox,
         )
         service = _service(
-            settings, store, here, preloaded, admit=examiner.admit, prepare=preparer.prepare, host=models
+            settings,
+            store,
+            here,
+            preloaded,
+            admit=examiner.admit,
+            prepare=preparer.prepare,
+            host=models,
+            forms=_forms(ready, store, nursery),
         )
         stack.callback(_close_in_time, service, settings.shutdown_s)
         rest = Rest(
@@ -181,12 +192,15 @@ async def _listen(
     settings: Config, rest: Rest, epochs: Epochs, *, lines: Callable[[str], tuple[str, ...]]
 ) -> None:
     sock = _bind(settings)
-    limits = _edge_limits(settings)
-    edge = edge_config(
-        rest, context=epochs.context, limits=limits, shutdown_s=settings.shutdown_s, lifespan="off"
-    )
     url = _url(settings, sock)
-    server = _Server(edge, sock=sock, limits=limits, announce=lambda: _print(lines(url)))
+    server = _Server(
+        rest,
+        sock=sock,
+        context=epochs.context,
+        limits=_edge_limits(settings),
+        shutdown_s=settings.shutdown_s,
+        announce=lambda: _print(lines(url)),
+    )
     rotation = asyncio.get_running_loop().create_task(_rotate(epochs))
     try:
         await server.serve()
@@ -199,9 +213,9 @@ async def _listen(
 class _Server(SignalledServer):
     """The listener; says when it listens, and leaves by returning."""
 
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+    async def shutdown(self) -> None:
         hanging_up = asyncio.get_running_loop().create_task(self._hang_up())
-        await super().shutdown(sockets)
+        await super().shutdown()
         hanging_up.cancel()
 
     async def _hang_up(self) -> None:
@@ -211,11 +225,9 @@ class _Server(SignalledServer):
         """
         while True:
             await asyncio.sleep(1)
-            for connection in list(self.server_state.connections):
-                guarded = cast(GuardedProtocol, connection)
-                cycle: object = guarded.cycle  # None before the first request, whatever the base class says
-                if (cycle is None or guarded.cycle.response_complete) and not guarded.flow.write_paused:
-                    guarded.transport.abort()
+            for connection in tuple(self.crowd.connections):
+                if connection.idle():
+                    connection.transport.abort()
 
 
 async def _rotate(epochs: Epochs) -> None:
@@ -373,6 +385,18 @@ def _host_of(ready: Boot, nursery: Nursery) -> Host:
     )
 
 
+def _forms(ready: Boot, store: Store, nursery: Nursery) -> Forms:
+    settings = ready.settings
+    return Forms(
+        store,
+        nursery,
+        making=Making(engine=identity(), processor=features()),
+        limits=_child_limits(settings, seconds=settings.limits.preparation_s),
+        layers=ready.security.sandbox,
+        keep_free=settings.limits.disk_free_bytes,
+    )
+
+
 def _service(
     settings: Config,
     store: Store,
@@ -382,12 +406,14 @@ def _service(
     admit: Admit,
     prepare: Prepare,
     host: Host,
+    forms: Forms | None,
 ) -> Service:
     limits = settings.limits
     runner = Runner(
         store=store,
         host=host,
         admit=admit,
+        forms=forms,
         cache=SessionCache(limits.loaded_bytes, most=MOST_TEMPLATES),
         preloaded=preloaded,
         verify_on_load=cast(Literal["tags", "sha256"], settings.security.verify_on_load),
@@ -401,6 +427,8 @@ def _service(
             admission=admission_limits(settings),
             shortest_s=settings.workers.run_shortest_s,
             longest_s=settings.workers.run_longest_s,
+            batch_rows=limits.batch_rows,
+            batch_delay_s=limits.batch_delay_ms / 1000,
         ),
     )
     return Service(
@@ -560,7 +588,6 @@ def _log_to_stderr() -> None:
     root = logging.getLogger()
     root.handlers[:] = [logging.NullHandler()]
     root.setLevel(logging.CRITICAL + 1)
-    logging.getLogger("uvicorn").setLevel(logging.CRITICAL + 1)
     logging.lastResort = None
 
 

@@ -183,6 +183,10 @@ class Model:
             return None  # it had ended while it was idle: nobody is told, and another one takes the request
         return under
 
+    def shared(self, job: Job) -> bool:
+        """See `jobs.Loaded`."""
+        return job.caller is not None and self._caller(job) is not None
+
     def positions(self, names: tuple[str, ...]) -> list[int]:
         """Of outputs, in the model's metadata."""
         return [self._positions[name] for name in names]

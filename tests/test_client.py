@@ -981,6 +981,45 @@ def test_slowness_is_not_answered_with_more_load(connect: Connect, server: FakeS
     assert server.paths().count("/v1/models/m") == 1
 
 
+def test_what_takes_long_to_make_is_waited_for(connect: Connect, server: FakeServer) -> None:
+    """An upload of which something is made; that this server makes nothing is noticed, too."""
+    client = connect(server.url, key=KEY, timeout=0.3)
+
+    def script(_: FakeServer, got: Got, connection: ssl.SSLSocket) -> bool:
+        if got.method == "PUT":
+            time.sleep(0.6)
+        return False
+
+    server.script = script
+    with pytest.raises(Unavailable) as late:
+        client.upload_model(ONNX, name="up")
+    assert late.value.code == "answer_late"
+    with pytest.raises(Failure) as other:
+        client.upload_model(ONNX, name="up", precision="fp16")
+    assert other.value.code == "answer_malformed"
+
+
+def test_an_answer_that_does_not_say_its_precision_is_not_taken(connect: Connect, server: FakeServer) -> None:
+    """Demanded or not; the metadata alone is a promise."""
+    client = connect(server.url)
+    model = client.model("m")
+    client.run(model, [[1.0, 2.0]], precision="fp32")
+    server.says_precision = False
+    for action in (
+        lambda: client.run(model, [[1.0, 2.0]]),
+        lambda: client.run(model, [[1.0, 2.0]], precision="fp32"),
+        lambda: client.wait(model.predict([[1.0, 2.0]], precision=["int8", "fp32"])),
+        lambda: client.run_model("m", [[1.0, 2.0]], precision="fp32"),
+    ):
+        with pytest.raises(Conflict) as refusal:
+            action()
+        assert refusal.value.code == "precision_refused"
+    before = len(server.requests)
+    with pytest.raises(Conflict):
+        client.run(model, [[1.0, 2.0]], precision="int8")
+    assert len(server.requests) == before  # nothing was sent for that
+
+
 # --- restarts, rotations, balancers, expiry -----------------------------------------------------------------
 
 
