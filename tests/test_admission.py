@@ -24,9 +24,11 @@ sys.path.insert(0, str(REPOSITORY / "fuzz"))
 import hostile
 import own_corpus
 import targets_data
+from onnx import TensorProto, helper
 
 from strongroom import admission
 from strongroom.admission import STANDARD_CHILD, ChildLimits, Examiner
+from strongroom.admission_child import FACTORS
 from strongroom.errors import Error, Failure, LimitExceeded, MalformedInput
 from strongroom.formats import HEAD_BYTES, detect
 from strongroom.frames import receive, send
@@ -121,6 +123,34 @@ def test_a_child_that_reaches_a_limit_is_a_refusal(nursery: Nursery, limits: Chi
         # Where free memory of the zygote's heap lets the parser begin, it is what runs out, and says no more than that.
         assert caught.value.code in ("admission_limits", "onnx_malformed")
     assert nursery.pid == before and nursery._current.process.poll() is None
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="not exercised here: address space is limited on Linux")
+@pytest.mark.parametrize(("times", "more", "admitted"), [(2.2, 200 << 20, True), (1.05, 0, False)])
+def test_examining_takes_little_more_than_the_file(
+    nursery: Nursery, times: float, more: int, admitted: bool
+) -> None:
+    """Of a network of 100 MB: 2.2 times the file and 200 MB are enough for all that its examination takes, the file
+    as it arrived among it, counted in address space; next to nothing is not, so the limit is one.
+    """
+    size = 25 << 20
+    weights = helper.make_tensor("w", TensorProto.FLOAT, [size], bytes(4 * size), raw=True)
+    made = hostile.model(
+        hostile.node("Slice", ["w", "zero", "four"], ["few"]),
+        hostile.node("Add", ["x", "few"]),
+        constants=[weights, hostile.constant("zero", [0]), hostile.constant("four", [4])],
+    )
+    data = hostile.encoded(made)
+    # The file is there already when the limit is set, and a multiple of it is given beside.
+    given = int((times - 1) * len(data)) + more - FACTORS["onnx"] * len(data)
+    examiner = Examiner(nursery, limits=ChildLimits(wall_s=60, cpu_s=50, memory_bytes=given))
+    if admitted:
+        assert examiner.admit(data, format="onnx", limits=STANDARD_LIMITS).info.admission.tensor_bytes == 4 * size + 16
+        return
+    with pytest.raises(Error) as caught:
+        examiner.admit(data, format="onnx", limits=STANDARD_LIMITS)
+    assert caught.value.code in ("admission_limits", "onnx_malformed")  # protobuf does not tell the two apart
 
 
 @pytest.mark.slow
