@@ -146,7 +146,10 @@ def test_examining_takes_little_more_than_the_file(
     given = int((times - 1) * len(data)) + more - FACTORS["onnx"] * len(data)
     examiner = Examiner(nursery, limits=ChildLimits(wall_s=60, cpu_s=50, memory_bytes=given))
     if admitted:
-        assert examiner.admit(data, format="onnx", limits=STANDARD_LIMITS).info.admission.tensor_bytes == 4 * size + 16
+        assert (
+            examiner.admit(data, format="onnx", limits=STANDARD_LIMITS).info.admission.tensor_bytes
+            == 4 * size + 16
+        )
         return
     with pytest.raises(Error) as caught:
         examiner.admit(data, format="onnx", limits=STANDARD_LIMITS)
