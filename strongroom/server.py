@@ -364,6 +364,10 @@ def _host_of(ready: Boot, nursery: Nursery) -> Host:
         from strongroom.engine import Engine, InProcess
 
         return InProcess(Engine())
+    if isinstance(ready.group, str):
+        log.info("no control group for the processes that run models: %s", ready.group)
+    else:
+        log.info("control group: %d MB for all processes that run models", ready.group.memory_bytes >> 20)
     return Workers(
         nursery,
         isolation=security.isolation,
@@ -375,6 +379,7 @@ def _host_of(ready: Boot, nursery: Nursery) -> Host:
             input_bytes=limits.tensors_bytes,
             response_bytes=limits.response_bytes,
             elements=limits.elements,
+            idle_bytes=workers.idle_bytes,
         ),
     )
 
@@ -421,6 +426,8 @@ def _service(
             admission=admission_limits(settings),
             shortest_s=settings.workers.run_shortest_s,
             longest_s=settings.workers.run_longest_s,
+            batch_rows=limits.batch_rows,
+            batch_delay_s=limits.batch_delay_ms / 1000,
         ),
     )
     return Service(

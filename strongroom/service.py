@@ -16,15 +16,16 @@ Rules
 
     Steps that an operation does not have are left out, none is moved. (The one exception is `predict`, whose
     body names the model. Steps 4 and 5 of an upload are carried out by `proof`.)
-  - The event loop never waits for a disk or a computation: both happen in threads of bounded lanes. Evidence
+  - The event loop never waits for a disk or a computation: both happen in threads of bounded lanes, but for what
+    takes less than handing it to a thread (`runner.SMALL`). Evidence
     has a lane of its own: a crowd asking for evidence does not slow down admitted traffic, nor the reverse.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
-import hmac
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal, TypeVar
@@ -34,22 +35,24 @@ from strongroom.access import Action as AccessAction
 from strongroom.access import check as check_access
 from strongroom.admission import Admit
 from strongroom.batcher import Attests, Batcher
+from strongroom.batching import with_batching
 from strongroom.dealings import Body, Call, Clocks, Epoch, Question, ServiceLimits, View
 from strongroom.errors import AccessRefused, Conflict, InvalidRequest, NotFound
+from strongroom.expectations import check_expected, shown
 from strongroom.formats import detect
 from strongroom.jobs import engine
 from strongroom.models.report import report_of_model
 from strongroom.names import check_name
 from strongroom.oip import InferRequest
 from strongroom.parts import Arriving
-from strongroom.preparation import Prepare
+from strongroom.preparation import Prepare, Waiting
 from strongroom.proof import Prove, write
 from strongroom.quotas import Quotas
-from strongroom.reduction import Reduction, check_accepted
-from strongroom.runner import Encode, Runner
+from strongroom.reduction import Reduction
+from strongroom.runner import SMALL, Encode, Runner
 from strongroom.store import ModelVersion, Store, Upload
 from strongroom.tokens import Action, NonceBook, Principal, check_token
-from strongroom.traffic import Arrival, Budget, Lane, Rate, Slots, network, pieces
+from strongroom.traffic import Arrival, Budget, Lane, Rate, Slots, caller_of, pieces
 from strongroom.turns import Turn
 
 __all__ = ["Call", "Clocks", "Epoch", "Question", "Service", "ServiceLimits", "View"]
@@ -77,6 +80,7 @@ class _Intent:
     format: str | None
     sha256: str | None
     reduction: Reduction | None
+    batching: bool
 
     @property
     def owner(self) -> str:
@@ -114,11 +118,16 @@ class Service:
         self._prove = Prove(admit=admit, prepare=prepare)
         places, uploads = limits.concurrent_requests, limits.quotas.concurrent_uploads
         self._slots = Slots(total=places, per_caller=limits.concurrent_requests_per_caller, code="overloaded")
-        self._quotas = Quotas(
-            limits.quotas, stored=store.models, forms=store.form_bytes, clock=clocks.monotonic
-        )
+        stored, forms = store.models, store.form_bytes
+        self._quotas = Quotas(limits.quotas, stored=stored, forms=forms, clock=clocks.monotonic)
         room = limits.body_bytes_in_flight  # half of it for one caller, but any one request that may come
         self._budget = Budget(total=room, per_caller=max(room // 2, limits.request_bytes))
+        # Making less precision takes minutes: other uploads have at least half of the places meanwhile.
+        self._preparing = Slots(
+            total=max(1, uploads // 2),
+            per_caller=limits.quotas.concurrent_uploads_per_caller,
+            code="uploads_busy",
+        )
         self._evidence_rate = Rate(
             per_minute=limits.evidence_per_minute, clock=clocks.monotonic, code="evidence_rate"
         )
@@ -192,9 +201,11 @@ class Service:
 
         def collect() -> _T:
             found = (*self._preloaded.values(), *self._store.models())
-            return encode(tuple(self._view(model) for model in found if self._may_see(principal, model)))
+            return encode(
+                tuple(self._view(model, principal) for model in found if self._may_see(principal, model))
+            )
 
-        turn = Turn(_caller(call, principal), "")
+        turn = Turn(caller_of(principal, call.address), "")
         return await self._parsing.run_for(turn, collect)  # thousands of models take a while to write out
 
     async def model(self, call: Call, *, name: str, version: int | None) -> View:
@@ -205,7 +216,7 @@ class Service:
             NotFound: no such model, or not for this caller.
         """
         principal = self._authenticate(call)
-        return self._view(self._authorised("read", principal, name, version))
+        return self._view(self._authorised("read", principal, name, version), principal)
 
     async def admission(self, call: Call, *, name: str, version: int | None) -> bytes:
         """The admission report of a model, signed by this connection's receipt key (docs/spec/admission.md §10.3).
@@ -213,7 +224,8 @@ class Service:
         Raises:
             AccessRefused, NotFound: as `model`.
         """
-        model = self._authorised("read", self._authenticate(call), name, version)
+        principal = self._authenticate(call)
+        model = shown(self._authorised("read", principal, name, version), principal)
         return report_of_model(model, key=call.epoch.receipt_key, engine=engine())
 
     async def versions(self, call: Call, *, name: str) -> tuple[int, ...]:
@@ -239,12 +251,13 @@ class Service:
         sha256: str | None,
         body: Body,
         reduction: Reduction | None = None,
+        batching: bool = False,
     ) -> View:
         """Takes a model: a new, immutable version of `name`. `sha256` (hex) is what the caller means to send.
 
         `format` None finds it out from the bytes. `sha256` None is for callers without a key only: a key's
         token is bound to it. `reduction`: the precision that is to be made of it; its part stands in the body, in
-        front of the model, and `sha256` is of both.
+        front of the model, and `sha256` is of both. `batching`: one caller's requests may share a run (`batching`).
 
         Raises:
             AccessRefused, Conflict, LimitExceeded, Unavailable, InvalidRequest, MalformedInput,
@@ -253,20 +266,28 @@ class Service:
         check_name(name, length=self.limits.name_length)
         principal = self._authenticate_change(call, sha256)
         intent = _Intent(
-            principal=principal, name=name, access=access, format=format, sha256=sha256, reduction=reduction
+            principal=principal,
+            name=name,
+            access=access,
+            format=format,
+            sha256=sha256,
+            reduction=reduction,
+            batching=batching,
         )
         self._authorise_upload(intent)
-        caller = _caller(call, principal)
+        caller = caller_of(principal, call.address)
         keys = (principal.id, call.address) if principal else (call.address,)
         with (
             self._slots.hold(caller),
+            self._preparing.hold(caller) if reduction is not None else contextlib.nullcontext(),
             self._quotas.upload(caller=caller, keys=keys, owner=intent.owner) as take,
             self._budget.account(caller) as hold,
         ):
             part = reduction.part if reduction is not None else None
             arriving = Arriving(part, most=self.limits.calibration_bytes)
             try:
-                return self._view(await self._receive(intent, body, arriving, take, hold))
+                model = await self._receive(intent, body, arriving, take, hold)
+                return View(model=model, loaded=self._runner.is_loaded(model))
             finally:
                 arriving.erase()
 
@@ -289,7 +310,7 @@ class Service:
         """
         principal = self._authenticate_change(call, _EMPTY)
         self._authorise_change("delete", principal, name, version)
-        caller = _caller(call, principal)
+        caller = caller_of(principal, call.address)
         with self._slots.hold(caller):
             gone = await self._disk.run_for(Turn(caller, ""), self._store.delete, name, version)
             for model in gone:
@@ -304,9 +325,9 @@ class Service:
         """
         principal = self._authenticate_change(call, _EMPTY)
         model = self._authorise_change("load", principal, name, version)
-        with self._slots.hold(_caller(call, principal)):
+        with self._slots.hold(caller_of(principal, call.address)):
             await self._runner.load(model)
-        return self._view(model)
+        return self._view(model, principal)
 
     async def unload(self, call: Call, *, name: str, version: int | None) -> View:
         """Drops a model from memory; runs under way go on.
@@ -316,9 +337,9 @@ class Service:
         """
         principal = self._authenticate_change(call, _EMPTY)
         model = self._authorise_change("unload", principal, name, version)
-        with self._slots.hold(_caller(call, principal)):
+        with self._slots.hold(caller_of(principal, call.address)):
             await self._runner.unload(model)
-        return self._view(model)
+        return self._view(model, principal)
 
     # Running
 
@@ -334,8 +355,8 @@ class Service:
         encode: Encode,
         precision: tuple[str, ...] = (),
     ) -> tuple[ModelVersion, bytes]:
-        """Runs a model on what `decode` makes of the body; `encode` makes the answer. Both run in a thread.
-        `precision`: those that the caller takes an answer of, () for all.
+        """Runs a model on what `decode` makes of the body; `encode` makes the answer. Both run in a thread,
+        unless what they are given is small. `precision`: those that the caller takes an answer of, () for all.
 
         Raises:
             AccessRefused, NotFound, Conflict, LimitExceeded, Unavailable, InvalidRequest, MalformedInput:
@@ -343,12 +364,13 @@ class Service:
         """
         principal = self._authenticate(call)
         model = self._authorised("run", principal, name, version)
-        caller = _caller(call, principal)
+        caller = caller_of(principal, call.address)
         with self._slots.hold(caller), self._budget.account(caller) as take:
             data = await self._collect(body, take)
-            _check_expected(model, expect_sha256, precision)
+            check_expected(model, expect_sha256, precision)
             answer = await self._runner.run(
                 model,
+                size=len(data),
                 caller=caller,
                 principal=principal.id if principal else None,
                 decode=lambda model: decode(data, model),
@@ -373,18 +395,23 @@ class Service:
             As `infer`.
         """
         principal = self._authenticate(call)
-        caller = _caller(call, principal)
+        caller = caller_of(principal, call.address)
         with self._slots.hold(caller), self._budget.account(caller) as take:
-            question = await self._parsing.run_for(Turn(caller, ""), parse, await self._collect(body, take))
+            data = await self._collect(body, take)
+            if len(data) <= SMALL:
+                question = parse(data)
+            else:
+                question = await self._parsing.run_for(Turn(caller, ""), parse, data)
             if name is not None and question.name is not None:
                 raise InvalidRequest(
                     "the model is named in the query and in the body", code="parameter_invalid"
                 )
             name = name or question.name or self._seed_name(principal)
             model = self._authorised("run", principal, name, question.version)
-            _check_expected(model, None, precision)
+            check_expected(model, None, precision)
             answer = await self._runner.run(
                 model,
+                size=len(data),
                 caller=caller,
                 principal=principal.id if principal else None,
                 decode=question.to_request,
@@ -506,8 +533,9 @@ class Service:
                 await self._disk.run_for(turn, write, upload, arriving, piece)
             if upload is None:
                 raise InvalidRequest("expected a model, got zero bytes", code="body_empty")
-            lane = self._admission if intent.reduction is None else self._preparation
-            info, canonical_sha256 = await lane.run_for(
+            waiting, lane = Waiting(), self._admission if intent.reduction is None else self._preparation
+            info, canonical_sha256 = await lane.run_until(
+                waiting.give_up,
                 turn,
                 self._prove,
                 upload,
@@ -516,7 +544,10 @@ class Service:
                 said=intent.sha256,
                 reduction=intent.reduction,
                 limits=self.limits.admission,
+                waiting=waiting,
             )
+            if intent.batching:
+                info = with_batching(info)
             # One commit at a time; what may have changed since the first byte is checked again.
             async with self._committing:
                 self._authorise_upload(intent)
@@ -550,8 +581,8 @@ class Service:
 
     # Small things
 
-    def _view(self, model: ModelVersion) -> View:
-        return View(model=model, loaded=self._runner.is_loaded(model))
+    def _view(self, model: ModelVersion, principal: Principal | None) -> View:
+        return View(model=shown(model, principal), loaded=self._runner.is_loaded(model))
 
     def _seed_name(self, principal: Principal | None) -> str:
         """The model that `/model/predict` means where its body names none.
@@ -567,16 +598,3 @@ class Service:
             if mine:
                 return max(mine, key=lambda model: (model.created, model.version)).name
         return DEFAULT_SEED_NAME
-
-
-def _caller(call: Call, principal: Principal | None) -> str:
-    """Whose places a request takes: the principal's, or the address's where nobody showed a key."""
-    return principal.id if principal else f"address {network(call.address)}"
-
-
-def _check_expected(model: ModelVersion, sha256: str | None, precision: tuple[str, ...]) -> None:
-    if sha256 is not None and not hmac.compare_digest(model.sha256, sha256):
-        raise Conflict(
-            f"expected a model with SHA-256 {sha256}, got {model.sha256}", code="model_digest_mismatch"
-        )
-    check_accepted(model.info.precision.name, precision, model=f"{model.name}/versions/{model.version}")

@@ -53,6 +53,7 @@ RUNS = WorkerLimits(
     input_bytes=32 << 20,
     response_bytes=16 << 20,
     elements=1 << 20,
+    idle_bytes=64 << 20,
 )
 OWNER = "a" * 64
 FLOAT = TensorProto.FLOAT

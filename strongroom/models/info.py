@@ -243,6 +243,8 @@ class ModelInfo:
     rules: InputRules
     admission: Admission
     precision: Precision = NOT_LOOKED_AT
+    batching: bool = False
+    """Whether requests of one caller may share a run: the owner's word, not the model's."""
 
     def to_json(self) -> dict[str, Any]:
         """The JSON object form; `ModelInfo.from_json(info.to_json()) == info`."""
@@ -257,6 +259,7 @@ class ModelInfo:
             "rules": self.rules.to_json(),
             "admission": self.admission.to_json(),
             **({"precision": self.precision.to_json()} if looked else {}),
+            **({"batching": True} if self.batching else {}),
         }
 
     @classmethod
@@ -279,7 +282,10 @@ class ModelInfo:
         )
         # Records of releases that did not look have no such member; written again they have none, either.
         looked = isinstance(value, dict) and "precision" in value
-        members = _members(value, (*names, "precision") if looked else names)
+        batching = isinstance(value, dict) and "batching" in value
+        more = (*(("precision",) if looked else ()), *(("batching",) if batching else ()))
+        members = _members(value, (*names, *more))
+        _check(not batching or members["batching"] is True, "batching is not true")
         _check(members["format"] in FORMATS, "format is not one of " + ", ".join(FORMATS))
         inputs = tuple(TensorSpec.from_json(entry) for entry in _list(members["inputs"], "inputs"))
         outputs = tuple(TensorSpec.from_json(entry) for entry in _list(members["outputs"], "outputs"))
@@ -301,6 +307,7 @@ class ModelInfo:
             rules=InputRules.from_json(members["rules"]),
             admission=Admission.from_json(members["admission"]),
             precision=Precision.from_json(members["precision"]) if looked else NOT_LOOKED_AT,
+            batching=batching,
         )
 
 

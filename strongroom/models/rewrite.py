@@ -67,7 +67,7 @@ class Graph:
             for name in node.output:
                 self.makers[name] = node
             for graph in inner(node):
-                self.exposed |= set(_read(graph))
+                self.exposed |= set(reads_below(graph))
 
     def fresh(self, what: str) -> str:
         """A name that nothing has."""
@@ -156,12 +156,12 @@ def inner(made: Any) -> Iterator[Any]:
         yield from entry.graphs
 
 
-def _read(graph: Any) -> Iterator[str]:
+def reads_below(graph: Any) -> Iterator[str]:
     """Every name that a graph and those below it read; its own values are among them, which does no harm."""
     for made in graph.node:
         yield from made.input
         for below in inner(made):
-            yield from _read(below)
+            yield from reads_below(below)
     for value in graph.output:
         yield value.name
 
