@@ -23,7 +23,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final, NoReturn, ParamSpec, TypeVar
+from typing import Final, NoReturn, ParamSpec, Protocol, TypeVar
 
 from strongroom.deadlines import Deadlines
 from strongroom.errors import LimitExceeded, Unavailable
@@ -354,6 +354,31 @@ class Arrival:
             raise LimitExceeded(
                 f"the body arrives slower than {self._rate} bytes a second", code="body_too_slow"
             )
+
+
+class Whole(Protocol):
+    """A body that can be had in one piece."""
+
+    async def whole(self, count: Callable[[int], None]) -> bytes | bytearray:
+        """All of it. `count` is told of bytes as they arrive, and may raise, which ends it."""
+
+
+async def collect(
+    body: AsyncIterator[bytes] | Whole, arrival: Arrival, take: Callable[[int], None]
+) -> bytes | bytearray:
+    """The whole body; `take` is told of its bytes as they arrive."""
+
+    def count(size: int) -> None:
+        arrival.take(size)
+        take(size)
+
+    if not isinstance(body, AsyncIterator):
+        return await body.whole(count)
+    chunks = []
+    async for chunk in body:
+        count(len(chunk))
+        chunks.append(chunk)
+    return b"".join(chunks)
 
 
 async def pieces(
