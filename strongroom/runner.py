@@ -12,12 +12,14 @@ Rules
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import logging
 import math
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Final, Literal, TypeAlias
 
 import numpy as np
@@ -26,7 +28,8 @@ from strongroom import oip
 from strongroom.admission import Admit
 from strongroom.batching import TRIAL_ROWS, Joiner, Trials, alike, differ, join, most_rows, rows_of, split
 from strongroom.cache import SessionCache
-from strongroom.errors import Error, Failure, InvalidRequest, LimitExceeded, SealRefused
+from strongroom.errors import Error, Failure, InvalidRequest, LimitExceeded, SealRefused, Unavailable
+from strongroom.forms import Forms
 from strongroom.inputs import check_inputs, check_outputs, room_for
 from strongroom.jobs import Host, Job, Loaded, Run, Source, Ticket, too_long
 from strongroom.models.info import AdmissionLimits, Room
@@ -120,6 +123,7 @@ class Runner:
         host: Host,
         admit: Admit,
         cache: SessionCache,
+        forms: Forms | None,
         preloaded: tuple[Preloaded, ...],
         verify_on_load: Literal["tags", "sha256"],
         limits: RunLimits,
@@ -128,6 +132,7 @@ class Runner:
         self._host = host
         self._admit = admit
         self._cache = cache
+        self._forms = forms
         self._preloaded = {entry.model.name: entry for entry in preloaded}
         self._verify_on_load = verify_on_load
         self._limits = limits
@@ -149,6 +154,7 @@ class Runner:
         )
         self._trials: weakref.WeakKeyDictionary[Loaded, Trials] = weakref.WeakKeyDictionary()
         self._loads = Lane("load", workers=LOADERS, waiting=limits.waiting, code="overloaded")
+        self._preparing = Lane("form", workers=1, waiting=limits.waiting, code="overloaded")
         self._large = Lane("large", workers=1, waiting=limits.waiting, code="overloaded")
         self._loading: dict[tuple[str, int], asyncio.Task[None]] = {}
 
@@ -157,6 +163,9 @@ class Runner:
         self._runs.close()
         self._loads.close()
         self._large.close()
+        if self._forms is not None:
+            self._forms.close()
+        self._preparing.close()
         self._cache.close()
 
     def is_loaded(self, model: ModelVersion) -> bool:
@@ -181,6 +190,12 @@ class Runner:
             task.add_done_callback(lambda _: self._loading.pop(key, None))
             self._loading[key] = task
         await asyncio.shield(self._loading[key])
+
+    async def prepare(self, model: ModelVersion) -> None:
+        """Makes the prepared form of a model that was just committed. Without one it is loaded as it was admitted."""
+        if self._forms is not None:
+            with contextlib.suppress(Unavailable):
+                await self._preparing.run_for(Turn(model.owner, ""), self._forms.make, model)
 
     async def unload(self, model: ModelVersion) -> None:
         """Drops a model from memory; runs under way go on with it."""
@@ -353,16 +368,27 @@ class Runner:
 
     def _loader(self, model: ModelVersion) -> Callable[[], Loaded]:
         entry = self._preloaded.get(model.name)
+        # The digest of what was admitted cannot be compared where something else is read.
+        forms = self._forms if entry is None and self._verify_on_load == "tags" else None
         source = Source(
             info=model.info,
             sha256=model.sha256,
             canonical_sha256=model.canonical_sha256,
             read=lambda: self._admit_again(entry) if entry else self._read(model),
         )
+        if forms is not None:
+            source = replace(
+                source,
+                stages=partial(forms.stages, model),
+                spoilt=partial(forms.spoilt, model),
+            )
 
         def load() -> Loaded:
             try:
-                return self._host.load(source)
+                loaded = self._host.load(source)
+                if forms is not None:
+                    forms.make_later(model)
+                return loaded
             except SealRefused as refusal:
                 # The caller named the model; the log gets the code and the place, never the message.
                 message = f"model {model.name} version {model.version}: {refusal.message}"

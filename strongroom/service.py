@@ -27,7 +27,6 @@ import asyncio
 import contextlib
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final, Literal, TypeVar
 
 from strongroom.access import ANONYMOUS, ANONYMOUS_OWNER, not_found
@@ -36,7 +35,7 @@ from strongroom.access import check as check_access
 from strongroom.admission import Admit
 from strongroom.batcher import Attests, Batcher
 from strongroom.batching import with_batching
-from strongroom.dealings import Body, Call, Clocks, Epoch, Question, ServiceLimits, View
+from strongroom.dealings import Body, Call, Clocks, Epoch, Intent, Question, ServiceLimits, View
 from strongroom.errors import AccessRefused, Conflict, InvalidRequest, NotFound
 from strongroom.expectations import check_expected, shown
 from strongroom.formats import detect
@@ -70,23 +69,6 @@ _EMPTY: Final = hashlib.sha256(b"").hexdigest()
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Intent:
-    """What an upload is to become."""
-
-    principal: Principal | None
-    name: str
-    access: str
-    format: str | None
-    sha256: str | None
-    reduction: Reduction | None
-    batching: bool
-
-    @property
-    def owner(self) -> str:
-        return self.principal.id if self.principal else ANONYMOUS_OWNER
-
-
 class Service:
     """The data plane of one server. Belongs to one event loop."""
 
@@ -118,7 +100,9 @@ class Service:
         self._prove = Prove(admit=admit, prepare=prepare)
         places, uploads = limits.concurrent_requests, limits.quotas.concurrent_uploads
         self._slots = Slots(total=places, per_caller=limits.concurrent_requests_per_caller, code="overloaded")
-        self._quotas = Quotas(limits.quotas, stored=store.models, clock=clocks.monotonic)
+        self._quotas = Quotas(
+            limits.quotas, stored=store.models, forms=store.form_bytes, clock=clocks.monotonic
+        )
         room = limits.body_bytes_in_flight  # half of it for one caller, but any one request that may come
         self._budget = Budget(total=room, per_caller=max(room // 2, limits.request_bytes))
         # Making less precision takes minutes: other uploads have at least half of the places meanwhile.
@@ -264,7 +248,7 @@ class Service:
         """
         check_name(name, length=self.limits.name_length)
         principal = self._authenticate_change(call, sha256)
-        intent = _Intent(
+        intent = Intent(
             principal=principal,
             name=name,
             access=access,
@@ -480,7 +464,7 @@ class Service:
             raise AccessRefused("the model is part of this server", code="model_reserved")
         return self._authorised(action, principal, name, version)
 
-    def _authorise_upload(self, intent: _Intent) -> None:
+    def _authorise_upload(self, intent: Intent) -> None:
         if intent.access not in ("private", "public"):
             raise InvalidRequest("access: expected private or public", code="access_invalid")
         if intent.name in self._preloaded:
@@ -501,7 +485,7 @@ class Service:
 
     async def _receive(
         self,
-        intent: _Intent,
+        intent: Intent,
         body: Body,
         arriving: Arriving,
         take: Callable[[int], None],
@@ -545,14 +529,16 @@ class Service:
             async with self._committing:
                 self._authorise_upload(intent)
                 self._quotas.check(intent.owner, more=0)
-                return await self._disk.run_for(
+                committed = await self._disk.run_for(
                     turn, upload.commit, info=info, canonical_sha256=canonical_sha256
                 )
+            await self._runner.prepare(committed)
+            return committed
         finally:
             if upload is not None:
                 await self._disk.run(upload.abort)
 
-    async def _begin(self, intent: _Intent, head: bytearray) -> tuple[Upload, str]:
+    async def _begin(self, intent: Intent, head: bytearray) -> tuple[Upload, str]:
         """Looks at the first bytes before it takes the rest: most mistakes show there."""
         detected = detect(head)
         if intent.format not in (None, detected):
