@@ -91,8 +91,8 @@ def trim_heap() -> None:
 
 
 def return_large_blocks() -> None:
-    """Has the heap give every block of 128 KiB or more back as soon as it is freed, mallopt(3); nothing happens where the
-    C library has no such function. glibc moves that bound up on its own and then keeps up to 64 MiB.
+    """Has the heap give every block of 128 KiB or more back as soon as it is freed, mallopt(3); nothing happens where
+    the C library has no such function. glibc moves that bound up on its own and then keeps up to 64 MiB.
     """
     mallopt = getattr(_libc, "mallopt", None)
     if mallopt is not None:
