@@ -123,7 +123,7 @@ def _serve(quotes_per_s: float, batch: int) -> None:
             raise InvalidRequest("this server answers with evidence; it takes no models")
 
         service = server._service(
-            settings, store, here, (), admit=admit, prepare=prepare, host=InProcess(Engine())
+            settings, store, here, (), admit=admit, prepare=prepare, host=InProcess(Engine()), forms=None
         )
         rest = Rest(
             service,
