@@ -27,9 +27,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
 from strongroom.attest.policy import DEVELOPMENT, PRODUCTION, Policy, parse_policy
 from strongroom.attester import load_or_create_root, read_operator_key
@@ -40,10 +37,11 @@ from strongroom.errors import Error, Failure, InvalidConfig, InvalidPolicy, NotF
 from strongroom.handover import MAX_TAKE
 from strongroom.key_broker import Kept, KeyBroker
 from strongroom.key_release import NAME
-from strongroom.listener import SignalledServer, edge_config
+from strongroom.listener import SignalledServer
 from strongroom.planned import MAX_HANDOVER_POLICY
 from strongroom.problems import problem
 from strongroom.ratls import plain_server_context
+from strongroom.routes import Receive, Request, Response, Scope, Send
 from strongroom.traffic import Arrival, Lane
 
 log = logging.getLogger("strongroom.keybroker")
@@ -185,12 +183,14 @@ class BrokerApp:
         except Exception as fault:  # noqa: BLE001 - the caller gets our words only, the log no words at all
             log.error("internal_error: %s", type(fault).__name__)
             response = problem(Failure("a fault of the broker"))
-        response.headers["cache-control"] = "no-store"
-        await response(scope, receive, send)
+        await response.send_to(send, [(b"cache-control", b"no-store")])
 
     async def _answer(self, request: Request) -> bytes:
-        path = request.url.path
-        if request.method != "POST" or path not in ("/v1/key-release/challenge", "/v1/key-release/release"):
+        path: str = request.scope["path"]
+        if request.scope["method"] != "POST" or path not in (
+            "/v1/key-release/challenge",
+            "/v1/key-release/release",
+        ):
             raise NotFound("no such path")
         body = await self._collect(request)
         if path.endswith("challenge"):
@@ -244,7 +244,6 @@ async def _listen(config: BrokerConfig, broker: KeyBroker, signing_key: Ed25519P
         raise InvalidConfig(f"bind: {config.bind} cannot be listened on", code="bind_failed") from exc
     context = plain_server_context(hosts=("localhost",), now=datetime.now(UTC), lifetime_s=CERTIFICATE_S)
     app = BrokerApp(broker)
-    edge = edge_config(app, context=context, limits=_LIMITS, shutdown_s=SHUTDOWN_S, lifespan="off")
     shown = f"[{host}]" if ":" in host else host
     lines = (
         f"strongroom: broker key {signing_key.public_key().public_bytes_raw().hex()}",
@@ -255,7 +254,9 @@ async def _listen(config: BrokerConfig, broker: KeyBroker, signing_key: Ed25519P
     def announce() -> None:
         print(*lines, sep="\n", flush=True)  # noqa: T201 - the one thing that the broker says on stdout
 
-    server = SignalledServer(edge, sock=sock, limits=_LIMITS, announce=announce)
+    server = SignalledServer(
+        app, sock=sock, context=context, limits=_LIMITS, shutdown_s=SHUTDOWN_S, announce=announce
+    )
     try:
         await server.serve()
     finally:

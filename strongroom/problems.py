@@ -11,8 +11,6 @@ import json
 from http import HTTPStatus
 from typing import Final
 
-from starlette.responses import Response
-
 from strongroom.errors import (
     AccessRefused,
     AdmissionRefused,
@@ -23,6 +21,7 @@ from strongroom.errors import (
     Unavailable,
     Unusable,
 )
+from strongroom.routes import Response
 
 FAMILIES: Final[tuple[tuple[type[Error], int], ...]] = (
     (AdmissionRefused, 422),
@@ -54,6 +53,7 @@ CODES: Final[dict[str, int]] = {
     "owner_bytes_quota": 507,
     "preparation_limits": 422,
     "output_shape": 422,
+    "one_owner": 409,
     "owner_quota": 409,
     "owner_record_full": 409,
     "response_too_large": 400,

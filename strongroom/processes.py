@@ -256,7 +256,7 @@ class Worker:
         self._datatypes: list[str] = []
         self._found: list[Place] = []
         self._lock = threading.Lock()
-        self._process = -1
+        self._process = self._statm = -1
         self._shared: mmap.mmap | None = None
         self._area: Array | None = None
         self._end, theirs = socket.socketpair()
@@ -287,6 +287,7 @@ class Worker:
         pid, _, _ = _CREDENTIALS.unpack(ancillary[0][2])
         self._process = os.pidfd_open(pid)
         parent, born = _birth(pid)
+        self._statm = os.open(f"/proc/{pid}/statm", os.O_RDONLY | os.O_CLOEXEC)
         if parent != self.template.pid or born < self._asked or not self.alive():
             os.close(self._process)  # whoever it is: nobody that we may kill
             self._process = -1
@@ -310,11 +311,13 @@ class Worker:
         """Whether it holds `most` bytes of memory more than its model took: a hostile model's worker would keep, idle,
         what a run may take. Pages of the model that it wrote to are not seen, and are no more than the model is.
         """
-        try:
-            found = _resident(self.pid)
+        if self._statm < 0:
+            return False
+        try:  # a descriptor of this process's file and no other's: it is asked after each run, and costs one call
+            found = int(os.pread(self._statm, 128, 0).split()[1]) * _PAGE
         except (OSError, IndexError):  # it has ended
             return False
-        return self.alive() and found > self.template.resident + most  # else what was read may be another's
+        return found > self.template.resident + most
 
     def spoke(self) -> bool:
         """Whether it has said something, so that `settle` need not wait."""
@@ -467,9 +470,10 @@ class Worker:
         """Ends the process and gives its memory back."""
         self.kill()
         with self._lock:
-            if self._process >= 0:
-                os.close(self._process)
-                self._process = -1
+            for descriptor in (self._process, self._statm):
+                if descriptor >= 0:
+                    os.close(descriptor)
+            self._process = self._statm = -1
         self._end.close()
         # Given back with the last reference: an exception that is on its way may still hold one.
         self._area = self._shared = None

@@ -27,7 +27,6 @@ import asyncio
 import contextlib
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final, Literal, TypeVar
 
 from strongroom.access import ANONYMOUS, ANONYMOUS_OWNER, not_found
@@ -36,7 +35,7 @@ from strongroom.access import check as check_access
 from strongroom.admission import Admit
 from strongroom.batcher import Attests, Batcher
 from strongroom.batching import with_batching
-from strongroom.dealings import Body, Call, Clocks, Epoch, Question, ServiceLimits, View
+from strongroom.dealings import Body, Call, Clocks, Epoch, Intent, Question, ServiceLimits, View
 from strongroom.errors import AccessRefused, Conflict, InvalidRequest, NotFound
 from strongroom.expectations import check_expected, shown
 from strongroom.formats import detect
@@ -52,7 +51,7 @@ from strongroom.reduction import Reduction
 from strongroom.runner import SMALL, Encode, Runner
 from strongroom.store import ModelVersion, Store, Upload
 from strongroom.tokens import Action, NonceBook, Principal, check_token
-from strongroom.traffic import Arrival, Budget, Lane, Rate, Slots, caller_of, pieces
+from strongroom.traffic import Arrival, Budget, Lane, Rate, Slots, Whole, caller_of, collect, pieces
 from strongroom.turns import Turn
 
 __all__ = ["Call", "Clocks", "Epoch", "Question", "Service", "ServiceLimits", "View"]
@@ -68,23 +67,6 @@ _EMPTY: Final = hashlib.sha256(b"").hexdigest()
 """Digest of the body of a changing call without one."""
 
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Intent:
-    """What an upload is to become."""
-
-    principal: Principal | None
-    name: str
-    access: str
-    format: str | None
-    sha256: str | None
-    reduction: Reduction | None
-    batching: bool
-
-    @property
-    def owner(self) -> str:
-        return self.principal.id if self.principal else ANONYMOUS_OWNER
 
 
 class Service:
@@ -265,7 +247,7 @@ class Service:
         """
         check_name(name, length=self.limits.name_length)
         principal = self._authenticate_change(call, sha256)
-        intent = _Intent(
+        intent = Intent(
             principal=principal,
             name=name,
             access=access,
@@ -350,8 +332,8 @@ class Service:
         name: str,
         version: int | None,
         expect_sha256: str | None,
-        body: Body,
-        decode: Callable[[bytes, ModelVersion], InferRequest],
+        body: Body | Whole,
+        decode: Callable[[bytes | bytearray, ModelVersion], InferRequest],
         encode: Encode,
         precision: tuple[str, ...] = (),
     ) -> tuple[ModelVersion, bytes]:
@@ -383,8 +365,8 @@ class Service:
         call: Call,
         *,
         name: str | None,
-        body: Body,
-        parse: Callable[[bytes], Question],
+        body: Body | Whole,
+        parse: Callable[[bytes | bytearray], Question],
         precision: tuple[str, ...] = (),
     ) -> tuple[ModelVersion, bytes]:
         """`POST /model/predict`: the body itself may name the model, so it is read before access is decided.
@@ -481,7 +463,7 @@ class Service:
             raise AccessRefused("the model is part of this server", code="model_reserved")
         return self._authorised(action, principal, name, version)
 
-    def _authorise_upload(self, intent: _Intent) -> None:
+    def _authorise_upload(self, intent: Intent) -> None:
         if intent.access not in ("private", "public"):
             raise InvalidRequest("access: expected private or public", code="access_invalid")
         if intent.name in self._preloaded:
@@ -497,18 +479,12 @@ class Service:
     def _arrival(self, limit: int) -> Arrival:
         return Arrival(limit=limit, rate=self.limits.body_rate, clock=self._clocks.monotonic)
 
-    async def _collect(self, body: Body, take: Callable[[int], None]) -> bytes:
-        arrival = self._arrival(self.limits.request_bytes)
-        chunks = []
-        async for chunk in body:
-            arrival.take(len(chunk))
-            take(len(chunk))
-            chunks.append(chunk)
-        return b"".join(chunks)
+    async def _collect(self, body: Body | Whole, take: Callable[[int], None]) -> bytes | bytearray:
+        return await collect(body, self._arrival(self.limits.request_bytes), take)
 
     async def _receive(
         self,
-        intent: _Intent,
+        intent: Intent,
         body: Body,
         arriving: Arriving,
         take: Callable[[int], None],
@@ -535,17 +511,9 @@ class Service:
                 raise InvalidRequest("expected a model, got zero bytes", code="body_empty")
             waiting, lane = Waiting(), self._admission if intent.reduction is None else self._preparation
             info, canonical_sha256 = await lane.run_until(
-                waiting.give_up,
-                turn,
-                self._prove,
-                upload,
-                arriving,
-                format=format,
-                said=intent.sha256,
-                reduction=intent.reduction,
-                limits=self.limits.admission,
-                waiting=waiting,
-            )
+                waiting.give_up, turn, self._prove, upload, arriving, format=format, said=intent.sha256,
+                reduction=intent.reduction, limits=self.limits.admission, waiting=waiting,
+            )  # fmt: skip
             if intent.batching:
                 info = with_batching(info)
             # One commit at a time; what may have changed since the first byte is checked again.
@@ -561,7 +529,7 @@ class Service:
             if upload is not None:
                 await self._disk.run(upload.abort)
 
-    async def _begin(self, intent: _Intent, head: bytearray) -> tuple[Upload, str]:
+    async def _begin(self, intent: Intent, head: bytearray) -> tuple[Upload, str]:
         """Looks at the first bytes before it takes the rest: most mistakes show there."""
         detected = detect(head)
         if intent.format not in (None, detected):

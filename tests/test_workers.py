@@ -521,7 +521,7 @@ def test_a_template_that_does_not_look_ends_all_the_same(nursery: Nursery) -> No
 def fake_worker() -> tuple[Worker, socket.socket]:
     """The server's side of one, and the end of the other."""
     one, (ours, theirs) = Worker.__new__(Worker), socket.socketpair()
-    one._end, one._process, one._lock, one._shared = ours, -1, threading.Lock(), None
+    one._end, one._process, one._statm, one._lock, one._shared = ours, -1, -1, threading.Lock(), None
     one._most = 1 << 12
     one._area, one._runs, one.spent_s = np.zeros(1 << 12, np.uint8), 0, 0.0
     ours.settimeout(0)
