@@ -52,6 +52,7 @@ def _formed(end: socket.socket, model: int, weights: int, header: dict[str, Any]
     """What follows the weights in the stage."""
     from strongroom import engine
 
+    kernel.fill_blocks(0)  # nobody's memory but the model's comes here
     kernel.return_large_blocks()  # the model is laid out anew, tensor by tensor
     graph = os.memfd_create("graph")
     for descriptor in (model, weights):

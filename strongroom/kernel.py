@@ -31,7 +31,7 @@ _LANDLOCK_CREATE, _LANDLOCK_RESTRICT = 444, 446
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REC, _MS_PRIVATE, _MNT_DETACH = 2, 4, 8, 1 << 14, 1 << 18, 2
 _CAPABILITY_VERSION: Final = 0x20080522
 _SECCOMP_FILTER: Final = 2
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_PERTURB = -1, -3, -6
 _PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
 
 FILES_OF_ABI: Final = ((1, 0x1FFF), (2, 1 << 13), (3, 1 << 14), (5, 1 << 15), (9, 1 << 16))
@@ -98,6 +98,15 @@ def return_large_blocks() -> None:
     if mallopt is not None:
         for what in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
             mallopt(what, 128 << 10)
+
+
+def fill_blocks(byte: int) -> None:
+    """Has the heap fill blocks that are freed with `byte`, and those that it hands out with the complement, mallopt(3);
+    0: no longer. As MALLOC_PERTURB_ in the environment, from now on.
+    """
+    mallopt = getattr(_libc, "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_PERTURB, byte)
 
 
 def death_signal() -> int:

@@ -34,6 +34,8 @@ from strongroom.records import Place
 
 _CONTROL: Final = 3
 """Descriptor of the template's socket to the server."""
+FILL: Final = 165
+"""As MALLOC_PERTURB_ has it in `launch.CHILD`."""
 _WORKER: Final = 4
 """Descriptor of a worker's; the only other one that there can be at a time."""
 
@@ -48,6 +50,9 @@ def template(descriptor: int) -> int:
         header, _ = frames.receive(server, most=0)
         if not _give_up(header, fork=True):
             return 1
+        # There is no memory of anybody's here yet but the model's, several times its size is handed out and freed, and
+        # filling all of that takes as long as the rest.
+        kernel.fill_blocks(0)
         try:
             session = _load(server, header)
         except Error as refusal:
@@ -56,6 +61,7 @@ def template(descriptor: int) -> int:
         except MemoryError:
             frames.send(server, {"refused": "load_limits"})
             return 0
+        kernel.fill_blocks(FILL)
         gc.collect()
         kernel.trim_heap()  # loading left several times the model in holes, which each fork would keep
         gc.freeze()

@@ -693,6 +693,60 @@ def test_the_document_explains_every_layer() -> None:
     assert set(seccomp.NUMBERS) == {"x86_64", "aarch64"}
 
 
+# The preparer's profile
+
+
+@needs("landlock", "seccomp")
+def test_who_reopens_its_own_files_opens_nothing_else() -> None:
+    """/proc is there, and what has a place in a file system is not: to read, to write, to make, to remove."""
+    model, feed = os.pipe()
+    os.write(feed, b"model")
+    graph = os.memfd_create("graph")
+    os.fchmod(model, 0o666)
+    secret = os.open("/etc/hostname", os.O_RDONLY)  # closed by the lock-down, so that its name leads nowhere
+    tries: dict[str, tuple[str, int]] = {
+        "model": (f"/proc/self/fd/{model}", os.O_RDONLY),
+        "graph": (f"/proc/self/fd/{graph}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC),
+        "file": ("/etc/hostname", os.O_RDONLY),
+        "folder": ("/", os.O_RDONLY),
+        "memory": ("/proc/self/mem", os.O_RDONLY),
+        "environment": ("/proc/self/environ", os.O_RDONLY),
+        "maps": ("/proc/self/maps", os.O_RDONLY),
+        "parent": (f"/proc/{os.getpid()}/environ", os.O_RDONLY),
+        "parent's file": (f"/proc/{os.getpid()}/fd/{secret}", os.O_RDONLY),
+        "closed": (f"/proc/self/fd/{secret}", os.O_RDONLY),
+        "new": ("/tmp/strongroom-made", os.O_WRONLY | os.O_CREAT | os.O_TRUNC),
+        "device": ("/dev/zero", os.O_RDONLY),
+    }
+
+    def body(_report: int) -> str:
+        opened = []
+        for name, (path, flags) in tries.items():
+            with contextlib.suppress(OSError):
+                os.close(os.open(path, flags))
+                opened.append(name)
+        with contextlib.suppress(PermissionError):
+            os.unlink("/etc/hostname")  # noqa: PTH108 - the call itself
+            opened.append("unlink")
+        return " ".join(opened)
+
+    own = {"read_fds": (model, graph), "write_fds": (graph,), "receive_fds": True, "reopens": True}
+    try:
+        assert confined(body, file_bytes=1 << 20, **own) == ("model graph", 0)
+        for call in (
+            lambda _: os.open("/etc", os.O_PATH),
+            lambda _: os.open("/proc/self/fd", os.O_RDWR),
+            lambda _: socket.socket(),
+            lambda _: os.rename("/etc/hostname", "/etc/other"),  # noqa: PTH104 - the call itself
+            lambda _: os.mkdir("/tmp/strongroom-made"),  # noqa: PTH102 - the call itself
+        ):
+            said, died = confined(call, file_bytes=1 << 20, **own)
+            assert died == signal.SIGSYS or said.startswith(("FileNotFoundError", "PermissionError")), said
+    finally:
+        for descriptor in (model, feed, graph, secret):
+            os.close(descriptor)
+
+
 def test_a_filter_made_for_children_is_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
     """The very one that a child would make: of its profile and its parent's id; another profile has another."""
     if sys.platform != "linux":

@@ -38,6 +38,7 @@ from strongroom.models.info import _TOKEN, STANDARD_LIMITS, Admitted
 from strongroom.oip import bytes_array
 from strongroom.planned import FEWEST
 from strongroom.processes import Worker, WorkerLimits
+from strongroom.worker import FILL
 from strongroom.workers import Model, Workers, _Under
 from strongroom.zygote import Launch, Nursery
 
@@ -136,6 +137,11 @@ def run(model: Model, inputs: Any, caller: str | None = "a", **more: Any) -> Any
     job = Job(caller=caller, **{"seconds": 30.0, **more})
     (result,) = model.run(inputs, outputs=(), job=job).values()
     return result
+
+
+def test_workers_fill_blocks_as_the_environment_says() -> None:
+    """A template does not, while it loads, and does again before it forks."""
+    assert str(FILL) == CHILD["MALLOC_PERTURB_"]
 
 
 def pids(model: Model) -> set[int]:
