@@ -321,10 +321,14 @@ def keygen(file: Path, as_json: bool) -> None:
     "--format", "format_", type=click.Choice(["onnx", "xgboost-json", "xgboost-ubj"]),
     help="Its format; else found out from its bytes.",
 )  # fmt: skip
+@click.option(
+    "--batching", is_flag=True,
+    help="Small requests of one caller may share a run; for models whose rows do not depend on one another.",
+)  # fmt: skip
 @precision_options
 @_to_server
 def upload(
-    file: Path, name: str | None, access: str, format_: str | None, as_json: bool, precision: str,
+    file: Path, name: str | None, access: str, format_: str | None, batching: bool, as_json: bool, precision: str,
     calibrate: Path | None, ranges: Path | None, method: str, exclude: tuple[str, ...], per_tensor: bool,
     **server: Any,
 ) -> None:  # fmt: skip
@@ -336,7 +340,7 @@ def upload(
     with _connect(**server) as client, progress(f"uploading {file.name}", quiet=as_json) as bar:
         model = client.upload_model(
             file, name=name or file.stem, access=access, format=format_, progress=bar, precision=asked,
-            calibration=calibrate, ranges=ranges,
+            calibration=calibrate, ranges=ranges, batching=batching,
         )  # fmt: skip
     metadata = model.metadata
     if as_json:

@@ -163,6 +163,16 @@ class Rate:
         )
 
 
+class _Identified(Protocol):
+    @property
+    def id(self) -> str: ...
+
+
+def caller_of(principal: _Identified | None, address: str) -> str:
+    """Whose places a request takes: the principal's, or the address's where nobody showed a key."""
+    return principal.id if principal else f"address {network(address)}"
+
+
 def network(address: str) -> str:
     """The address, or the /64 of an IPv6 one: whoever has one IPv6 address has 2**64 of them."""
     try:

@@ -77,9 +77,19 @@ def _load(server: socket.socket, header: dict[str, Any]) -> Session:
 
 def _give_up(header: dict[str, Any], *, fork: bool) -> bool:
     """Whether all layers that the server promised hold from here on."""
+    held = sandbox.lock_down(_profile(header, fork=fork))
+    if fork:
+        # One free number: whoever wants a second descriptor has to close the first; 0 to 2 cannot be closed.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (_WORKER + 1, _WORKER + 1))
+        sandbox.prepare(_profile(header, fork=False))
+    return set(header["layers"]) <= set(held)
+
+
+def _profile(header: dict[str, Any], *, fork: bool) -> sandbox.Profile:
+    """What is left to the template, which forks, and to a worker, which does not."""
     own = (_CONTROL,) if fork else (_WORKER,)
     memory = _occupied() + header["memory_bytes"] if fork else resource.getrlimit(resource.RLIMIT_AS)[1]
-    profile = sandbox.Profile(
+    return sandbox.Profile(
         memory_bytes=memory,
         cpu_s=header["cpu_s"],
         read_fds=own,
@@ -89,11 +99,6 @@ def _give_up(header: dict[str, Any], *, fork: bool) -> bool:
         tend=False,
         processes=header["processes"] if fork else None,
     )
-    held = sandbox.lock_down(profile)
-    if fork:
-        # One free number: whoever wants a second descriptor has to close the first; 0 to 2 cannot be closed.
-        resource.setrlimit(resource.RLIMIT_NOFILE, (_WORKER + 1, _WORKER + 1))
-    return set(header["layers"]) <= set(held)
 
 
 def _occupied() -> int:
