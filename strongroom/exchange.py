@@ -20,7 +20,13 @@ FULL: Final = 64 * 1024
 PIECE: Final = 64 * 1024
 """Bytes of an answer that are written at a time: a stall is noticed between two of them."""
 
+GROWTH: Final = 256 * 1024
+"""Bytes by which a body's buffer grows at most at a time: a processor's cache holds the zeros that it grows by."""
+
 Bytes: TypeAlias = bytes | bytearray | memoryview
+
+
+_ZEROS: Final = memoryview(bytearray(GROWTH))
 
 
 def _status_line(status: int) -> bytes:
@@ -99,8 +105,8 @@ class Exchange:
         """Where the next bytes of the body go: not empty, and not more than `most`."""
         free = len(self.body) - self._filled
         if not free:
-            free = min(most, max(FULL, self._filled))  # it doubles
-            self.body += bytes(free)
+            free = min(most, max(FULL, min(self._filled, GROWTH)))
+            self.body += _ZEROS[:free]
         return memoryview(self.body)[self._filled : self._filled + min(free, most)]
 
     def filled(self, size: int) -> None:
