@@ -25,6 +25,17 @@ class _Entry:
         self.evicted = False
 
 
+class Lease:
+    """A session that stays until `end`."""
+
+    __slots__ = ("end", "session")
+
+    def __init__(self, session: Loaded, end: Callable[[], None]) -> None:
+        self.session = session
+        self.end = end
+        """Gives it back; once. It does not wait: where it was the last of what was evicted, a thread closes that."""
+
+
 class SessionCache:
     """Sessions in memory, least recently used first to go. Thread-safe.
 
@@ -55,6 +66,22 @@ class SessionCache:
         """Keys of the sessions in memory, least recently used first."""
         with self._lock:
             return tuple(key for key, entry in self._entries.items() if entry.session is not None)
+
+    def has(self, key: Hashable) -> bool:
+        """Whether there is a session of `key` in memory."""
+        with self._lock:
+            entry = self._entries.get(key)
+            return entry is not None and entry.session is not None
+
+    def lease(self, key: Hashable) -> Lease | None:
+        """A lease of the session of `key`, without waiting for one; None where there is none. The callee's to end."""
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is None or entry.session is None:
+                return None
+            self._entries[key] = self._entries.pop(key)
+            entry.leases += 1
+            return Lease(entry.session, lambda: self._leave(entry, wait=False))
 
     @contextlib.contextmanager
     def get(self, key: Hashable, loader: Callable[[], Loaded]) -> Iterator[Loaded]:
@@ -107,12 +134,15 @@ class SessionCache:
             self._entries[key] = entry
             return entry, mine
 
-    def _leave(self, entry: _Entry) -> None:
+    def _leave(self, entry: _Entry, *, wait: bool = True) -> None:
         with self._lock:
             entry.leases -= 1
             closing = [entry] if entry.evicted and not entry.leases and entry.session else []
             self._discount(closing)
-        _close(closing)
+        if wait:
+            _close(closing)
+        elif closing:
+            threading.Thread(target=_close, args=(closing,), name="cache-close").start()
 
     def _load(self, key: Hashable, entry: _Entry, loader: Callable[[], Loaded]) -> None:
         session, victims = None, []

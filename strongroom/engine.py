@@ -273,6 +273,12 @@ class Session:
             self._gauge.end()
         return {name: self._result(name, value) for name, value in zip(names, values, strict=True)}
 
+    def begin(
+        self, inputs: Mapping[str, Array], *, outputs: tuple[str, ...], job: Job
+    ) -> dict[str, Array] | None:
+        """See `jobs.Loaded`: quick runs only."""
+        return self.run(inputs, outputs=outputs) if job.quick else None
+
     def _result(self, name: str, value: Any) -> Array:
         datatype = self._datatypes[name]
         if not isinstance(value, np.ndarray) or value.dtype != DATATYPES[datatype]:

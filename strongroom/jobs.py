@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
+from strongroom.errors import LimitExceeded
 from strongroom.models.info import ModelInfo
 from strongroom.oip import Array
 
@@ -63,6 +64,8 @@ class Job:
     """Where it comes from, for whoever counts what its data do: the principal, or the address of somebody without a
     key. Never whose process it runs in."""
     ticket: Ticket = field(default_factory=Ticket)
+    quick: bool = False
+    """Whether admission bounded it by so little that nobody is kept waiting meanwhile."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +79,37 @@ class Source:
     sha256: str
     canonical_sha256: str
     read: Callable[[], bytes | bytearray]
+
+
+def too_long(seconds: float) -> LimitExceeded:
+    """What becomes of a run whose time is over."""
+    return LimitExceeded(f"the run took longer than the {seconds:.0f} s that it may", code="run_too_long")
+
+
+class Run(Protocol):
+    """A run under way. Whoever began it calls `step` whenever `fileno` can be read from, `results` once there are some,
+    and `stop` when its time is over or nobody waits any more: one thread at a time.
+    """
+
+    def fileno(self) -> int:
+        """A descriptor that can be read from when there is something for `step`."""
+
+    def step(self) -> int | None:
+        """How many bytes the results have, where they are there by now. Once it raises, the run has ended.
+
+        Raises:
+            As `Loaded.run`.
+        """
+
+    def results(self) -> dict[str, Array]:
+        """The results, and with them the run's end.
+
+        Raises:
+            As `Loaded.run`.
+        """
+
+    def stop(self) -> None:
+        """Ends it: there will be no results."""
 
 
 class Loaded(Protocol):
@@ -94,6 +128,16 @@ class Loaded(Protocol):
                 `response_too_large`).
             Unavailable: not now (codes `model_quarantined`, `overloaded`).
             Failure: the model is closed, or an output is not of the type that it declares.
+        """
+
+    def begin(
+        self, inputs: Mapping[str, Array], *, outputs: tuple[str, ...], job: Job
+    ) -> Run | dict[str, Array] | None:
+        """As `run`, without waiting for anything or anybody: the results of a quick run, or one that is under way;
+        None where there would be a wait before it could begin, which is `run`'s to do.
+
+        Raises:
+            As `run`.
         """
 
     def close(self) -> None:

@@ -24,13 +24,13 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 import numpy as np
 
 from strongroom import frames, records
 from strongroom.errors import AdmissionRefused, Error, Failure, InvalidRequest, LimitExceeded, SealRefused
-from strongroom.jobs import Source
+from strongroom.jobs import Source, too_long
 from strongroom.models.info import ModelInfo, TensorSpec
 from strongroom.oip import DATATYPES, Array
 from strongroom.records import Place
@@ -53,6 +53,8 @@ KEPT: Final = 1 << 20
 """Bytes of shared memory that stay a worker's between runs, overwritten; what is beyond goes back to the system."""
 SWEEP: Final = 64
 """Runs after which all memory but that goes back, whether it was used or not."""
+AT_ONCE: Final = 32 << 10
+"""Bytes of a record that a socket takes without being read from: a sixth of what Linux gives it."""
 FIXED: Final = 4 << 20
 """Bytes that the smallest model is taken to occupy."""
 _CREDENTIALS: Final = struct.Struct("3i")
@@ -211,6 +213,10 @@ class Worker:
         self.spent_s = 0.0
         self._runs = 0
         self._size, self._most = size, most
+        self._started, self._used, self._said = 0.0, 0, b""
+        self._wanted: list[int] = []
+        self._datatypes: list[str] = []
+        self._found: list[Place] = []
         self._lock = threading.Lock()
         self._process = -1
         self._shared: mmap.mmap | None = None
@@ -256,61 +262,139 @@ class Worker:
             socket.send_fds(self._end, [records.MEMORY + self._size.to_bytes(8, "little")], [descriptor])
         finally:
             os.close(descriptor)
+        self._end.settimeout(0)
 
     def alive(self) -> bool:
         """Whether the process has not ended."""
         return self._process >= 0 and not _readable(self._process)
 
-    def run(
-        self, inputs: Mapping[str, Array], wanted: list[int], info: ModelInfo, seconds: float
-    ) -> list[Array]:
-        """One run: each input is copied into the shared memory, each output out of it."""
+    def spoke(self) -> bool:
+        """Whether it has said something, so that `settle` need not wait."""
+        return _readable(self._end.fileno())
+
+    def fileno(self) -> int:
+        """The descriptor that can be read from once there is something for `step`."""
+        return self._end.fileno()
+
+    def wait(self, seconds: float) -> None:
+        """Waits until there is something for `step`, or so long."""
+        _readable(self._end.fileno(), seconds)
+
+    def begin(self, inputs: Mapping[str, Array], wanted: list[int], info: ModelInfo, seconds: float) -> None:
+        """Begins a run: each input is copied into the shared memory. It does not wait, unless there are so many
+        tensors that their places are longer than `AT_ONCE`.
+
+        Raises:
+            LimitExceeded: the inputs do not fit (code `input_too_large`). Died: it is not there any more.
+        """
         area = self._area
         if area is None:
             raise Failure("the worker is not there")
-        started = time.monotonic()
-        used = 0
+        self._started, self._used, self._said = time.monotonic(), 0, b""
+        self._wanted, self._datatypes = wanted, [spec.datatype for spec in info.outputs]
         try:
             places = []
+            used, room = 0, len(area)
             for position, spec in enumerate(info.inputs):
                 array = inputs[spec.name]
-                if records.stored_bytes(array) > len(area) - used:
+                if records.stored_bytes(array) > room - used:
                     raise LimitExceeded(
                         "the request is larger than the model's memory", code="input_too_large"
                     )
-                places.append(records.put(area, used, array, position=position))
-                used = records.aligned(places[-1].offset + places[-1].size)
-            outcome, found = self._ask(records.pack_run(places, wanted), len(wanted), seconds)
-            used = max((used, *(place.offset + place.size for place in found)))
-            _check_outcome(outcome)
-            # Before anything is copied: they may lie on one another, and be millions of strings.
-            if sum(place.size for place in found) > self._most:
-                _check_outcome(records.TOO_LARGE)
+                place = records.put(area, used, array, position=position)
+                self._used = place.offset + place.size
+                used = records.aligned(self._used)
+                places.append(place)
+            self._ask(records.pack_run(places, wanted), seconds)
+        except BaseException:
+            self.over()
+            raise
+
+    def step(self) -> int | None:
+        """Takes what the worker has said. Once that is an answer: how many bytes its outputs have, for `results`; None
+        where there is more to come.
+
+        Raises:
+            InvalidRequest, LimitExceeded: how the run ended. Died: the worker has, or says what it cannot. In either
+                case the run is over.
+        """
+        try:
+            said = self._end.recv(records.FIRST)
+        except BlockingIOError:
+            return None
+        except OSError:
+            said = b""
+        try:
+            if not said:
+                raise Died
+            self._said += said
+            return self._answered()
+        except BaseException:
+            self.over()
+            raise
+
+    def _answered(self) -> int | None:
+        try:
+            answer = records.parse_answer(self._said, outputs=len(self._wanted))
+        except EOFError:
+            raise Died from None
+        if answer is None:
+            return None
+        outcome, self._found = answer
+        if outcome != records.DONE:
+            _refuse(outcome)
+        size = 0
+        for place in self._found:
+            size += place.size
+            self._used = max(self._used, place.offset + place.size)
+        # Before anything is copied: they may lie on one another, and be millions of strings.
+        if size > self._most:
+            _refuse(records.TOO_LARGE)
+        return size
+
+    def results(self) -> list[Array]:
+        """The outputs, each copied out of the shared memory. The run is over then.
+
+        Raises:
+            Died: they are not what was asked for.
+        """
+        try:
             return [
-                self._output(place, position, info) for place, position in zip(found, wanted, strict=True)
+                self._output(place, position)
+                for place, position in zip(self._found, self._wanted, strict=True)
             ]
         finally:
-            self.spent_s += time.monotonic() - started
-            self._scrub(min(used, len(area)))
+            self.over()
 
-    def _ask(self, run: bytes, outputs: int, seconds: float) -> tuple[bytes, list[Place]]:
-        timely = Timely(self._end, seconds)
+    def _ask(self, run: bytes, seconds: float) -> None:
         try:
-            timely.sendall(run)
-            return records.receive_answer(timely, outputs=outputs)
+            if len(run) <= AT_ONCE:  # what an empty socket takes
+                if self._end.send(run) != len(run):
+                    raise Died
+                return
+            try:
+                self._end.settimeout(seconds)
+                self._end.sendall(run)
+            finally:
+                self._end.settimeout(0)
         except TimeoutError:
             self.kill()
-            raise LimitExceeded(
-                f"the run took longer than the {seconds:.0f} s that it may", code="run_too_long"
-            ) from None
-        except (OSError, EOFError):
+            raise too_long(seconds) from None
+        except OSError:
             raise Died from None
 
-    def _output(self, place: Place, position: int, info: ModelInfo) -> Array:
+    def over(self) -> None:
+        """Ends a run, however it went: nothing of it stays in the shared memory."""
+        self.spent_s += time.monotonic() - self._started
+        self._said = b""
+        if self._area is not None:
+            self._scrub(min(self._used, len(self._area)))
+
+    def _output(self, place: Place, position: int) -> Array:
         if place.position != position or self._area is None:
             raise Died
         try:
-            return records.take(self._area, place, datatype=info.outputs[position].datatype)
+            return records.take(self._area, place, datatype=self._datatypes[position])
         except EOFError:
             raise Died from None
 
@@ -343,22 +427,23 @@ class Worker:
         self._area = self._shared = None
 
 
-def _check_outcome(outcome: bytes) -> None:
-    if outcome == records.FAILED:
-        raise InvalidRequest("the model cannot be run on these inputs", code="run_failed")
+def _refuse(outcome: bytes) -> NoReturn:
     if outcome == records.NO_TEXT:
         raise InvalidRequest("an input holds bytes that are not UTF-8", code="input_not_text")
     if outcome == records.NO_MEMORY:
         raise LimitExceeded("the run takes more memory than there is for it", code="run_memory")
     if outcome == records.TOO_LARGE:
         raise LimitExceeded("the result is longer than results may be", code="response_too_large")
+    raise InvalidRequest("the model cannot be run on these inputs", code="run_failed")
 
 
-def _readable(descriptor: int) -> bool:
-    """Whether there is something to be read now. Not by `select`, which knows no number from 1024 on."""
+def _readable(descriptor: int, seconds: float = 0.0) -> bool:
+    """Whether there is something to be read within so many seconds. Not by `select`, which knows no number from 1024
+    on.
+    """
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
-    return bool(poll.poll(0))
+    return bool(poll.poll(math.ceil(1000 * seconds)))
 
 
 def _birth(pid: int) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -47,7 +47,8 @@ _RUN: Final = struct.Struct("<cHHI")  # kind, inputs, outputs asked for, bytes t
 _ANSWER: Final = struct.Struct("<cHI")  # outcome, outputs, bytes that follow
 _PLACE: Final = struct.Struct("<HBQQ")  # position in the metadata, rank, offset, bytes; then the dimensions
 _PLACE_BYTES: Final = _PLACE.size + 8 * MAX_RANK
-_FIRST: Final = 4096
+FIRST: Final = 1 << 16
+"""Bytes that are received at once: a record of some hundred tensors."""
 
 
 class Place(NamedTuple):
@@ -64,8 +65,9 @@ class Place(NamedTuple):
 
 def pack_run(inputs: Sequence[Place], wanted: Sequence[int]) -> bytes:
     """The record that asks for a run; `wanted`: positions of the outputs."""
-    tail = b"".join(map(_pack_place, inputs)) + struct.pack(f"<{len(wanted)}H", *wanted)
-    return _RUN.pack(RUN, len(inputs), len(wanted), len(tail)) + tail
+    layout, values, size = _flat(inputs)
+    count = len(wanted)
+    return struct.pack(f"<cHHI{layout}{count}H", RUN, len(inputs), count, size + 2 * count, *values, *wanted)
 
 
 def receive_run(end: Stream) -> tuple[list[Place], list[int]]:
@@ -74,65 +76,69 @@ def receive_run(end: Stream) -> tuple[list[Place], list[int]]:
     Raises:
         EOFError: the server ended, or this is no such record.
     """
-    (kind, inputs, outputs), tail = _receive(end, _RUN, most=MAX_TENSORS * _PLACE_BYTES)
+    data = end.recv(FIRST)  # one call where it arrives in one piece: nothing comes behind it unasked
+    while (missing := _missing(data, _RUN, most=MAX_TENSORS * _PLACE_BYTES)) != 0:
+        if not data:
+            raise EOFError
+        data += exactly(end, missing)
+    kind, inputs, outputs, _ = _RUN.unpack_from(data)
     if kind != RUN:
         raise EOFError
-    places, at = _unpack_places(tail, inputs)
-    if len(tail) - at != 2 * outputs:
+    places, at = _unpack_places(data, _RUN.size, inputs)
+    if len(data) - at != 2 * outputs:
         raise EOFError
-    return places, list(struct.unpack_from(f"<{outputs}H", tail, at))
+    return places, list(struct.unpack_from(f"<{outputs}H", data, at))
 
 
 def pack_answer(outcome: bytes, outputs: Sequence[Place] = ()) -> bytes:
     """The record that ends a run."""
-    tail = b"".join(map(_pack_place, outputs))
-    return _ANSWER.pack(outcome, len(outputs), len(tail)) + tail
+    layout, values, size = _flat(outputs)
+    return struct.pack(f"<cHI{layout}", outcome, len(outputs), size, *values)
 
 
-def receive_answer(end: Stream, *, outputs: int) -> tuple[bytes, list[Place]]:
-    """Receives what `pack_answer` made, from a worker that may say anything: an outcome, and as many places as
-    outputs were asked for, or none.
+def parse_answer(data: bytes, *, outputs: int) -> tuple[bytes, list[Place]] | None:
+    """Reads what `pack_answer` made, as far as it has come, from a worker that may say anything: an outcome, and as
+    many places as outputs were asked for, or none. None: there is more to come.
 
     Raises:
-        EOFError: the worker ended, or says what it cannot.
-        OSError: it does not answer in time.
+        EOFError: this is how no answer begins.
     """
-    (outcome, count), tail = _receive(end, _ANSWER, most=outputs * _PLACE_BYTES)
+    if _missing(data, _ANSWER, most=outputs * _PLACE_BYTES):
+        return None
+    outcome, count, _ = _ANSWER.unpack_from(data)
     if outcome not in OUTCOMES or count != (outputs if outcome == DONE else 0):
         raise EOFError
-    places, at = _unpack_places(tail, count)
-    if at != len(tail):
+    places, at = _unpack_places(data, _ANSWER.size, count)
+    if at != len(data):
         raise EOFError
     return outcome, places
 
 
-def _receive(end: Stream, head: struct.Struct, *, most: int) -> tuple[list[Any], bytes]:
-    """The fields of a record, and what follows them. One call where it arrives in one piece: nothing comes behind it
-    that was not asked for.
-    """
-    data = end.recv(_FIRST)
+def _missing(data: bytes, head: struct.Struct, *, most: int) -> int:
+    """Bytes that a record lacks, of its head or of what follows it, `most` at most."""
     if len(data) < head.size:
-        if not data:
-            raise EOFError
-        data += exactly(end, head.size - len(data))
-    *fields, length = head.unpack_from(data)
-    missing = head.size + length - len(data)
+        return head.size - len(data)
+    length = head.unpack_from(data)[-1]
+    missing: int = head.size + length - len(data)
     if length > most or missing < 0:
         raise EOFError
-    if missing:
-        data += exactly(end, missing)
-    return fields, data[head.size :]
+    return missing
 
 
-def _pack_place(place: Place) -> bytes:
-    shape = place.shape
-    return _PLACE.pack(place.position, len(shape), place.offset, place.size) + struct.pack(
-        f"<{len(shape)}Q", *shape
-    )
+def _flat(places: Sequence[Place]) -> tuple[str, list[int], int]:
+    """Places as one `struct` has them: the format, the numbers, and how many bytes they take."""
+    layout, size = "", 0
+    values: list[int] = []
+    for position, shape, offset, length in places:
+        rank = len(shape)
+        layout += f"HBQQ{rank}Q"
+        values += (position, rank, offset, length, *shape)
+        size += _PLACE.size + 8 * rank
+    return layout, values, size
 
 
-def _unpack_places(data: bytes, count: int) -> tuple[list[Place], int]:
-    places, at = [], 0
+def _unpack_places(data: bytes, at: int, count: int) -> tuple[list[Place], int]:
+    places = []
     try:
         for _ in range(count):
             position, rank, offset, size = _PLACE.unpack_from(data, at)

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias
 
 import numpy as np
@@ -24,12 +25,13 @@ from strongroom.admission import Admit
 from strongroom.cache import SessionCache
 from strongroom.errors import Failure, InvalidRequest, LimitExceeded, SealRefused
 from strongroom.inputs import check_inputs, check_outputs, room_for
-from strongroom.jobs import Host, Job, Loaded, Source, Ticket
+from strongroom.jobs import Host, Job, Loaded, Run, Source, Ticket, too_long
 from strongroom.models.info import AdmissionLimits, Room
-from strongroom.oip import InferRequest, InferResponse, Tensor, WireLimits
+from strongroom.oip import Array, InferRequest, InferResponse, Tensor, WireLimits
 from strongroom.store import ModelVersion, Store
-from strongroom.traffic import Lane
+from strongroom.traffic import Lane, see_out
 from strongroom.turns import Turn
+from strongroom.waiter import Waiter
 
 LOADERS: Final = 2
 """Threads that load cold models; loading is bounded by memory and disk, not by cores."""
@@ -40,6 +42,12 @@ OPERATIONS_A_SECOND: Final = 2.5e9
 """A tenth of what one core of this decade does in a convolution."""
 STEPS_A_SECOND: Final = 1e5
 """Nodes; onnxruntime takes about a microsecond for one that does nothing."""
+
+SMALL: Final = 16 << 10
+"""Bytes of a request, and of its results, below which they are decoded, checked and encoded in the event loop: handing
+them to a thread and back takes longer."""
+QUICK_S: Final = 1e-3
+"""Seconds, at those rates, that a run in this process may take there: a tenth of that, usually."""
 
 Decode: TypeAlias = Callable[[ModelVersion], InferRequest]
 Encode: TypeAlias = Callable[[InferResponse], bytes]
@@ -71,6 +79,24 @@ class RunLimits:
     """Wall time of one run: by what admission bounded, within these."""
 
 
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Task:
+    """One request on its way: what was asked, and what has been found out by now."""
+
+    model: ModelVersion
+    principal: str | None
+    caller: str
+    decode: Decode
+    encode: Encode
+    ticket: Ticket = field(default_factory=Ticket)
+    prepared: bool = False
+    id: str | None = None
+    wanted: tuple[str, ...] = ()
+    arrays: dict[str, Array] = field(default_factory=dict)
+    job: Job = field(init=False)
+    results: dict[str, Array] | None = None
+
+
 class Runner:
     """The models in memory. Belongs to one event loop."""
 
@@ -100,6 +126,7 @@ class Runner:
             wait_s=limits.queue_s,
             code="overloaded",
         )
+        self._waiter = Waiter()
         self._loads = Lane("load", workers=LOADERS, waiting=limits.waiting, code="overloaded")
         self._large = Lane("large", workers=1, waiting=limits.waiting, code="overloaded")
         self._loading: dict[tuple[str, int], asyncio.Task[None]] = {}
@@ -113,7 +140,7 @@ class Runner:
 
     def is_loaded(self, model: ModelVersion) -> bool:
         """Whether a run would start warm."""
-        return _key(model) in self._cache.loaded()
+        return self._cache.has(_key(model))
 
     async def load(self, model: ModelVersion) -> None:
         """Loads a model, unless it is loaded; several callers wait for one load.
@@ -123,7 +150,7 @@ class Runner:
             AdmissionRefused, LimitExceeded: it is no longer admitted, or too large for the memory budget.
         """
         key = _key(model)
-        if key in self._cache.loaded():
+        if self._cache.has(key):
             return
         if key not in self._loading:
             lane = self._large if model.size >= LARGE else self._loads
@@ -139,10 +166,18 @@ class Runner:
         await self._loads.run(self._cache.evict, _key(model))
 
     async def run(
-        self, model: ModelVersion, *, caller: str, principal: str | None, decode: Decode, encode: Encode
+        self,
+        model: ModelVersion,
+        *,
+        size: int,
+        caller: str,
+        principal: str | None,
+        decode: Decode,
+        encode: Encode,
     ) -> bytes:
         """Loads the model if need be and runs it on what `decode` gives; `encode` makes the result's bytes.
-        `principal`: the data owner's, None where nobody showed a key. Cancelling it stops the run.
+        `principal`: the data owner's, None where nobody showed a key; `size`: of the request, in bytes. Cancelling it
+        stops the run.
 
         Runs wait in turn, by `caller` and model.
 
@@ -150,19 +185,50 @@ class Runner:
             As `load` and `jobs.Loaded.run`; InvalidRequest, MalformedInput, LimitExceeded: the request does not
             fit the model or the limits.
         """
-        await self.load(model)
-        turn = Turn(caller, f"{model.name}/{model.version}")
-        ticket = Ticket()
-        work = asyncio.ensure_future(
-            self._runs.run_for(turn, self._run, model, (principal, caller), ticket, decode, encode)
-        )
+        key = _key(model)
+        if not self._cache.has(key):
+            await self.load(model)
+        task = _Task(model=model, principal=principal, caller=caller, decode=decode, encode=encode)
+        place = await self._runs.enter(Turn(caller, f"{model.name}/{model.version}"))
         try:
-            return await asyncio.shield(work)
-        except asyncio.CancelledError:
-            ticket.cancel()
-            work.cancel()  # leaves the line, or waits for the thread
-            await asyncio.wait({work})
+            if size <= SMALL and (answer := await self._run_here(task)) is not None:
+                return answer
+            return await see_out(self._runs.thread(lambda: self._run(task)), task.ticket.cancel)
+        finally:
+            self._runs.leave(place)
+
+    async def _run_here(self, task: _Task) -> bytes | None:
+        """The run of a small request, without a thread; None where one is needed, for what `task` has not got yet."""
+        self._prepare(task)
+        if not _small(task.arrays):  # it came deflated
+            return None
+        if (lease := self._cache.lease(_key(task.model))) is None:
+            return None
+        try:
+            run = lease.session.begin(task.arrays, outputs=task.wanted, job=task.job)
+            if run is None:
+                return None
+            if isinstance(run, dict):
+                task.results = run
+            elif (
+                await self._waiter.wait(run, task.job.seconds, late=lambda: too_long(task.job.seconds))
+                <= SMALL
+            ):
+                task.results = run.results()
+            else:
+                task.results = await self._copied(run)
+        finally:
+            lease.end()
+        return self._answer(task) if _small(task.results) else None
+
+    async def _copied(self, run: Run) -> dict[str, Array]:
+        """Large results, which take a while to copy."""
+        try:
+            copying = self._runs.thread(run.results)
+        except BaseException:
+            run.stop()
             raise
+        return await see_out(copying)
 
     def _warm(self, model: ModelVersion) -> None:
         with self._cache.get(_key(model), self._loader(model)):
@@ -197,51 +263,64 @@ class Runner:
             raise Failure("the model no longer converts to the form that was admitted")
         return admitted.onnx
 
-    def _run(
-        self,
-        model: ModelVersion,
-        whose: tuple[str | None, str],
-        ticket: Ticket,
-        decode: Decode,
-        encode: Encode,
-    ) -> bytes:
-        """Everything of a run that takes time, in a thread: decode, check, run, check, encode. `whose`: the principal
-        and the caller of `run`.
-        """
-        request = decode(model)
-        wanted = _wanted(model, request)
-        arrays = check_inputs(model.info, request.inputs, limits=self._limits.wire)
-        seconds = self._seconds(room_for(model.info, arrays))
-        job = Job(caller=whose[0], origin=whose[1], seconds=seconds, ticket=ticket)
-        with self._cache.get(_key(model), self._loader(model)) as loaded:
-            results = loaded.run(arrays, outputs=wanted, job=job)
+    def _run(self, task: _Task) -> bytes:
+        """What is left of a run, in a thread."""
+        if not task.prepared:
+            self._prepare(task)
+        if task.results is None:
+            with self._cache.get(_key(task.model), self._loader(task.model)) as loaded:
+                task.results = loaded.run(task.arrays, outputs=task.wanted, job=task.job)
+        return self._answer(task)
+
+    def _prepare(self, task: _Task) -> None:
+        """Decodes a request and checks it against the model."""
+        info = task.model.info
+        request = task.decode(task.model)
+        task.id, task.wanted = request.id, _wanted(task.model, request)
+        task.arrays = check_inputs(info, request.inputs, limits=self._limits.wire)
+        needed = _needed(room_for(info, task.arrays))
+        longest = float(self._limits.longest_s)
+        task.job = Job(
+            caller=task.principal,
+            origin=task.caller,
+            seconds=min(longest, self._limits.shortest_s + needed),
+            ticket=task.ticket,
+            quick=needed <= QUICK_S,
+        )
+        task.prepared = True
+
+    def _answer(self, task: _Task) -> bytes:
+        """Checks the results and encodes them."""
+        model, results = task.model, task.results or {}
         check_outputs(model.info, results)
         self._check_size(sum(oip.payload_bytes(array) for array in results.values()))
-        outputs = tuple(_tensor(name, results[name]) for name in wanted)
         response = InferResponse(
             model_name=model.name,
             model_version=str(model.version),
-            id=request.id,
-            outputs=outputs,
+            id=task.id,
+            outputs=tuple(_tensor(name, results[name]) for name in task.wanted),
             parameters=(),
         )
-        answer = encode(response)
+        answer = task.encode(response)
         self._check_size(len(answer))
         return answer
-
-    def _seconds(self, room: Room | None) -> float:
-        """Wall time for one run, at a rate that a busy machine still has."""
-        longest = float(self._limits.longest_s)
-        if room is None:  # no bound is known
-            return longest
-        needed = room.operations / OPERATIONS_A_SECOND + room.steps / STEPS_A_SECOND
-        return min(longest, self._limits.shortest_s + needed)
 
     def _check_size(self, size: int) -> None:
         if size > self._limits.response_bytes:
             raise LimitExceeded(
                 f"the result is longer than {self._limits.response_bytes} bytes", code="response_too_large"
             )
+
+
+def _small(arrays: Mapping[str, Array]) -> bool:
+    return sum(oip.payload_bytes(array) for array in arrays.values()) <= SMALL
+
+
+def _needed(room: Room | None) -> float:
+    """Seconds that a run takes, at a rate that a busy machine still has; infinity where no bound is known."""
+    if room is None:
+        return math.inf
+    return room.operations / OPERATIONS_A_SECOND + room.steps / STEPS_A_SECOND
 
 
 def _wanted(model: ModelVersion, request: InferRequest) -> tuple[str, ...]:

@@ -16,7 +16,8 @@ Rules
 
     Steps that an operation does not have are left out, none is moved. (The one exception is `predict`, whose
     body names the model. Steps 4 and 5 of an upload are carried out by `proof`.)
-  - The event loop never waits for a disk or a computation: both happen in threads of bounded lanes. Evidence
+  - The event loop never waits for a disk or a computation: both happen in threads of bounded lanes, but for what
+    takes less than handing it to a thread (`runner.SMALL`). Evidence
     has a lane of its own: a crowd asking for evidence does not slow down admitted traffic, nor the reverse.
 """
 
@@ -46,7 +47,7 @@ from strongroom.preparation import Prepare
 from strongroom.proof import Prove, write
 from strongroom.quotas import Quotas
 from strongroom.reduction import Reduction, check_accepted
-from strongroom.runner import Encode, Runner
+from strongroom.runner import SMALL, Encode, Runner
 from strongroom.store import ModelVersion, Store, Upload
 from strongroom.tokens import Action, NonceBook, Principal, check_token
 from strongroom.traffic import Arrival, Budget, Lane, Rate, Slots, network, pieces
@@ -332,8 +333,8 @@ class Service:
         encode: Encode,
         precision: tuple[str, ...] = (),
     ) -> tuple[ModelVersion, bytes]:
-        """Runs a model on what `decode` makes of the body; `encode` makes the answer. Both run in a thread.
-        `precision`: those that the caller takes an answer of, () for all.
+        """Runs a model on what `decode` makes of the body; `encode` makes the answer. Both run in a thread,
+        unless what they are given is small. `precision`: those that the caller takes an answer of, () for all.
 
         Raises:
             AccessRefused, NotFound, Conflict, LimitExceeded, Unavailable, InvalidRequest, MalformedInput:
@@ -347,6 +348,7 @@ class Service:
             _check_expected(model, expect_sha256, precision)
             answer = await self._runner.run(
                 model,
+                size=len(data),
                 caller=caller,
                 principal=principal.id if principal else None,
                 decode=lambda model: decode(data, model),
@@ -373,7 +375,11 @@ class Service:
         principal = self._authenticate(call)
         caller = _caller(call, principal)
         with self._slots.hold(caller), self._budget.account(caller) as take:
-            question = await self._parsing.run_for(Turn(caller, ""), parse, await self._collect(body, take))
+            data = await self._collect(body, take)
+            if len(data) <= SMALL:
+                question = parse(data)
+            else:
+                question = await self._parsing.run_for(Turn(caller, ""), parse, data)
             if name is not None and question.name is not None:
                 raise InvalidRequest(
                     "the model is named in the query and in the body", code="parameter_invalid"
@@ -383,6 +389,7 @@ class Service:
             _check_expected(model, None, precision)
             answer = await self._runner.run(
                 model,
+                size=len(data),
                 caller=caller,
                 principal=principal.id if principal else None,
                 decode=question.to_request,

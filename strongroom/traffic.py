@@ -21,10 +21,11 @@ import sys
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Final, NoReturn, ParamSpec, TypeVar
+from typing import Final, NoReturn, ParamSpec, TypeVar
 
+from strongroom.deadlines import Deadlines
 from strongroom.errors import LimitExceeded, Unavailable
 from strongroom.turns import NOBODY, Line, Ticket, Turn
 
@@ -192,6 +193,7 @@ class Lane:
     ) -> None:
         self._pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix=name)
         self._wait_s = wait_s
+        self._deadlines = Deadlines()
         self._closed = False
         self._line: Line[_Call] = Line(
             places=workers,
@@ -215,62 +217,66 @@ class Lane:
         cancelled caller still waits for it: what it does next must not meet half-done work.
 
         Raises:
+            Unavailable: as `enter`.
+        """
+        place = await self.enter(turn)
+        try:
+            return await see_out(self.thread(functools.partial(work, *args, **kwargs)))
+        finally:
+            self.leave(place)
+
+    async def enter(self, turn: Turn) -> Ticket[_Call]:
+        """Waits until it is this caller's turn. Who comes back has a place, which is theirs to `leave`; whoever
+        has one may have a `thread`.
+
+        Raises:
             Unavailable: the line is full (the code given to the constructor), or this caller's part of it
                 (`caller_too_busy`); or it was not this call's turn in time (`queue_too_long`).
         """
         if self._closed:
             raise _ending()
-        loop = asyncio.get_running_loop()
-        call = _Call(loop.create_future(), functools.partial(work, *args, **kwargs))
-        ticket = self._line.join(turn, call)
-        self._start_next(loop)
-        timer = None
-        if ticket.waiting and self._wait_s < math.inf:
-            timer = loop.call_later(self._wait_s, self._check_late, ticket)
+        ticket = self._line.join(turn, call := _Call())
+        self._start_next()
+        if not ticket.waiting:
+            return ticket
+        call.turn = asyncio.get_running_loop().create_future()
+        self._deadlines.add(ticket, self._wait_s, lambda: self._check_late(ticket))
         try:
-            result: _T = await asyncio.shield(call.answer)
+            await call.turn
         except asyncio.CancelledError:
             if not self._line.leave(ticket):
-                await asyncio.wait({call.answer})
-                if not call.answer.cancelled():
-                    call.answer.exception()  # looked at here, for nobody else will
+                self.leave(ticket)
             raise
         finally:
-            if timer is not None:
-                timer.cancel()
-        return result
+            self._deadlines.drop(ticket)
+        return ticket
 
-    def _start_next(self, loop: asyncio.AbstractEventLoop) -> None:
-        while (ticket := self._line.next()) is not None:
-            try:
-                future = self._pool.submit(ticket.work.work)
-            except RuntimeError:  # closed, from another thread: nobody may be left waiting
-                self._line.done(ticket)
-                ticket.work.answer.set_exception(_ending())
-            else:
-                future.add_done_callback(functools.partial(self._thread_ended, loop, ticket))
-
-    def _thread_ended(
-        self, loop: asyncio.AbstractEventLoop, ticket: Ticket[_Call], future: Future[Any]
-    ) -> None:
-        # In the worker's thread. A closed loop: the server has stopped, nobody counts any more.
-        with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(self._ended, loop, ticket, future)
-
-    def _ended(self, loop: asyncio.AbstractEventLoop, ticket: Ticket[_Call], future: Future[Any]) -> None:
+    def leave(self, ticket: Ticket[_Call]) -> None:
+        """Gives back a place, in which no thread works any more."""
         self._line.done(ticket)
-        self._start_next(loop)
-        answer = ticket.work.answer
-        if future.cancelled():
-            answer.cancel()
-        elif (fault := future.exception()) is not None:
-            answer.set_exception(fault)
-        else:
-            answer.set_result(future.result())
+        self._start_next()
+
+    def thread(self, work: Callable[[], _T]) -> asyncio.Future[_T]:
+        """Has `work` done in a thread, for somebody who has a place. What comes is to be waited for by `see_out`.
+
+        Raises:
+            Unavailable: the lane was closed meanwhile.
+        """
+        try:
+            return asyncio.wrap_future(self._pool.submit(work))
+        except RuntimeError:  # closed, from another thread
+            raise _ending() from None
+
+    def _start_next(self) -> None:
+        while (ticket := self._line.next()) is not None:
+            turn = ticket.work.turn
+            if turn is not None and not turn.done():  # who is cancelled gives the place back when it wakes up
+                turn.set_result(None)
 
     def _check_late(self, ticket: Ticket[_Call]) -> None:
-        if (refusal := self._line.late(ticket)) is not None:
-            ticket.work.answer.set_exception(refusal)
+        turn = ticket.work.turn
+        if turn is not None and not turn.done() and (refusal := self._line.late(ticket)) is not None:
+            turn.set_exception(refusal)
 
     def close(self) -> None:
         """Lets running work end and starts none of what waits."""
@@ -278,16 +284,29 @@ class Lane:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
+async def see_out(work: asyncio.Future[_T], stop: Callable[[], None] = lambda: None) -> _T:
+    """The result of a thread's work. Who is cancelled has it stopped by `stop`, and waits for its end all the same."""
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        stop()
+        while not work.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait({work})
+        if not work.cancelled():
+            work.exception()  # looked at here, for nobody else will
+        raise
+
+
 def _ending() -> Unavailable:
     return Unavailable("the server is about to end")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class _Call:
-    """Work in a lane, and where its answer goes."""
+    """Somebody in a lane, and what wakes them when it is their turn; None: they do not sleep."""
 
-    answer: asyncio.Future[Any]
-    work: Callable[[], Any]
+    turn: asyncio.Future[None] | None = None
 
 
 class Arrival:

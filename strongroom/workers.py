@@ -23,11 +23,12 @@ import threading
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Hashable, Mapping
-from typing import Final, NoReturn
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final, NoReturn
 
 from strongroom.errors import Error, Failure, InvalidRequest, LimitExceeded, Unavailable
-from strongroom.jobs import Job, Source
+from strongroom.jobs import Job, Source, too_long
 from strongroom.oip import Array
 from strongroom.processes import Died, Template, Worker, WorkerLimits
 from strongroom.quarantine import Deaths, Layout
@@ -37,6 +38,8 @@ log = logging.getLogger("strongroom.workers")
 
 BIRTHS: Final = 3
 """Workers that are asked for one after the other before the template is taken to be at fault."""
+FEW: Final = 64
+"""Tensors of a run whose record a socket takes at once."""
 _SPARE: Final = object()
 """Whose worker it is that has seen nobody's data."""
 _NEWBORN: Final = object()
@@ -56,8 +59,10 @@ class Workers:
         self.layers = layers
         self.limits = limits
         self._lock = threading.Lock()
+        self._later = ThreadPoolExecutor(max_workers=1, thread_name_prefix="workers-later")
         self._count = 0
         self._idle: OrderedDict[Worker, tuple[Model, Hashable]] = OrderedDict()  # least recently used first
+        self._of: dict[tuple[Model, Hashable], list[Worker]] = {}  # the same, the last used last
         self._layouts: weakref.WeakKeyDictionary[object, Layout] = weakref.WeakKeyDictionary()
 
     def load(self, source: Source) -> Model:
@@ -81,7 +86,7 @@ class Workers:
                 return
             if not self._idle or not needed:
                 raise Unavailable("as many workers are running as there may be", code="overloaded")
-            oldest, _ = self._idle.popitem(last=False)  # its place is the new one's
+            self._forget(oldest := next(iter(self._idle)))  # its place is the new one's
         oldest.close()
 
     def leave(self) -> None:
@@ -93,20 +98,25 @@ class Workers:
         """Keeps a worker for the next request of its caller."""
         with self._lock:
             self._idle[one] = (model, caller)
+            self._of.setdefault((model, caller), []).append(one)
 
     def find(self, model: Model, caller: Hashable) -> Worker | None:
         """An idle worker of this model and caller, the last used first; it is the callee's from here on."""
         with self._lock:
-            for one, owner in reversed(self._idle.items()):
-                if owner == (model, caller):
-                    del self._idle[one]
-                    return one
-        return None
+            mine = self._of.get((model, caller))
+            if not mine:
+                return None
+            self._forget(one := mine[-1])
+            return one
 
     def has(self, model: Model, caller: Hashable) -> bool:
         """Whether there is an idle worker of this model and caller."""
         with self._lock:
-            return (model, caller) in self._idle.values()
+            return (model, caller) in self._of
+
+    def later(self, work: Callable[..., None], *args: Any) -> None:
+        """Does what may have to wait, in a thread."""
+        self._later.submit(_logged, work, *args)
 
     def died(self, layout: object, *, now: float) -> bool:
         """Counts a death in what has this `zygote.Child.layout`; True where it is to be used no longer."""
@@ -118,10 +128,18 @@ class Workers:
         with self._lock:
             gone = [one for one, owner in self._idle.items() if owner[0] is model]
             for one in gone:
-                del self._idle[one]
+                self._forget(one)
             self._count -= len(gone)
         for one in gone:
             one.close()
+
+    def _forget(self, one: Worker) -> None:
+        """It is nobody's idle worker any more. Callers hold the lock."""
+        owner = self._idle.pop(one)
+        mine = self._of[owner]
+        mine.remove(one)
+        if not mine:
+            del self._of[owner]
 
 
 class Model:
@@ -144,32 +162,37 @@ class Model:
 
     def run(self, inputs: Mapping[str, Array], *, outputs: tuple[str, ...], job: Job) -> dict[str, Array]:
         """See `jobs.Loaded`."""
+        names = self._names(outputs)
+        under = _Under(self, self._take(job, self._caller(job)), job, names)
+        try:
+            under.start(inputs)
+        except Died:
+            under.died()
+        return under.wait()
+
+    def begin(self, inputs: Mapping[str, Array], *, outputs: tuple[str, ...], job: Job) -> _Under | None:
+        """See `jobs.Loaded`."""
+        names = self._names(outputs)
+        if len(self.info.inputs) + len(names) > FEW or (one := self._at_hand(job)) is None:
+            return None
+        under = _Under(self, one, job, names)
+        try:
+            under.start(inputs)
+        except Died:
+            return None  # it had ended while it was idle: nobody is told, and another one takes the request
+        return under
+
+    def positions(self, names: tuple[str, ...]) -> list[int]:
+        """Of outputs, in the model's metadata."""
+        return [self._positions[name] for name in names]
+
+    def _names(self, outputs: tuple[str, ...]) -> tuple[str, ...]:
         names = outputs or tuple(self._positions)
-        if not set(names) <= self._positions.keys():
+        if not self._positions.keys() >= set(names):
             raise InvalidRequest(
                 f"expected outputs among {', '.join(map(repr, self._positions))}", code="output_unknown"
             )
-        caller = self._caller(job)
-        one = self._take(job, caller)
-        again = False
-        try:
-            job.ticket.stop_with(one.kill)
-            results = one.run(inputs, [self._positions[name] for name in names], self.info, job.seconds)
-            again = True
-        except Died:
-            if not job.ticket.cancelled:  # else we have killed it
-                self._died(job, one)
-            _refuse_died()
-        except InvalidRequest:
-            again = True
-            raise
-        except LimitExceeded as error:
-            again = error.code != "run_too_long"
-            raise
-        finally:
-            job.ticket.stop_with(None)
-            self._give_back(one, caller if again and not job.ticket.cancelled else None)
-        return dict(zip(names, results, strict=True))
+        return names
 
     def close(self) -> None:
         """Ends the template and its workers."""
@@ -203,6 +226,34 @@ class Model:
             self._there(job)  # says how long it takes
             raise Unavailable("no process can be made to run the model", code="overloaded")
 
+    def _at_hand(self, job: Job) -> Worker | None:
+        """A worker for this caller, where one can be had without waiting: for it, or for a lock, which may be held for
+        as long as a birth takes.
+        """
+        if not self._lock.acquire(blocking=False):
+            return None
+        try:
+            if (
+                self._template is None
+                or self._closed
+                or self._deaths.wait_s(_origin(job), now=time.monotonic())
+            ):
+                return None
+            if (newborn := self._workers.find(self, _NEWBORN)) is not None:
+                kind = _NEWBORN
+                if newborn.spoke():  # as in `_take`: no data while one is being born
+                    if not self._settle(newborn):
+                        return None
+                    kind = _SPARE
+                self._workers.keep(newborn, self, kind)
+                if kind is _NEWBORN:
+                    return None
+            caller = self._caller(job)
+            one = self._workers.find(self, caller) if caller is not None else None
+            return one or self._workers.find(self, _SPARE)
+        finally:
+            self._lock.release()
+
     def _idle(self, caller: Hashable) -> Worker | None:
         """An idle worker of this caller that is still there. Callers hold the lock."""
         while (found := self._workers.find(self, caller)) is not None and not found.alive():
@@ -210,16 +261,39 @@ class Model:
             found.close()
         return found
 
-    def _give_back(self, one: Worker, caller: Hashable) -> None:
-        """Keeps it for its caller, or ends it; and has another one made meanwhile, where none is spare."""
-        keep = caller is not None and one.spent_s < self._workers.limits.cpu_s / 2
+    def give_back(self, one: Worker, job: Job, *, again: bool) -> None:
+        """Takes back a worker after a run: for its caller's next one, where it may be used `again`."""
+        keep = again and one.spent_s < self._workers.limits.cpu_s / 2
+        self._soon(self._take_back, one, self._caller(job) if keep else None)
+
+    def died(self, job: Job, one: Worker) -> None:
+        """Counts the death of a worker in a run."""
+        self._soon(self._count_death, job, one)
+
+    def _soon(self, work: Callable[..., None], *args: Any) -> None:
+        """Does it under the lock; where that is held, which may be as long as a birth takes, somebody else waits."""
+        if not self._lock.acquire(blocking=False):
+            self._workers.later(self._locked, work, *args)
+            return
+        try:
+            work(*args)
+        finally:
+            self._lock.release()
+
+    def _locked(self, work: Callable[..., None], *args: Any) -> None:
         with self._lock:
-            if keep and not self._closed and one.template is self._template:
-                self._workers.keep(one, self, caller)
-            else:
-                self._workers.leave()
-                one.close()
-            self._bear_spare()
+            work(*args)
+
+    def _take_back(self, one: Worker, caller: Hashable) -> None:
+        """Keeps it for its caller, or ends it; and has another one made meanwhile, where none is spare. Callers hold
+        the lock.
+        """
+        if caller is not None and not self._closed and one.template is self._template:
+            self._workers.keep(one, self, caller)
+        else:
+            self._workers.leave()
+            one.close()
+        self._bear_spare()
 
     def _bear_spare(self) -> None:
         """So that who comes next need not wait; what hinders it hinders nobody else. Callers hold the lock."""
@@ -265,16 +339,16 @@ class Model:
             _refuse_now("the model's process ended several times and is made anew", self._back - now)
         return self._template
 
-    def _died(self, job: Job, one: Worker) -> None:
-        with self._lock:
-            if one.template is not self._template:
-                return  # it ended with its template, which others' deaths did: this caller has no part in it
-            if one.template.alive():
-                now = time.monotonic()
-                self._deaths.died(_origin(job), now=now)
-                if not self._workers.died(one.template.child.layout, now=now):
-                    return
-            self._lost(one.template)
+    def _count_death(self, job: Job, one: Worker) -> None:
+        """Callers hold the lock."""
+        if one.template is not self._template:
+            return  # it ended with its template, which others' deaths did: this caller has no part in it
+        if one.template.alive():
+            now = time.monotonic()
+            self._deaths.died(_origin(job), now=now)
+            if not self._workers.died(one.template.child.layout, now=now):
+                return
+        self._lost(one.template)
 
     def _lost(self, template: Template) -> None:
         """Ends what there is, and begins to make it anew, from another zygote: a template that died has a layout that
@@ -282,7 +356,8 @@ class Model:
         """
         if self._template is not template or self._closed:
             return
-        self._end()
+        self._template = None
+        self._workers.drop(self)
         delay = self._deaths.renewed()
         self._back = time.monotonic() + delay + 3
         log.warning("a model's template is made anew")
@@ -291,6 +366,7 @@ class Model:
         ).start()
 
     def _make_anew(self, former: Template, delay: float) -> None:
+        former.close()  # here, for zygotes take their time to end
         while True:
             time.sleep(delay)
             if self._is_closed():
@@ -328,15 +404,111 @@ class Model:
         self._workers.drop(self)
 
 
+class _Under:
+    """A run of a worker. See `jobs.Run`."""
+
+    __slots__ = ("_job", "_model", "_names", "_one", "_until")
+
+    def __init__(self, model: Model, one: Worker, job: Job, names: tuple[str, ...]) -> None:
+        self._model, self._one, self._job, self._names = model, one, job, names
+        self._until = 0.0
+
+    def start(self, inputs: Mapping[str, Array]) -> None:
+        """Gives the worker its inputs.
+
+        Raises:
+            Died: it has ended. LimitExceeded: as `Worker.begin`. In either case it was given back.
+        """
+        self._until = time.monotonic() + self._job.seconds
+        try:
+            self._job.ticket.stop_with(self._one.kill)
+            wanted = self._model.positions(self._names)
+            self._one.begin(inputs, wanted, self._model.info, self._job.seconds)
+        except LimitExceeded as error:
+            self._end(again=error.code != "run_too_long")
+            raise
+        except BaseException:
+            self._end(again=False)
+            raise
+
+    def fileno(self) -> int:
+        """See `jobs.Run`."""
+        return self._one.fileno()
+
+    def step(self) -> int | None:
+        """See `jobs.Run`."""
+        with self._ending():
+            return self._one.step()
+
+    def results(self) -> dict[str, Array]:
+        """See `jobs.Run`."""
+        with self._ending():
+            results = self._one.results()
+        self._end(again=True)
+        return dict(zip(self._names, results, strict=True))
+
+    @contextlib.contextmanager
+    def _ending(self) -> Iterator[None]:
+        try:
+            yield
+        except (InvalidRequest, LimitExceeded):  # what it said, and it goes on
+            self._end(again=True)
+            raise
+        except Died:
+            self._end(again=False)
+            self.died()
+        except BaseException:
+            self._end(again=False)
+            raise
+
+    def stop(self) -> None:
+        """See `jobs.Run`."""
+        self._one.kill()
+        self._one.over()
+        self._end(again=False)
+
+    def wait(self) -> dict[str, Array]:
+        """Waits for it, in a thread.
+
+        Raises:
+            As `jobs.Loaded.run`.
+        """
+        while self.step() is None:
+            left = self._until - time.monotonic()
+            if left <= 0:
+                self.stop()
+                raise too_long(self._job.seconds)
+            self._one.wait(left)
+        return self.results()
+
+    def died(self) -> NoReturn:
+        """The worker has ended; unless it was us, that is counted.
+
+        Raises:
+            InvalidRequest: code `worker_died`.
+        """
+        if not self._job.ticket.cancelled:
+            self._model.died(self._job, self._one)
+        raise InvalidRequest(
+            "the process that ran the model ended before it answered", code="worker_died"
+        ) from None
+
+    def _end(self, *, again: bool) -> None:
+        ticket = self._job.ticket
+        ticket.stop_with(None)
+        self._model.give_back(self._one, self._job, again=again and not ticket.cancelled)
+
+
 def _origin(job: Job) -> str:
     """Who waits where runs like this one kill workers."""
     return job.origin or job.caller or ""
 
 
-def _refuse_died() -> NoReturn:
-    raise InvalidRequest(
-        "the process that ran the model ended before it answered", code="worker_died"
-    ) from None
+def _logged(work: Callable[..., None], *args: Any) -> None:
+    try:
+        work(*args)
+    except Exception as error:  # noqa: BLE001 - nobody else would be told
+        log.error("a worker's end: %s", type(error).__name__)
 
 
 def _refuse_now(why: str, wait: float) -> NoReturn:

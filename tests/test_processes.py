@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import signal
 import socket
@@ -105,7 +106,20 @@ def worker(behaviour: Behaviour, **how: Any) -> Iterator[Worker]:
 
 def run(one: Worker, wanted: int = 0, seconds: float = 10.0) -> Any:
     """One run that asks for one output."""
-    return one.run({"x": X}, [wanted], INFO, seconds)[0]
+    one.begin({"x": X}, [wanted], INFO, seconds)
+    until = time.monotonic() + seconds
+    while one.step() is None:
+        assert time.monotonic() < until
+        one.wait(0.1)
+    return one.results()[0]
+
+
+def wait_for_end(one: Worker) -> None:
+    """Until it is gone: descriptors close a moment before."""
+    deadline = time.monotonic() + 5
+    while one.alive():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def answering(*places: Place, outcome: bytes = records.DONE, write: bytes = b"", at: int = 64) -> Behaviour:
@@ -203,8 +217,8 @@ def test_memory_that_changes_while_it_is_read_changes_nothing() -> None:
             assert got.dtype == bool and set(got.view(np.uint8).tolist()) <= {0, 1}
 
 
-def test_one_that_hangs_is_killed_at_the_deadline() -> None:
-    """By its descriptor; no matter what it does."""
+def test_one_that_hangs_is_killed() -> None:
+    """By its descriptor; no matter what it does. Meanwhile nobody waits who does not want to."""
 
     def hanging(end: socket.socket, area: Any) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 32))
@@ -213,13 +227,28 @@ def test_one_that_hangs_is_killed_at_the_deadline() -> None:
 
     with worker(hanging) as one:
         one.settle()
+        one.begin({"x": X}, [0], INFO, 10)
+        assert one.step() is None
+        one.kill()
+        one.wait(5)
+        with pytest.raises(Died):
+            one.step()
+        wait_for_end(one)
+
+
+def test_one_that_does_not_read_takes_no_longer_than_it_may() -> None:
+    """A record that no socket takes at once; the process is killed."""
+    many = dataclasses.replace(INFO, inputs=tuple(TensorSpec(f"x{n}", "FP32", (4,)) for n in range(9000)))
+
+    def deaf(end: socket.socket, area: Any) -> None:
+        time.sleep(30)
+
+    with worker(deaf) as one:
+        one.settle()
         with pytest.raises(LimitExceeded) as caught:
-            run(one, seconds=0.2)
+            one.begin({spec.name: X[:0] for spec in many.inputs}, [0], many, 0.2)
         assert caught.value.code == "run_too_long"
-        deadline = time.monotonic() + 5
-        while one.alive():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_for_end(one)
 
 
 # Who it is

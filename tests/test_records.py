@@ -125,10 +125,11 @@ def test_runs_and_answers_arrive_whole(pair: tuple[socket.socket, socket.socket]
     for places, wanted in (([], []), ([Place(1, (2, 3), 64, 24), Place(0, (), 128, 8)], [4, 0])):
         theirs.sendall(records.pack_run(places, wanted))
         assert records.receive_run(ours) == (places, wanted)
-        theirs.sendall(records.pack_answer(records.DONE, places))
-        assert records.receive_answer(ours, outputs=len(places)) == (records.DONE, places)
-    theirs.sendall(records.pack_answer(records.NO_MEMORY))
-    assert records.receive_answer(ours, outputs=3) == (records.NO_MEMORY, [])
+        answer = records.pack_answer(records.DONE, places)
+        assert records.parse_answer(answer, outputs=len(places)) == (records.DONE, places)
+        for end in range(len(answer)):  # however it is cut
+            assert records.parse_answer(answer[:end], outputs=len(places)) is None
+    assert records.parse_answer(records.pack_answer(records.NO_MEMORY), outputs=3) == (records.NO_MEMORY, [])
 
 
 ONE = Place(0, (1,), 0, 4)
@@ -137,8 +138,6 @@ ONE = Place(0, (1,), 0, 4)
 @pytest.mark.parametrize(
     "data",
     [
-        b"",
-        b"+",
         records.pack_answer(b"?"),  # no outcome
         records.pack_answer(records.DONE),  # without what was asked for
         records.pack_answer(records.DONE, [ONE, ONE]),
@@ -151,15 +150,10 @@ ONE = Place(0, (1,), 0, 4)
         struct.pack("<cHI", b"+", 1, 27) + struct.pack("<HBQQ", 0, 0, 0, 0) + b"trailing",
     ],
 )
-def test_an_answer_of_another_form_counts_as_none(
-    pair: tuple[socket.socket, socket.socket], data: bytes
-) -> None:
+def test_an_answer_of_another_form_counts_as_none(data: bytes) -> None:
     """A worker that was taken over says what it likes."""
-    ours, theirs = pair
-    theirs.sendall(data)
-    theirs.shutdown(socket.SHUT_WR)
     with pytest.raises(EOFError):
-        records.receive_answer(ours, outputs=1)
+        records.parse_answer(data, outputs=1)
 
 
 @pytest.mark.parametrize(

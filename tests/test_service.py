@@ -112,6 +112,12 @@ class Watched(InProcess):
                 jobs.append(job)
                 return session.run(inputs, outputs=outputs, job=job)
 
+            def begin(self, inputs: Any, *, outputs: tuple[str, ...], job: Job) -> Any:
+                begun = session.begin(inputs, outputs=outputs, job=job)
+                if begun is not None:  # else it is `run` that runs
+                    jobs.append(job)
+                return begun
+
         return Session()
 
 

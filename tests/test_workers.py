@@ -38,7 +38,7 @@ from strongroom.models.info import _TOKEN, STANDARD_LIMITS, Admitted
 from strongroom.oip import bytes_array
 from strongroom.planned import FEWEST
 from strongroom.processes import Worker, WorkerLimits
-from strongroom.workers import Model, Workers
+from strongroom.workers import Model, Workers, _Under
 from strongroom.zygote import Launch, Nursery
 
 pytestmark = [
@@ -202,7 +202,7 @@ def test_who_shares_a_worker(
 ) -> None:
     """As the isolation says; callers without a key share nothing under `owner`."""
     used: list[int] = []
-    real = Worker.run
+    real = Worker.begin
 
     def spy(self: Worker, *args: Any) -> Any:
         used.append(id(self))
@@ -210,7 +210,7 @@ def test_who_shares_a_worker(
         return real(self, *args)
 
     keep: list[Worker] = []
-    monkeypatch.setattr(Worker, "run", spy)
+    monkeypatch.setattr(Worker, "begin", spy)
     with loaded(nursery, DOUBLE, isolation) as there:
         for caller in callers:
             assert run(there, {"x": X}, caller).tolist() == [3.0, -4.0]
@@ -486,7 +486,28 @@ def fake_worker() -> tuple[Worker, socket.socket]:
     one._end, one._process, one._lock, one._shared = ours, -1, threading.Lock(), None
     one._most = 1 << 12
     one._area, one._runs, one.spent_s = np.zeros(1 << 12, np.uint8), 0, 0.0
+    ours.settimeout(0)
     return one, theirs
+
+
+class _Wrapped:
+    """In place of a model, for a run of a worker that it did not make."""
+
+    info, positions = DOUBLE.info, staticmethod(lambda names: [0] * len(names))
+
+    def give_back(self, one: Worker, job: Job, *, again: bool) -> None:
+        """Nobody's."""
+
+    def died(self, job: Job, one: Worker) -> None:
+        """Nobody's."""
+
+
+def run_of(one: Worker, seconds: float, outputs: int = 1) -> list[Any]:
+    """One run, as `Model.run` waits for it."""
+    wrapped: Any = _Wrapped()
+    under = _Under(wrapped, one, Job(caller="a", seconds=seconds), tuple(f"y{n}" for n in range(outputs)))
+    under.start({"x": X})
+    return list(under.wait().values())
 
 
 def test_an_answer_byte_by_byte_is_no_answer() -> None:
@@ -503,7 +524,7 @@ def test_an_answer_byte_by_byte_is_no_answer() -> None:
     thread.start()
     started = time.monotonic()
     with pytest.raises(LimitExceeded) as caught:
-        one.run({"x": X}, [0], DOUBLE.info, 0.2)
+        run_of(one, 0.2)
     assert caught.value.code == "run_too_long" and time.monotonic() - started < 1.0
     one.close()
     thread.join()
@@ -518,10 +539,10 @@ def test_outputs_one_on_top_of_the_other_are_not_copied() -> None:
             place = records.Place(0, (size // 4,), 0, size)
             theirs.sendall(records.pack_answer(records.DONE, [place, place]))
             if accepted:
-                assert [a.nbytes for a in one.run({"x": X}, [0, 0], DOUBLE.info, 5.0)] == [size, size]
+                assert [a.nbytes for a in run_of(one, 5.0, 2)] == [size, size]
                 continue
             with pytest.raises(LimitExceeded) as caught:
-                one.run({"x": X}, [0, 0], DOUBLE.info, 5.0)
+                run_of(one, 5.0, 2)
             assert caught.value.code == "response_too_large"
         one.close()
 
