@@ -1,39 +1,22 @@
-"""A model's prepared form: what the engine derived from canonical bytes, in one sealed file for each stage of it.
-
-A form has one stage, or several that run one after the other. A stage's bytes, as they lie in its file once opened:
-
-    weights      as the engine wrote them; each tensor at its offset from the first byte on
-    graph        an ONNX model whose larger initializers have no content of their own
-    table        JSON: [[name, type, dimensions, offset, length], ...], the weights' tensors
-    lengths      bytes of weights, graph and table: 8 bytes each, big endian
+"""A model's prepared form: what the engine derived from canonical bytes, as the record names it: one sealed file for
+each stage (`stages` says what is in one). It has one stage, or several that run one after the other.
 
 Rules
   - The facts that a stage's key is wrapped with say which model it is of, whose, which engine, options and processor
     made it, and which stage of how many it is (docs/spec/sealed.md §5.6): moved anywhere else it does not open.
-  - What is in a stage came from a process that had read a stranger's bytes. Every number in it is checked against
-    the bytes that are there.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import re
-import struct
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from strongroom.errors import SealRefused, check_member
 from strongroom.sealed import MAX_CHUNK_SIZE, WRAPPED_BYTES, chunk_count
 
 MAX_STAGES: Final = 1024
-MAX_TENSORS: Final = 1 << 20
-TABLE_BYTES: Final = 64 << 20
-"""Bytes of a table of tensors."""
-GRAPH_BYTES: Final = 64 << 20
-"""Bytes of a stage's graph: nodes and small tensors; the largest published networks have less than one million."""
-LENGTHS: Final = struct.Struct(">QQQ")
 _HEX32: Final = re.compile(r"[0-9a-f]{32}")
 _HEX64: Final = re.compile(r"[0-9a-f]{64}")
 _WRAPPED: Final = re.compile(rf"[0-9a-f]{{{2 * WRAPPED_BYTES}}}")
@@ -127,66 +110,6 @@ def facts(
         **file,
     }
     return b"strongroom sealed v1 form\n" + json.dumps(described, separators=(",", ":")).encode()
-
-
-# A stage's bytes
-
-
-class Tensor(NamedTuple):
-    """A tensor of the weights: `type` is ONNX's TensorProto.DataType; offset and length in bytes."""
-
-    name: str
-    type: int
-    dimensions: tuple[int, ...]
-    offset: int
-    length: int
-
-
-class Layout(NamedTuple):
-    """Where a stage's parts lie: bytes of weights, of the graph behind them, and the tensors."""
-
-    weights: int
-    graph: int
-    tensors: tuple[Tensor, ...]
-
-
-def tail(graph: bytes | memoryview, tensors: Sequence[Tensor], *, weights: int) -> bytes:
-    """What follows `weights` bytes of weights in a stage."""
-    table = json.dumps([list(tensor) for tensor in tensors], separators=(",", ":")).encode()
-    return b"".join((graph, table, LENGTHS.pack(weights, len(graph), len(table))))
-
-
-def layout(stage: memoryview) -> Layout:
-    """Takes a stage's bytes apart; nothing is copied but the table.
-
-    Raises:
-        ValueError: they are not those of a stage.
-    """
-    if len(stage) < LENGTHS.size:
-        raise ValueError("too short")
-    weights, graph, table = LENGTHS.unpack_from(stage, len(stage) - LENGTHS.size)
-    if weights + graph + table + LENGTHS.size != len(stage) or table > TABLE_BYTES or graph > GRAPH_BYTES:
-        raise ValueError("its lengths are not those of its parts")
-    at = weights + graph
-    try:
-        entries = json.loads(bytes(stage[at : at + table]))
-    except RecursionError:
-        raise ValueError("its table") from None
-    if not isinstance(entries, list) or len(entries) > MAX_TENSORS:
-        raise ValueError("its table")
-    return Layout(weights, graph, tuple(_tensor(entry, weights) for entry in entries))
-
-
-def _tensor(entry: object, weights: int) -> Tensor:
-    if not isinstance(entry, list) or len(entry) != 5:
-        raise ValueError("a tensor")
-    name, kind, dimensions, offset, length = entry
-    numbers = [kind, offset, length, *dimensions] if isinstance(dimensions, list) else [None]
-    if not isinstance(name, str) or any(type(number) is not int or number < 0 for number in numbers):
-        raise ValueError("a tensor")
-    if offset + length > weights or math.prod(dimensions) > 16 * max(1, length):
-        raise ValueError("a tensor lies outside the weights")
-    return Tensor(name, kind, tuple(dimensions), offset, length)
 
 
 # The record's JSON

@@ -3,8 +3,6 @@
     server: open a chunk into a slot of shared memory ──number──► child: copy it to its place ──number──► slot is free
 
 Rules
-  - The child maps the slots read-only, and cannot do otherwise (F_SEAL_FUTURE_WRITE): memory that two of its children
-    could write to would be a way from one caller's data to another's.
   - A child uses nothing before the server says that every chunk was authentic (docs/spec/sealed.md §2.4). Where one is
     not, it is never said, and the server ends the child.
   - The child copies into private memory in huge pages: faults on small ones would take longer than everything else.
@@ -15,37 +13,23 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
-import itertools
 import mmap
 import os
 import socket
 import struct
 import sys
-import threading
 from collections.abc import Callable
 from typing import Final, TypeAlias
 
-from strongroom.errors import SealRefused
-from strongroom.frames import Stream
-from strongroom.sealed import TAG_BYTES, Opening
-
 SLOTS: Final = 4
 """Chunks on their way at one time: few enough to stay in a processor's cache."""
-THREADS: Final = 2
-"""That decrypt; more chunks than the child can copy at a time are of no use."""
-FEW: Final = 3
-"""Chunks up to which a second thread costs more than it saves."""
 HUGE: Final = 2 << 20
 """Bytes of a huge page."""
-_NUMBER: Final = struct.Struct("<I")
-_AUTHENTIC: Final = 0xFFFFFFFF
+NUMBER: Final = struct.Struct("<I")
+AUTHENTIC: Final = 0xFFFFFFFF
 """In place of a chunk's number: all of them were authentic. No chunk has that number, for it would be the 2³²nd."""
-_MEMORY: Final = b"W"
-_SEAL_FUTURE_WRITE: Final = 0x10
+MEMORY: Final = b"W"
 _HUGEPAGES: Final = 14
-_Place: TypeAlias = Callable[[int, memoryview], None]
-_Fail: TypeAlias = Callable[[], None]
 _Unmap: TypeAlias = Callable[[], object]
 
 
@@ -60,149 +44,6 @@ def buffer(size: int) -> mmap.mmap:
     return made
 
 
-def read_stage(opening: Opening) -> memoryview:
-    """All of a stage, in private memory of this process.
-
-    Raises:
-        SealRefused, OSError: as `Opening.open_chunk`; what was decrypted is gone.
-    """
-    memory = buffer(opening.length)
-    whole = memoryview(memory)[: opening.length]
-
-    def place(number: int, scratch: memoryview) -> None:
-        at = number * opening.chunk_size
-        opening.open_chunk(number, whole[at : at + opening.size_of(number)], scratch=scratch)
-
-    try:
-        _in_threads(opening, place, fail=lambda: None)
-    except BaseException:
-        _forget(memory)
-        raise
-    return whole
-
-
-def _forget(memory: mmap.mmap) -> None:
-    """Unauthenticated bytes do not stay: fresh pages, of zeros, take the place of these."""
-    if sys.platform == "linux":
-        memory.madvise(mmap.MADV_DONTNEED)
-    else:
-        memory[:] = bytes(len(memory))
-
-
-# The server's side
-
-
-def send_stage(end: socket.socket, stream: Stream, opening: Opening) -> None:
-    """Sends a stage to the child at the other end of `end`, which is in `receive_stage`. `stream`: the same socket,
-    with a time in all.
-
-    Raises:
-        SealRefused: a chunk is not authentic. The child waits on, and has to be ended.
-        EOFError, OSError: the child ended, or says what it cannot, or takes too long; a fault of the disk.
-    """
-    size = SLOTS * opening.chunk_size
-    descriptor = os.memfd_create("stage", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        os.ftruncate(descriptor, size)
-        slots = mmap.mmap(descriptor, size)
-        seals = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | _SEAL_FUTURE_WRITE | fcntl.F_SEAL_SEAL
-        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
-        socket.send_fds(end, [_MEMORY], [descriptor])
-    finally:
-        os.close(descriptor)
-    _Sending(end, stream, opening, memoryview(slots)).run()
-    stream.sendall(_NUMBER.pack(_AUTHENTIC))
-
-
-class _Sending:
-    """One stage on its way."""
-
-    def __init__(self, end: socket.socket, stream: Stream, opening: Opening, slots: memoryview) -> None:
-        self._end, self._stream, self._opening, self._slots = end, stream, opening, slots
-        self._free = [threading.Semaphore(1) for _ in range(SLOTS)]
-        self._stopped = False
-
-    def run(self) -> None:
-        reading = threading.Thread(target=self._acknowledged, name="stage-copied", daemon=True)
-        self._fault: BaseException | None = None
-        reading.start()
-        try:
-            _in_threads(self._opening, self._place, fail=self._stop)
-        except BaseException:
-            self._stop()
-            raise
-        finally:
-            reading.join()
-        if self._fault is not None:
-            raise self._fault
-
-    def _place(self, number: int, scratch: memoryview) -> None:
-        slot = number % SLOTS
-        self._free[slot].acquire()
-        if self._stopped:
-            raise EOFError
-        at = slot * self._opening.chunk_size
-        self._opening.open_chunk(
-            number, self._slots[at : at + self._opening.size_of(number)], scratch=scratch
-        )
-        self._end.sendall(_NUMBER.pack(number))
-
-    def _acknowledged(self) -> None:
-        """Frees the slots of chunks that were copied; each number comes once."""
-        missing = set(range(self._opening.chunks))
-        try:
-            while missing:
-                data = self._stream.recv(4 * SLOTS)
-                while data and len(data) % 4:
-                    more = self._stream.recv(4 - len(data) % 4)
-                    data = data + more if more else b""
-                if not data:
-                    raise EOFError
-                for (number,) in _NUMBER.iter_unpack(data):
-                    missing.remove(number)
-                    self._free[number % SLOTS].release()
-        except (OSError, EOFError, KeyError) as fault:
-            self._fault = EOFError() if isinstance(fault, KeyError) else fault
-            self._stop()
-
-    def _stop(self) -> None:
-        """Wakes whoever waits: the child is of no use any more."""
-        self._stopped = True
-        with contextlib.suppress(OSError):
-            self._end.shutdown(socket.SHUT_RDWR)
-        for slot in self._free:
-            slot.release()
-
-
-def _in_threads(opening: Opening, place: _Place, *, fail: _Fail) -> None:
-    """Calls `place` for every chunk, in two threads where there are enough; the first exception is raised."""
-    numbers = itertools.count()
-    faults: list[BaseException] = []
-
-    def work() -> None:
-        scratch = memoryview(bytearray(min(opening.chunk_size, opening.length) + TAG_BYTES))
-        try:
-            while not faults and (number := next(numbers)) < opening.chunks:
-                place(number, scratch)
-        except BaseException as fault:  # noqa: BLE001 - raised again, in the thread that waits
-            faults.append(fault)
-            fail()
-
-    threads = [threading.Thread(target=work, name="stage-open", daemon=True) for _ in range(THREADS - 1)]
-    threads = threads if opening.chunks > FEW else []
-    for thread in threads:
-        thread.start()
-    work()
-    for thread in threads:
-        thread.join()
-    if faults:
-        # A bad tag says more than the end of the child that follows from it.
-        raise next((fault for fault in faults if isinstance(fault, SealRefused)), faults[0])
-
-
-# The child's side
-
-
 def receive_stage(end: socket.socket, *, length: int, chunk_size: int) -> memoryview:
     """The bytes that `send_stage` sent, in private memory, once all of them are authentic.
 
@@ -211,7 +52,7 @@ def receive_stage(end: socket.socket, *, length: int, chunk_size: int) -> memory
         OSError: there is no memory.
     """
     message, descriptors, _, _ = socket.recv_fds(end, 1, 1)
-    if message != _MEMORY or len(descriptors) != 1:
+    if message != MEMORY or len(descriptors) != 1:
         raise EOFError
     slots, unmap = _map(descriptors[0], SLOTS * chunk_size)
     os.close(descriptors[0])
@@ -226,8 +67,8 @@ def receive_stage(end: socket.socket, *, length: int, chunk_size: int) -> memory
             data += more
             copied = b""
             while len(data) >= 4:
-                number = _NUMBER.unpack_from(data)[0]
-                if number == _AUTHENTIC:
+                number = NUMBER.unpack_from(data)[0]
+                if number == AUTHENTIC:
                     return whole
                 part = whole[number * chunk_size : (number + 1) * chunk_size]
                 at = number % SLOTS * chunk_size
