@@ -12,7 +12,7 @@ Rules
     lay in; a kernel that does not write all of its output then gives that data away.
   - One thread a run: results do not depend on the machine's cores, and one run cannot starve the others.
   - Graph optimisation is onnxruntime's default, so results are those of a plain session, bit for bit. Only
-    constant folding is bounded (see `FOLDING_BYTES`): it runs operators while the model loads.
+    constant folding is bounded (`engine_options.FOLDING_BYTES`): it runs operators while the model loads.
 """
 
 from __future__ import annotations
@@ -28,20 +28,17 @@ from typing import Any, Final, NoReturn
 import numpy as np
 
 from strongroom import models
-from strongroom.errors import AdmissionRefused, Failure, InvalidRequest, LimitExceeded
+from strongroom.engine_options import ENTRIES, FOLDING_BYTES, INLINE_BYTES
+from strongroom.errors import AdmissionRefused, Error, Failure, InvalidRequest, LimitExceeded
 from strongroom.jobs import THREADS, Job, Loaded, Source
 from strongroom.kernel import trim_heap
 from strongroom.models.info import Admitted, ModelInfo
 from strongroom.oip import DATATYPES, Array, bytes_array
+from strongroom.stages import TYPES, layout
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # must stand before the import below
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as _native
-
-FOLDING_BYTES: Final = 16 << 20
-"""Bytes of one operator's result that constant folding may keep, or four times the model if that is more: for
-weights stored transposed or as halves, not for a file of 9 KB that makes one of 400 MB. (At 1 MB, a network
-whose weights are computed was fused in another way, and its results differed in the last bit.)"""
 
 _FATAL: Final = 4
 onnxruntime.set_default_logger_severity(_FATAL)
@@ -86,6 +83,15 @@ class InProcess:
 
     def load(self, source: Source) -> Loaded:
         """See `jobs.Host`."""
+        # Here alone: the processes that models run in have no cryptography in them.
+        from strongroom.ring_filling import read_stage
+
+        with source.stages() as stages:
+            if len(stages) == 1:
+                try:
+                    return self._engine.load_prepared(read_stage(stages[0]), source.info)
+                except (Error, OSError, MemoryError) as fault:
+                    source.spoilt(fault.code if isinstance(fault, Error) else "load_limits")
         return self._engine.load(
             models.reopen(
                 source.read(),
@@ -122,22 +128,86 @@ class Engine:
             native._model_bytes = None
             trim_heap()
             measured = grown()
-        for specs, values in (
-            (admitted.info.inputs, native.get_inputs()),
-            (admitted.info.outputs, native.get_outputs()),
-        ):
-            if {spec.name: spec.datatype for spec in specs} != {
-                v.name: _DATATYPES.get(v.type) for v in values
-            }:
-                _refuse_load(
-                    "onnxruntime sees other inputs or outputs than admission did", "engine_interface"
-                )
+        _check_interface(native, admitted.info)
         return Session(
             native,
             info=admitted.info,
             memory_bytes=_memory_bytes(len(admitted.onnx), measured=measured),
             gauge=self._gauge,
         )
+
+    def load_prepared(self, stage: memoryview, info: ModelInfo) -> Session:
+        """A session of a prepared form's only stage: no copy of its weights is made, so `stage` is the session's from
+        here on, and nobody writes to it.
+
+        Raises:
+            AdmissionRefused: it is no stage, onnxruntime cannot load it, or sees other inputs and outputs in it than
+                admission did (codes `engine_refused`, `engine_interface`).
+        """
+        with self._gauge.measure() as grown:
+            try:
+                native, values = _prepared(stage)
+            except _FOREIGN:
+                _refuse_load("onnxruntime cannot load the prepared form", "engine_refused")
+            native._model_bytes = None
+            trim_heap()
+            measured = grown()
+        _check_interface(native, info)
+        return Session(
+            native,
+            info=info,
+            memory_bytes=len(stage) + _memory_bytes(0, measured=measured),
+            gauge=self._gauge,
+            weights=values,
+        )
+
+
+def _prepared(stage: memoryview) -> tuple[Any, list[Any]]:
+    found = layout(stage, size=len(stage))
+    weights = np.frombuffer(stage, np.uint8)
+    values = []
+    for tensor in found.tensors:
+        data = weights[tensor.offset : tensor.offset + tensor.length].view(TYPES[tensor.type])
+        if data.ctypes.data % data.itemsize:  # as onnxruntime aligns its own
+            data = data.copy()
+        values.append(onnxruntime.OrtValue.ortvalue_from_numpy(data.reshape(tensor.dimensions)))
+    options = _options(0)
+    # What there was to be optimised, was; what is done to the result again would be done to no plain session's.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_external_initializers([tensor.name for tensor in found.tensors], values)
+    graph = bytes(stage[found.weights : found.weights + found.graph])
+    native = onnxruntime.InferenceSession(graph, sess_options=options, providers=["CPUExecutionProvider"])
+    return native, values
+
+
+def optimise(model: int, *, graph: int, weights: int, size: int) -> None:
+    """Has onnxruntime read a model of `size` bytes from the pipe `model`, optimise it as `Engine.load` does, and write
+    its graph to the file `graph` and its larger initializers, one behind the other, to the pipe `weights`. Descriptors;
+    it opens them again by their names below /proc.
+
+    Raises:
+        AdmissionRefused: onnxruntime cannot load or write it (code `engine_refused`).
+    """
+    options = _options(size)
+    options.optimized_model_filepath = f"/proc/self/fd/{graph}"
+    for key, value in (
+        ("session.optimized_model_external_initializers_file_name", str(weights)),
+        ("session.optimized_model_external_initializers_min_size_in_bytes", str(INLINE_BYTES)),
+        ("session.disable_prepacking", "1"),  # nothing is run here
+    ):
+        options.add_session_config_entry(key, value)
+    try:
+        onnxruntime.InferenceSession(
+            f"/proc/self/fd/{model}", sess_options=options, providers=["CPUExecutionProvider"]
+        )
+    except _FOREIGN:
+        _refuse_load("onnxruntime cannot optimise the model", "engine_refused")
+
+
+def _check_interface(native: Any, info: ModelInfo) -> None:
+    for specs, values in ((info.inputs, native.get_inputs()), (info.outputs, native.get_outputs())):
+        if {spec.name: spec.datatype for spec in specs} != {v.name: _DATATYPES.get(v.type) for v in values}:
+            _refuse_load("onnxruntime sees other inputs or outputs than admission did", "engine_interface")
 
 
 def _refuse_load(message: str, code: str) -> NoReturn:
@@ -153,9 +223,7 @@ def _options(model_bytes: int) -> Any:
     options.enable_cpu_mem_arena = False
     options.enable_mem_pattern = False  # plans the arena's reuse
     for key, value in (
-        ("session.intra_op.allow_spinning", "0"),
-        ("session.inter_op.allow_spinning", "0"),
-        ("session.load_model_format", "ONNX"),
+        *ENTRIES,
         # Admission refuses external data. Were some overlooked, the base for relative paths would be the
         # process's working folder; below a device no path exists.
         ("session.model_external_initializers_file_folder_path", os.devnull),
@@ -230,8 +298,12 @@ def _resident_bytes() -> int | None:
 class Session:
     """One loaded model. `run` may be called from several threads at once."""
 
-    def __init__(self, native: Any, *, info: ModelInfo, memory_bytes: int, gauge: _Gauge) -> None:
+    def __init__(
+        self, native: Any, *, info: ModelInfo, memory_bytes: int, gauge: _Gauge, weights: object = None
+    ) -> None:
+        """`weights`: what has to stay in memory for as long as the session."""
         self._native = native
+        self._weights = weights
         self.info = info
         self._datatypes = {spec.name: spec.datatype for spec in info.outputs}
         self._gauge = gauge
@@ -289,7 +361,7 @@ class Session:
 
     def close(self) -> None:
         """Gives the memory back. Runs under way finish first; later ones are refused."""
-        self._native = None
+        self._native = self._weights = None
         trim_heap()
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from strongroom.errors import LimitExceeded
 from strongroom.models.info import ModelInfo
 from strongroom.oip import Array
+
+if TYPE_CHECKING:  # the processes that models run in have no cryptography in them
+    from strongroom.sealed import Opening
 
 THREADS: Final = 1
 """Threads of one run. With two, sums are made in another order, and answers differ in the last bits."""
@@ -79,6 +83,12 @@ class Source:
     sha256: str
     canonical_sha256: str
     read: Callable[[], bytes | bytearray]
+    stages: Callable[[], contextlib.AbstractContextManager[tuple[Opening, ...]]] = field(
+        default=lambda: contextlib.nullcontext(())
+    )
+    """The stages of its prepared form, opened; () where it has none."""
+    spoilt: Callable[[str], None] = field(default=lambda _why: None)
+    """To be told, with a code, that the prepared form could not be used."""
 
 
 def too_long(seconds: float) -> LimitExceeded:

@@ -21,7 +21,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NoReturn
@@ -34,6 +34,7 @@ from strongroom.jobs import Source, too_long
 from strongroom.models.info import ModelInfo, TensorSpec
 from strongroom.oip import DATATYPES, Array
 from strongroom.records import Place
+from strongroom.ring_filling import send_stage
 from strongroom.zygote import TEMPLATE, Child, Nursery, Timely
 
 BIRTH_S: Final = 10.0
@@ -124,11 +125,47 @@ class Template:
         Raises:
             As `jobs.Host.load`; Unavailable: no process can be made (code `overloaded`).
         """
-        whole = [source.read()]  # before it is forked: what cannot be read needs no process
-        self.child: Child = nursery.fork(TEMPLATE)
+        self.child: Child
         """The process."""
+        self._limits, self._layers = limits, layers
+        if not self._from_form(nursery, source):
+            whole = [source.read()]  # before it is forked: what cannot be read needs no process
+            self._born(
+                nursery, source, None, lambda timely: frames.send(timely, {}, whole.pop()), len(whole[0])
+            )
+
+    def _from_form(self, nursery: Nursery, source: Source) -> bool:
+        """Loads the prepared form, where there is one; False: what was admitted has to be loaded."""
+        with source.stages() as stages:
+            if len(stages) != 1:
+                return False
+            opening = stages[0]
+            stage = {"length": opening.length, "chunk_size": opening.chunk_size}
+            try:
+                self._born(
+                    nursery,
+                    source,
+                    stage,
+                    lambda timely: send_stage(self.child.end, timely, opening),
+                    opening.length,
+                )
+            except (SealRefused, AdmissionRefused, LimitExceeded, Failure) as fault:
+                source.spoilt(fault.code)
+                return False
+            return True
+
+    def _born(
+        self,
+        nursery: Nursery,
+        source: Source,
+        stage: dict[str, int] | None,
+        give: Callable[[Timely], None],
+        size: int,
+    ) -> None:
+        """Has it forked and load what `give` sends, of `size` bytes."""
+        self.child = nursery.fork(TEMPLATE)
         try:
-            self.memory_bytes = self._loaded(source, whole, limits, layers)
+            self.memory_bytes = self._loaded(source, stage, give, size)
         except BaseException:
             self.close()
             raise
@@ -139,26 +176,24 @@ class Template:
         return self.child.pid
 
     def _loaded(
-        self, source: Source, whole: list[bytes | bytearray], limits: WorkerLimits, layers: tuple[str, ...]
+        self, source: Source, stage: dict[str, int] | None, give: Callable[[Timely], None], size: int
     ) -> int:
-        data = (
-            whole.pop()
-        )  # of nobody else: the server has no copy of the model while the template makes its own
-        end, timely = self.child.end, Timely(self.child.end, limits.run_longest_s)
+        limits, end = self._limits, self.child.end
+        timely = Timely(end, limits.run_longest_s)
         header = {
             "info": source.info.to_json(),
             "sha256": source.sha256,
             "canonical_sha256": source.canonical_sha256,
-            "memory_bytes": limits.memory(source.info, len(data)),
+            "stage": stage,
+            "memory_bytes": limits.memory(source.info, size),
             "cpu_s": limits.cpu_s,
             "processes": limits.processes + ENDING,
-            "layers": list(layers),
+            "layers": list(self._layers),
         }
-        size = len(data)
         try:
             before = _resident(self.pid)
-            frames.send(timely, header, data)
-            del data
+            frames.send(timely, header)
+            give(timely)
             answer, _ = frames.receive(timely, most=0)
             grown = _resident(self.pid) - before
         except (OSError, EOFError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import platform
 from pathlib import Path
 from typing import Final
@@ -25,6 +26,22 @@ def level() -> str:
         return level_of(Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace"))
     except OSError:
         return "x86-64"
+
+
+@functools.cache
+def features() -> str:
+    """The level, and a digest of everything that the processors say they can: kernels are chosen by it, and weights
+    laid out for them.
+    """
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return level()
+    said = {
+        line.partition(":")[2].strip() for line in text.splitlines() if line.startswith(("flags", "Features"))
+    }
+    digest = hashlib.sha256("\n".join(sorted(said)).encode()).hexdigest()
+    return f"{level()} features {digest[:16]}"
 
 
 def level_of(cpuinfo: str) -> str:

@@ -4,6 +4,8 @@ Rules
   - Everything is checked before the first byte of a body is taken, again while it arrives (what others store or
     send meanwhile counts), and once more at the commit.
   - Bytes of uploads under way count as stored ones do: ten uploads at once cannot each fill the last gap.
+  - Bytes of a model are those that were uploaded and, once it has one, those of its prepared form. A form is made
+    whatever the quota says, and then counts: the next upload is refused, never the model that it belongs to.
   - A rate is a principal's and its address's: keys cost nothing, so a rate of keys alone would be none.
   - A rate of bytes is overdrawn by the upload that reaches it, however large that is, and then paid back: a
     limit on what arrived, where a limit on what is declared would refuse a model larger than a minute's share.
@@ -12,7 +14,7 @@ Rules
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from strongroom.errors import LimitExceeded
@@ -35,17 +37,19 @@ class QuotaLimits:
 
 
 class Quotas:
-    """The quotas of one server. `stored` gives every model version in the store. Belongs to one event loop."""
+    """The quotas of one server. `stored` gives every model version in the store, `forms`
+    bytes of prepared forms by owner. Belongs to one event loop."""
 
     def __init__(
         self,
         limits: QuotaLimits,
         *,
         stored: Callable[[], tuple[ModelVersion, ...]],
+        forms: Callable[[], Mapping[str, int]],
         clock: Callable[[], float],
     ) -> None:
         self._limits = limits
-        self._stored = stored
+        self._stored, self._forms = stored, forms
         self._slots = Slots(
             total=limits.concurrent_uploads,
             per_caller=limits.concurrent_uploads_per_caller,
@@ -97,7 +101,7 @@ class Quotas:
         Raises:
             LimitExceeded: `owner_quota`, `owner_bytes_quota`, `store_quota`.
         """
-        stored, limits = self._stored(), self._limits
+        stored, forms, limits = self._stored(), self._forms(), self._limits
         mine = [model.size for model in stored if model.owner == owner]
         if len(mine) >= limits.models_per_owner:
             raise LimitExceeded(
@@ -105,9 +109,10 @@ class Quotas:
             )
         if len(stored) >= limits.models:
             raise LimitExceeded(f"at most {limits.models} model versions", code="store_quota")
-        if sum(mine) + self._arriving.get(owner, 0) + more > limits.owner_bytes:
+        if sum(mine) + forms.get(owner, 0) + self._arriving.get(owner, 0) + more > limits.owner_bytes:
             raise LimitExceeded(
                 f"at most {limits.owner_bytes} bytes of models of one owner", code="owner_bytes_quota"
             )
-        if sum(model.size for model in stored) + sum(self._arriving.values()) + more > limits.store_bytes:
+        kept = sum(model.size for model in stored) + sum(forms.values())
+        if kept + sum(self._arriving.values()) + more > limits.store_bytes:
             raise LimitExceeded(f"at most {limits.store_bytes} bytes of models", code="store_quota")

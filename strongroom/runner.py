@@ -12,10 +12,11 @@ Rules
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal, TypeAlias
 
 import numpy as np
@@ -23,7 +24,8 @@ import numpy as np
 from strongroom import oip
 from strongroom.admission import Admit
 from strongroom.cache import SessionCache
-from strongroom.errors import Failure, InvalidRequest, LimitExceeded, SealRefused
+from strongroom.errors import Failure, InvalidRequest, LimitExceeded, SealRefused, Unavailable
+from strongroom.forms import Forms
 from strongroom.inputs import check_inputs, check_outputs, room_for
 from strongroom.jobs import Host, Job, Loaded, Run, Source, Ticket, too_long
 from strongroom.models.info import AdmissionLimits, Room
@@ -107,6 +109,7 @@ class Runner:
         host: Host,
         admit: Admit,
         cache: SessionCache,
+        forms: Forms,
         preloaded: tuple[Preloaded, ...],
         verify_on_load: Literal["tags", "sha256"],
         limits: RunLimits,
@@ -115,6 +118,7 @@ class Runner:
         self._host = host
         self._admit = admit
         self._cache = cache
+        self._forms = forms
         self._preloaded = {entry.model.name: entry for entry in preloaded}
         self._verify_on_load = verify_on_load
         self._limits = limits
@@ -128,6 +132,7 @@ class Runner:
         )
         self._waiter = Waiter()
         self._loads = Lane("load", workers=LOADERS, waiting=limits.waiting, code="overloaded")
+        self._preparing = Lane("form", workers=1, waiting=limits.waiting, code="overloaded")
         self._large = Lane("large", workers=1, waiting=limits.waiting, code="overloaded")
         self._loading: dict[tuple[str, int], asyncio.Task[None]] = {}
 
@@ -136,6 +141,8 @@ class Runner:
         self._runs.close()
         self._loads.close()
         self._large.close()
+        self._forms.close()
+        self._preparing.close()
         self._cache.close()
 
     def is_loaded(self, model: ModelVersion) -> bool:
@@ -160,6 +167,11 @@ class Runner:
             task.add_done_callback(lambda _: self._loading.pop(key, None))
             self._loading[key] = task
         await asyncio.shield(self._loading[key])
+
+    async def prepare(self, model: ModelVersion) -> None:
+        """Makes the prepared form of a model that was just committed. Without one it is loaded as it was admitted."""
+        with contextlib.suppress(Unavailable):
+            await self._preparing.run_for(Turn(model.owner, ""), self._forms.make, model)
 
     async def unload(self, model: ModelVersion) -> None:
         """Drops a model from memory; runs under way go on with it."""
@@ -242,10 +254,20 @@ class Runner:
             canonical_sha256=model.canonical_sha256,
             read=lambda: self._admit_again(entry) if entry else self._read(model),
         )
+        # The digest of what was admitted cannot be compared where something else is read.
+        if entry is None and self._verify_on_load == "tags":
+            source = replace(
+                source,
+                stages=lambda: self._forms.stages(model),
+                spoilt=lambda why: self._forms.spoilt(model, why),
+            )
 
         def load() -> Loaded:
             try:
-                return self._host.load(source)
+                loaded = self._host.load(source)
+                if entry is None:
+                    self._forms.make_later(model)
+                return loaded
             except SealRefused as refusal:
                 # The caller named the model; the log gets the code and the place, never the message.
                 message = f"model {model.name} version {model.version}: {refusal.message}"

@@ -92,6 +92,10 @@ class Profile:
     others' processes); None: not limited."""
     file_bytes: int = 0
     """Size to which a descriptor of `write_fds` may grow (RLIMIT_FSIZE); 0: no file grows."""
+    reopens: bool = False
+    """Opening its own pipes and memory files once more by name (/proc/self/fd), for a library that takes nothing but
+    names. Then the root is not exchanged, and Landlock alone keeps every other name from it: whoever asks for this
+    has to see that `landlock` holds. With `receive_fds`."""
 
 
 _held: frozenset[str] = frozenset()
@@ -116,7 +120,7 @@ def lock_down(profile: Profile, *, without: frozenset[str] = frozenset()) -> tup
     program = _program(profile)  # while /proc is there, and nothing was done
     steps: dict[str, Callable[[], bool]] = {
         "closed_descriptors": lambda: _close(profile),
-        "namespaces": _isolate,
+        "namespaces": lambda: _isolate(empty=not profile.reopens),
         "no_new_privileges": _no_new_privileges,
         "landlock": _landlock,
         "uid": _become_nobody,
@@ -218,6 +222,7 @@ def _program(profile: Profile) -> bytes | None:
         files=profile.file_bytes > 0,
         parent=os.getppid(),
         tend=profile.tend,
+        opens=profile.reopens,
     )
     return seccomp.assemble(rules, machine=machine)
 
@@ -265,7 +270,7 @@ def _open_descriptors() -> list[int]:
     return found
 
 
-def _isolate() -> bool:
+def _isolate(*, empty: bool) -> bool:
     spaces = ("net", "ipc", "uts", "mnt", "cgroup")
     before = [Path(f"/proc/self/ns/{name}").readlink() for name in spaces]
     flags = kernel.NEWNET | kernel.NEWIPC | kernel.NEWUTS | kernel.NEWNS | kernel.NEWCGROUP
@@ -274,6 +279,8 @@ def _isolate() -> bool:
     except OSError:  # without privileges: inside a user namespace, where that is allowed
         kernel.unshare(flags | kernel.NEWUSER)
     after = [Path(f"/proc/self/ns/{name}").readlink() for name in spaces]
+    if not empty:
+        return False  # half of the layer is none
     kernel.empty_root(os.fsencode(next(place for place in _PLACES if place.is_dir())))
     return not set(before) & set(after) and not any(Path("/").iterdir())
 

@@ -179,6 +179,68 @@ class Sealer:
             raise Failure("this sealer is finished: a data key seals one file only")
 
 
+class Opening:
+    """A container that is being opened, chunk by chunk and in any order (§2.4). Thread-safe.
+
+    What `open_chunk` wrote may be used only when *every* chunk was opened without an exception: a file that was cut
+    short shows in its last chunk alone. Whoever opens chunks elsewhere than in `open_sealed` keeps to that.
+    """
+
+    def __init__(
+        self, read: Reader, *, data_key: bytes, file_id: bytes, chunk_size: int, length: int, file_size: int
+    ) -> None:
+        """Checks header, file id, commitment and size; parameters and exceptions are those of `open_sealed`."""
+        # A container without a chunk would be one without a tag.
+        if not 1 <= length <= MAX_CHUNKS * chunk_size:
+            raise Failure(f"a container holds 1 to {MAX_CHUNKS} chunks")
+        if file_size < HEADER_BYTES:
+            raise SealRefused(f"the sealed file has only {file_size} bytes", code="seal_truncated")
+        raw = bytearray(HEADER_BYTES)
+        _fill(read, 0, memoryview(raw))
+        fixed = bytes(raw)
+        header = parse_container_header(fixed)
+        if header.chunk_size != chunk_size:
+            raise SealRefused(
+                f"chunk size {chunk_size} expected, got {header.chunk_size}", code="seal_header"
+            )
+        if not hmac.compare_digest(header.file_id, file_id):
+            raise SealRefused("the sealed file is another one than the record names", code="seal_other_file")
+        if not hmac.compare_digest(header.commitment, _commitment(data_key, file_id)):
+            raise SealRefused("the sealed file commits to another key", code="seal_commitment")
+        expected = sealed_size(length, chunk_size=chunk_size)
+        if file_size != expected:
+            code = "seal_truncated" if file_size < expected else "seal_trailing"
+            raise SealRefused(f"{expected} bytes of sealed file expected, got {file_size}", code=code)
+        self.length = length
+        """Bytes of plaintext."""
+        self.chunk_size = chunk_size
+        self.chunks = chunk_count(length, chunk_size=chunk_size)
+        self._read = read
+        self._cipher = AESGCM(_derive(data_key, salt=file_id, info=b"strongroom sealed v1 chunks"))
+        self._associated = _sha256(fixed)
+
+    def size_of(self, number: int) -> int:
+        """Bytes of plaintext in a chunk."""
+        return min(self.chunk_size, self.length - number * self.chunk_size)
+
+    def open_chunk(self, number: int, plain: memoryview, *, scratch: memoryview) -> None:
+        """Decrypts a chunk into `plain`, which has its size. `scratch`: private memory for `chunk_size` bytes and a tag
+        (or the one chunk there is): ciphertext could change in a shared mapping between the check and the decryption.
+
+        Raises:
+            SealRefused: `seal_chunk` or `seal_truncated`; `plain` then holds bytes that are not authentic.
+            OSError: whatever `read` raises.
+        """
+        sealed = scratch[: self.size_of(number) + TAG_BYTES]
+        _fill(self._read, HEADER_BYTES + number * (self.chunk_size + TAG_BYTES), sealed)
+        nonce = _nonce(number, last=number == self.chunks - 1)
+        try:
+            self._cipher.decrypt_into(nonce, sealed, self._associated, plain)
+        except InvalidTag as exc:
+            message = f"chunk {number} of {self.chunks} is not what was sealed there"
+            raise SealRefused(message, code="seal_chunk") from exc
+
+
 def open_sealed(
     read: Reader, *, data_key: bytes, file_id: bytes, chunk_size: int, length: int, file_size: int
 ) -> bytearray:
@@ -195,30 +257,16 @@ def open_sealed(
         Failure: a length that no container has: a fault of the caller.
         OSError: whatever `read` raises.
     """
-    # A container without a chunk would be one without a tag.
-    if not 1 <= length <= MAX_CHUNKS * chunk_size:
-        raise Failure(f"a container holds 1 to {MAX_CHUNKS} chunks")
-    if file_size < HEADER_BYTES:
-        raise SealRefused(f"the sealed file has only {file_size} bytes", code="seal_truncated")
-    raw = bytearray(HEADER_BYTES)
-    _fill(read, 0, memoryview(raw))
-    fixed = bytes(raw)
-    header = parse_container_header(fixed)
-    if header.chunk_size != chunk_size:
-        raise SealRefused(f"chunk size {chunk_size} expected, got {header.chunk_size}", code="seal_header")
-    if not hmac.compare_digest(header.file_id, file_id):
-        raise SealRefused("the sealed file is another one than the record names", code="seal_other_file")
-    if not hmac.compare_digest(header.commitment, _commitment(data_key, file_id)):
-        raise SealRefused("the sealed file commits to another key", code="seal_commitment")
-    expected = sealed_size(length, chunk_size=chunk_size)
-    if file_size != expected:
-        code = "seal_truncated" if file_size < expected else "seal_trailing"
-        raise SealRefused(f"{expected} bytes of sealed file expected, got {file_size}", code=code)
-
-    cipher = AESGCM(_derive(data_key, salt=file_id, info=b"strongroom sealed v1 chunks"))
+    opening = Opening(
+        read, data_key=data_key, file_id=file_id, chunk_size=chunk_size, length=length, file_size=file_size
+    )
     out = bytearray(length)
+    scratch = memoryview(bytearray(min(chunk_size, length) + TAG_BYTES))
     try:
-        _open_chunks(read, cipher, _sha256(fixed), chunk_size, out)
+        with memoryview(out) as view:
+            for number in range(opening.chunks):
+                at = number * chunk_size
+                opening.open_chunk(number, view[at : at + chunk_size], scratch=scratch)
     except BaseException:
         overwrite(out)
         raise
@@ -262,22 +310,6 @@ def unwrap_key(wrapping_key: bytes, wrapped: bytes, *, associated: bytes) -> byt
         return _wrap_cipher(wrapping_key, salt).decrypt(bytes(12), sealed, associated)
     except InvalidTag as exc:
         raise SealRefused("the wrapped key is bound to other facts, or altered", code="seal_binding") from exc
-
-
-def _open_chunks(read: Reader, cipher: AESGCM, associated: bytes, chunk_size: int, out: bytearray) -> None:
-    """Decrypts chunk after chunk into `out`; on an exception `out` holds unauthenticated bytes."""
-    scratch = memoryview(bytearray(min(chunk_size, len(out)) + TAG_BYTES))
-    chunks = chunk_count(len(out), chunk_size=chunk_size)
-    with memoryview(out) as view:
-        for number in range(chunks):
-            plain = view[number * chunk_size : (number + 1) * chunk_size]
-            sealed = scratch[: len(plain) + TAG_BYTES]
-            _fill(read, HEADER_BYTES + number * (chunk_size + TAG_BYTES), sealed)
-            try:
-                cipher.decrypt_into(_nonce(number, last=number == chunks - 1), sealed, associated, plain)
-            except InvalidTag as exc:
-                message = f"chunk {number} of {chunks} is not what was sealed there"
-                raise SealRefused(message, code="seal_chunk") from exc
 
 
 def _fill(read: Reader, offset: int, buffer: memoryview) -> None:

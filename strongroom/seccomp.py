@@ -126,6 +126,8 @@ _FORK: Final = 0x01200000
 """CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID, which glibc's fork sets; every other flag makes more than a fork."""
 _SIGCHLD, _SIGKILL = 17, 9
 _EMPTY_PATH: Final = 0x1000
+_OPENED, _CLOEXEC = (0, 0x1 | 0x40 | 0x200), 0x80000
+"""O_RDONLY; O_WRONLY | O_CREAT | O_TRUNC. Not O_PATH, which Landlock does not see."""
 _FIONBIO, _TCGETS = 0x5421, 0x5401
 _F_GETFD, _F_SETFD, _F_GETFL, _F_DUPFD_CLOEXEC = 1, 2, 3, 1030
 _PR_SET_PDEATHSIG, _PR_GET_PDEATHSIG, _PR_GET_DUMPABLE, _PR_SET_SECCOMP, _PR_GET_NO_NEW_PRIVS = (
@@ -160,13 +162,15 @@ def rules(
     files: bool,
     parent: int,
     tend: bool = True,
+    opens: bool = False,
 ) -> tuple[Rule, ...]:
     """The allow-list of one kind of process; the most frequent calls first.
 
     Descriptors that are received have numbers that nobody knows yet: with `receive_fds` reading and writing is
     bounded by what is open, and not by number. `files`: a descriptor of `write_fds` may be sized and sought.
     `parent`: process id of the one process that is never signalled. `tend`: with `fork`, waiting for children and
-    killing them; without it their ends tell their parent nothing.
+    killing them; without it their ends tell their parent nothing. `opens`: opening files by
+    name, to read, or to write what is made or emptied; which ones there are for it, Landlock decides.
     """
     return (
         Rule("futex", (Argument(1, _FUTEX, mask=0x7F),)),
@@ -187,6 +191,7 @@ def rules(
         *(_of_received() if receive_fds else ()),
         *(_of_parents() if fork else ()),
         *(_of_tenders(parent) if fork and tend else ()),
+        *((Rule("openat", (Argument(2, _OPENED, mask=0xFFFFFFFF & ~_CLOEXEC),)),) if opens else ()),
         *(Rule(call, action=refuse(errno.ENOENT)) for call in _LOOKS.split()),
     )
 

@@ -43,9 +43,11 @@ from strongroom.cache import SessionCache
 from strongroom.checking import CheckResult, check_outside
 from strongroom.config import Config, Preload
 from strongroom.edge import EdgeLimits, GuardedProtocol
+from strongroom.engine_options import identity
 from strongroom.epochs import Epochs, Origin
 from strongroom.errors import Error, InvalidConfig, SealRefused
 from strongroom.formats import HEAD_BYTES, detect
+from strongroom.forms import Forms
 from strongroom.jobs import Host
 from strongroom.kernel import trim_heap
 from strongroom.launch import ROOM
@@ -55,7 +57,9 @@ from strongroom.names import check_name
 from strongroom.oip import WireLimits
 from strongroom.platforms import TPM
 from strongroom.preparation import Prepare, Preparer
+from strongroom.prepared import Making
 from strongroom.processes import MOST_TEMPLATES, WorkerLimits
+from strongroom.processor import features
 from strongroom.quotas import QuotaLimits
 from strongroom.rest import Rest
 from strongroom.runner import Preloaded, RunLimits, Runner
@@ -162,7 +166,14 @@ async def _serve(ready: Boot) -> None:
             layers=ready.security.sandbox,
         )
         service = _service(
-            settings, store, here, preloaded, admit=examiner.admit, prepare=preparer.prepare, host=models
+            settings,
+            store,
+            here,
+            preloaded,
+            admit=examiner.admit,
+            prepare=preparer.prepare,
+            host=models,
+            forms=_forms(ready, store, nursery),
         )
         stack.callback(_close_in_time, service, settings.shutdown_s)
         rest = Rest(
@@ -368,6 +379,18 @@ def _host_of(ready: Boot, nursery: Nursery) -> Host:
     )
 
 
+def _forms(ready: Boot, store: Store, nursery: Nursery) -> Forms:
+    settings = ready.settings
+    return Forms(
+        store,
+        nursery,
+        making=Making(engine=identity(), processor=features()),
+        limits=_child_limits(settings, seconds=settings.limits.preparation_s),
+        layers=ready.security.sandbox,
+        keep_free=settings.limits.disk_free_bytes,
+    )
+
+
 def _service(
     settings: Config,
     store: Store,
@@ -377,12 +400,14 @@ def _service(
     admit: Admit,
     prepare: Prepare,
     host: Host,
+    forms: Forms,
 ) -> Service:
     limits = settings.limits
     runner = Runner(
         store=store,
         host=host,
         admit=admit,
+        forms=forms,
         cache=SessionCache(limits.loaded_bytes, most=MOST_TEMPLATES),
         preloaded=preloaded,
         verify_on_load=cast(Literal["tags", "sha256"], settings.security.verify_on_load),

@@ -115,7 +115,9 @@ class Service:
         self._prove = Prove(admit=admit, prepare=prepare)
         places, uploads = limits.concurrent_requests, limits.quotas.concurrent_uploads
         self._slots = Slots(total=places, per_caller=limits.concurrent_requests_per_caller, code="overloaded")
-        self._quotas = Quotas(limits.quotas, stored=store.models, clock=clocks.monotonic)
+        self._quotas = Quotas(
+            limits.quotas, stored=store.models, forms=store.form_bytes, clock=clocks.monotonic
+        )
         room = limits.body_bytes_in_flight  # half of it for one caller, but any one request that may come
         self._budget = Budget(total=room, per_caller=max(room // 2, limits.request_bytes))
         self._evidence_rate = Rate(
@@ -526,9 +528,11 @@ class Service:
             async with self._committing:
                 self._authorise_upload(intent)
                 self._quotas.check(intent.owner, more=0)
-                return await self._disk.run_for(
+                committed = await self._disk.run_for(
                     turn, upload.commit, info=info, canonical_sha256=canonical_sha256
                 )
+            await self._runner.prepare(committed)
+            return committed
         finally:
             if upload is not None:
                 await self._disk.run(upload.abort)

@@ -19,6 +19,7 @@ from typing import Any, Final, NoReturn
 
 from strongroom.errors import Failure, LimitExceeded, SealRefused, Unusable
 from strongroom.models.info import FORMATS, ModelInfo
+from strongroom.prepared import Form
 from strongroom.sealed import (
     CHUNK_SIZE,
     HEADER_BYTES,
@@ -129,6 +130,13 @@ class Entry:
     chunk_size: int
     chunks: int
     wrapped_key: bytes
+    form: Form | None = None
+    """What the engine made of it, sealed in files of its own under keys of its own (§5.6)."""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The names of all its data files."""
+        return (self.file, *(stage.file for stage in (self.form.stages if self.form else ())))
 
     def facts(self) -> bytes:
         """Everything about the model and its file but the wrapped key: that key's associated data (§5.3)."""
@@ -184,6 +192,19 @@ class Record:
             new = replace(old, next_version=model.version + 1, entries=(*old.entries, entry))
             names = tuple(new if name is old else name for name in self.names)
         return Record(epoch=self.epoch + 1, previous=previous, names=names)
+
+    def with_form(self, entry: Entry, form: Form | None, *, previous: str) -> Record:
+        """The next record, in which a version has this form, or none."""
+        changed = replace(entry, form=form)
+        names = tuple(
+            replace(n, entries=tuple(changed if e is entry else e for e in n.entries)) for n in self.names
+        )
+        return replace(self, epoch=self.epoch + 1, previous=previous, names=names)
+
+    def without_forms(self) -> Record:
+        """The same record, no version of which has a form: for another server, which makes its own."""
+        names = tuple(replace(n, entries=tuple(replace(e, form=None) for e in n.entries)) for n in self.names)
+        return replace(self, names=names)
 
     def with_handing(self, handing: Handing | None, *, previous: str) -> Record:
         """The next record, at this end of a hand-over, or at none any more."""
@@ -399,7 +420,9 @@ def _facts(entry: Entry) -> dict[str, Any]:
 
 
 def _entry_json(entry: Entry) -> dict[str, Any]:
-    return {**_facts(entry), "wrapped_key": entry.wrapped_key.hex()}
+    # Without a form an entry is written as it was before there were forms: older records open, and stay as they are.
+    form = {} if entry.form is None else {"form": entry.form.to_json()}
+    return {**_facts(entry), "wrapped_key": entry.wrapped_key.hex(), **form}
 
 
 def _name_json(name: Name) -> dict[str, Any]:
@@ -435,9 +458,9 @@ def _record(value: object) -> Record:
     entries = [entry for name in names for entry in name.entries]
     if len({name.name for name in names}) != len(names):
         _malformed("a name stands twice")
-    if len({entry.file for entry in entries}) != len(entries) or len({e.file_id for e in entries}) != len(
-        entries
-    ):
+    files = [file for entry in entries for file in entry.files]
+    ids = [e.file_id for e in entries] + [s.file_id for e in entries if e.form for s in e.form.stages]
+    if len(set(files)) != len(files) or len(set(ids)) != len(ids):
         _malformed("two versions share a file")
     return Record(
         epoch=_number(members["epoch"], 1),
@@ -472,9 +495,10 @@ def _name(value: object) -> Name:
 
 
 def _entry(value: object, *, name: str, owner: str) -> Entry:
+    form = ("form",) if isinstance(value, dict) and "form" in value else ()
     members = _members(
         value, "version", "access", "format", "sha256", "canonical_sha256", "size", "created", "file",
-        "file_id", "length", "chunk_size", "chunks", "info", "wrapped_key",
+        "file_id", "length", "chunk_size", "chunks", "info", "wrapped_key", *form,
     )  # fmt: skip
     if members["access"] not in ACCESS or members["format"] not in FORMATS:
         _malformed("access or format is none of the known ones")
@@ -505,6 +529,7 @@ def _entry(value: object, *, name: str, owner: str) -> Entry:
         chunk_size=chunk_size,
         chunks=_number(members["chunks"], 1),
         wrapped_key=bytes.fromhex(wrapped),
+        form=Form.from_json(members["form"]) if form else None,
     )
 
 

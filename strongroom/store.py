@@ -17,21 +17,20 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
-import re
 import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Literal, Self
+from typing import Literal, Self
 
 from strongroom import disk
 from strongroom.anchor import NOTHING, Anchor
 from strongroom.checking import CheckResult, check_left_overs, check_models, check_orphans, check_record
 from strongroom.errors import Conflict, Error, Failure, NotFound, SealRefused, Unavailable
 from strongroom.keys import STORE_ID_BYTES, SealingRoot, StoreKeys
-from strongroom.place import Place, locked
-from strongroom.sealed import CHUNK_SIZE, Sealer, chunk_count, overwrite, unwrap_key, wrap_key
+from strongroom.place import DATA, STATE, Place, locked, sweep, write_state
+from strongroom.sealed import CHUNK_SIZE, Sealer, chunk_count, overwrite, wrap_key
 from strongroom.state import (
     GIVEN,
     MAX_STATE_BYTES,
@@ -50,21 +49,17 @@ from strongroom.state import (
     seal_state,
     verify_entry,
 )
+from strongroom.store_files import DataFiles
 from strongroom.upload import Facts, SealedUpload, Shelf, Upload, open_file
 
 __all__ = ["CheckResult", "ModelVersion", "SealedUpload", "Store", "Upload"]
-
-_STATE: Final = "state"
-_DATA: Final = "data"
-_TEMPORARY: Final = re.compile(r"state\.[0-9a-f]{32}\.tmp")
-_DATA_FILE: Final = re.compile(r"[0-9a-f]{32}")
 
 
 def _never() -> bool:
     return False
 
 
-class Store:
+class Store(DataFiles):
     """A folder of sealed models, for one server process. Thread-safe; changes wait for one another."""
 
     def __init__(
@@ -77,7 +72,7 @@ class Store:
         root, security = place.root, place.security_digest
         self._anchor = place.anchor
         self._folder = place.folder
-        self._data = place.folder / _DATA
+        self._data = place.folder / DATA
         self._header = StateHeader(
             store_id=store_id.hex(),
             sealing_class=root.sealing_class,
@@ -171,7 +166,7 @@ class Store:
                 )
             with disk.faults("make a store"):
                 disk.make_folder(store._data)
-            record = bring(store._keys, store._data)
+            record = bring(store._keys, store._data).without_forms()
             named = {e.file for n in record.names for e in n.entries} | store._named()
             if set(disk.names(store._data)) - named:
                 raise SealRefused(
@@ -190,7 +185,7 @@ class Store:
     def _existing(cls, place: Place) -> Store | None:
         """The store that lies there, authenticated and in force; None where there is none."""
         with disk.faults("read the store"):
-            data = disk.read_small(place.folder / _STATE, limit=MAX_STATE_BYTES)
+            data = disk.read_small(place.folder / STATE, limit=MAX_STATE_BYTES)
         if data is None:
             return None
         file = parse_state_file(data)
@@ -211,19 +206,19 @@ class Store:
     def _after_opening(self) -> None:
         with disk.faults("read the store"):
             disk.make_folder(self._data)
-            self._sweep()
+            self._swept = sweep(self._folder, named=self._named())
 
     @classmethod
     def _create(cls, place: Place) -> Store:
         with disk.faults("make a store"):
-            disk.make_folder(place.folder / _DATA)
+            disk.make_folder(place.folder / DATA)
             # Left-overs of a creation that was killed are a lock, temporary files and an empty data folder.
-            if disk.names(place.folder / _DATA):
+            if disk.names(place.folder / DATA):
                 raise SealRefused("there are data files but no state file", code="store_state_missing")
         store = cls(place, store_id=os.urandom(STORE_ID_BYTES))
         store._commit(Record(epoch=1, previous=NO_PREDECESSOR, names=()))
         with disk.faults("make a store"):
-            store._sweep()
+            store._swept = sweep(store._folder, named=set())
         return store
 
     @property
@@ -321,20 +316,7 @@ class Store:
             Unavailable: the store is closed (code `store_closed`).
             Failure: a fault of the disk (code `store_io`).
         """
-        if self._closed:
-            raise Unavailable("the store is closed", code="store_closed")
-        entry = self._entry(model.name, model.version)
-        kek = self._keys.owner_key(entry.model.owner)
-        data_key = unwrap_key(kek, entry.wrapped_key, associated=entry.facts())
-        with disk.faults("read a data file"):
-            try:
-                fd = disk.open_to_read(self._data / entry.file)
-            except FileNotFoundError as exc:
-                # A deletion since the first look is no fault of the file: NotFound then.
-                self._entry(model.name, model.version)
-                message = "a data file that the record names is missing"
-                raise SealRefused(message, code="seal_missing") from exc
-        try:
+        with self._reading(model) as (entry, fd, data_key):
             out = open_file(
                 fd,
                 data_key=data_key,
@@ -342,8 +324,6 @@ class Store:
                 chunk_size=entry.chunk_size,
                 length=entry.length,
             )
-        finally:
-            disk.close(fd)
         if verify == "sha256":
             digest = hashlib.sha256(out).hexdigest()
             if not hmac.compare_digest(digest, entry.model.canonical_sha256):
@@ -369,8 +349,8 @@ class Store:
             gone = (latest,) if version is not None else self._names[name].entries
             numbers = frozenset(entry.model.version for entry in gone)
             self._commit(self._record.without(name, numbers, previous=self._digest))
-            for entry in gone:
-                disk.discard(self._data / entry.file)
+            for file in (file for entry in gone for file in entry.files):
+                disk.discard(self._data / file)
         return tuple(entry.model for entry in gone)
 
     def hand_over(
@@ -386,7 +366,7 @@ class Store:
         with self._lock:
             self._check_open()
             self._check_settled()
-            sealed = seal(self._record, self._keys, self._digest)
+            sealed = seal(self._record.without_forms(), self._keys, self._digest)
             self._held = held
             return sealed
 
@@ -424,7 +404,7 @@ class Store:
             self._check_usable()
             if self._record.names:
                 raise Conflict("only an empty store can be restored", code="recovery_store_in_use")
-            record = bring(self._keys, self._data)
+            record = bring(self._keys, self._data).without_forms()
             self._commit(replace(record, epoch=self.epoch + 1, previous=self._digest, handing=None))
         return len(self.models())
 
@@ -439,7 +419,7 @@ class Store:
         Says too how many left-overs of interrupted changes were removed when the store was opened (§6.5).
         """
         with self._lock:
-            record = check_record(self._folder / _STATE, digest=self._digest, epoch=self._record.epoch)
+            record = check_record(self._folder / STATE, digest=self._digest, epoch=self._record.epoch)
         models = check_models(self.models(), read=lambda model: self.read(model, verify="sha256"))
         with self._lock:
             orphans = check_orphans(self._data, known=self._named() | self._in_flight)
@@ -533,16 +513,9 @@ class Store:
     def _commit(self, record: Record) -> None:
         """Replaces the state file: the only place where the store changes (§6.2)."""
         data = seal_state(record, header=self._header, state_key=self._keys.state_key, random=os.urandom)
-        temporary = self._folder / f"{_STATE}.{os.urandom(16).hex()}.tmp"
+        temporary = write_state(self._folder, data)
+        digest = hashlib.sha256(data).hexdigest()
         try:
-            with disk.faults("write the record"):
-                fd = disk.create(temporary)
-                try:
-                    disk.write(fd, data)
-                    disk.sync(fd)
-                finally:
-                    disk.close(fd)
-            digest = hashlib.sha256(data).hexdigest()
             self._anchor.prepare(digest)
         except BaseException:
             disk.discard(temporary)
@@ -550,7 +523,7 @@ class Store:
         # From here on nobody knows which record a crash would bring back, until the folder is synced.
         self._uncertain = True
         try:
-            disk.replace(temporary, self._folder / _STATE)
+            disk.replace(temporary, self._folder / STATE)
             disk.sync_folder(self._folder)
         except OSError as exc:
             message = f"the disk failed at the commit itself ({disk.fault_name(exc)}); restart the server"
@@ -572,16 +545,4 @@ class Store:
         self._digest = digest
 
     def _named(self) -> set[str]:
-        return {entry.file for name in self._record.names for entry in name.entries}
-
-    def _sweep(self) -> None:
-        """Removes our own left-overs: unnamed data files and temporary state files (§6.5)."""
-        named = self._named()
-        for name in disk.names(self._data):
-            if _DATA_FILE.fullmatch(name) and name not in named:
-                disk.discard(self._data / name)
-                self._swept += 1
-        for name in disk.names(self._folder):
-            if _TEMPORARY.fullmatch(name):
-                disk.discard(self._folder / name)
-                self._swept += 1
+        return {file for name in self._record.names for entry in name.entries for file in entry.files}

@@ -15,6 +15,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -22,7 +23,7 @@ from typing import Final, Self
 from strongroom import disk
 from strongroom.errors import Failure, LimitExceeded, MalformedInput
 from strongroom.models.info import FORMATS, ModelInfo
-from strongroom.sealed import MAX_CHUNKS, Bytes, Sealer, open_sealed
+from strongroom.sealed import MAX_CHUNKS, Bytes, Opening, Sealer, open_sealed
 from strongroom.state import ACCESS, ModelVersion
 
 MAX_NAME_BYTES: Final = 255
@@ -269,18 +270,26 @@ class Upload:
 
 
 def open_file(fd: int, *, data_key: bytes, file_id: bytes, chunk_size: int, length: int) -> bytearray:
-    """Opens a sealed data file with what the record says about it."""
-
-    def read(offset: int, buffer: memoryview) -> int:
-        return disk.read_at(fd, offset, buffer)
-
+    """Opens a sealed data file with what the record says about it, and reads all of it."""
     with disk.faults("read a data file"):
-        file_size = disk.size(fd)
         return open_sealed(
-            read,
+            partial(disk.read_at, fd),
             data_key=data_key,
             file_id=file_id,
             chunk_size=chunk_size,
             length=length,
-            file_size=file_size,
+            file_size=disk.size(fd),
+        )
+
+
+def begin_file(fd: int, *, data_key: bytes, file_id: bytes, chunk_size: int, length: int) -> Opening:
+    """The same for who reads it chunk by chunk, while `fd` is open."""
+    with disk.faults("read a data file"):
+        return Opening(
+            partial(disk.read_at, fd),
+            data_key=data_key,
+            file_id=file_id,
+            chunk_size=chunk_size,
+            length=length,
+            file_size=disk.size(fd),
         )

@@ -25,7 +25,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from strongroom import frames, kernel, models, records, sandbox
+from strongroom import frames, kernel, models, records, ring, sandbox
 from strongroom.engine import Engine, Session
 from strongroom.errors import Error, InvalidRequest, LimitExceeded
 from strongroom.models.info import ModelInfo
@@ -45,18 +45,17 @@ def template(descriptor: int) -> int:
         os.close(descriptor)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for workers: their ends tell nothing
     with socket.socket(fileno=_CONTROL) as server:
-        header, data = frames.receive_bytes(server)
+        header, _ = frames.receive(server, most=0)
         if not _give_up(header, fork=True):
             return 1
         try:
-            session = _load(header, data)
+            session = _load(server, header)
         except Error as refusal:
             frames.send(server, {"refused": refusal.code})
             return 0
         except MemoryError:
             frames.send(server, {"refused": "load_limits"})
             return 0
-        del data
         gc.collect()
         kernel.trim_heap()  # loading left several times the model in holes, which each fork would keep
         gc.freeze()
@@ -64,8 +63,12 @@ def template(descriptor: int) -> int:
         return _fork_workers(server, session, header)
 
 
-def _load(header: dict[str, Any], data: bytes) -> Session:
-    info = ModelInfo.from_json(header["info"])
+def _load(server: socket.socket, header: dict[str, Any]) -> Session:
+    info, stage = ModelInfo.from_json(header["info"]), header["stage"]
+    if stage is not None:
+        whole = ring.receive_stage(server, length=stage["length"], chunk_size=stage["chunk_size"])
+        return Engine().load_prepared(whole, info)
+    _, data = frames.receive_bytes(server)
     admitted = models.reopen(
         data, info=info, sha256=header["sha256"], canonical_sha256=header["canonical_sha256"]
     )
@@ -94,7 +97,7 @@ def _give_up(header: dict[str, Any], *, fork: bool) -> bool:
 
 
 def _occupied() -> int:
-    """Bytes of address space now, the model among them."""
+    """Bytes of address space now."""
     with open("/proc/self/statm", "rb") as file:  # noqa: PTH123 - no more than is needed
         return int(file.read().split()[0]) * resource.getpagesize()
 

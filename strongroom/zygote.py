@@ -2,6 +2,7 @@
 
     server --executes--> zygote --forks--> examiner of one model (`admission`)
                                 --forks--> one step of making its precision (`preparation`)
+                                --forks--> preparer of its form (`forms`)
                                 --forks--> template of one model (`workers`) --forks--> workers
 
 Rules
@@ -37,7 +38,9 @@ from strongroom.errors import Failure, Unavailable
 
 EXAMINER: Final = b"e"
 REDUCER: Final = b"r"
+PREPARER: Final = b"p"
 TEMPLATE: Final = b"t"
+KINDS: Final = (EXAMINER, REDUCER, PREPARER, TEMPLATE)
 """What may be asked of it: one byte, with the socket of the process to be."""
 SPARE_S: Final = 5
 """Seconds that it may take to fork, and to end."""
@@ -283,7 +286,7 @@ class Nursery:
             return self._current.wait()
 
     def fork(self, kind: bytes) -> Child:
-        """A new process: `EXAMINER`, `REDUCER` or `TEMPLATE`. A zygote that has ended is executed again, once.
+        """A new process: one of `KINDS`. A zygote that has ended is executed again, once.
 
         Raises:
             Failure: the zygote does not start (code `start_refused`).

@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from strongroom import admission_child, frames, kernel, models, preparation_child, zygote
+from strongroom import admission_child, form_child, frames, kernel, models, preparation_child, zygote
 
 CHILDREN: Final = 256
 """Children at one time: examiners that hang, and a template for each loaded model."""
@@ -76,11 +76,7 @@ def _serve(server: socket.socket) -> int:
             _bury(list(children), children)
             return 0
         pid = 0
-        if (
-            message in (zygote.EXAMINER, zygote.REDUCER, zygote.TEMPLATE)
-            and descriptors
-            and len(children) < CHILDREN
-        ):
+        if message in zygote.KINDS and descriptors and len(children) < CHILDREN:
             pid = _fork(message, descriptors[0], [control, *children.values()])
         for descriptor in descriptors:
             os.close(descriptor)
@@ -128,6 +124,8 @@ def _fork(kind: bytes, end: int, ours: list[int]) -> int:
 def _become(kind: bytes, end: int) -> int:
     if kind == zygote.EXAMINER:
         return admission_child.examine(end)
+    if kind == zygote.PREPARER:
+        return form_child.prepare(end)
     if kind == zygote.REDUCER:
         return preparation_child.prepare(end)
     from strongroom import worker

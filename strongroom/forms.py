@@ -1,0 +1,269 @@
+"""Prepared forms as the server makes and uses them (`prepared` says what one is; ADR 0018).
+
+    after the commit of an upload, or after a load without one:
+    store ──canonical bytes, chunk by chunk──► preparer ──weights, graph, table──► sealed ──► record
+
+Rules
+  - A form is made by a fresh confined process of one model's canonical bytes, and never taken from outside.
+  - That process has read a stranger's model: what it gives is counted, bounded, and checked for its form. It is sealed
+    before anybody uses it, and whoever uses it is confined as whoever loads the model itself.
+  - A form is never necessary. Whatever goes wrong with one is written to the log and the model is loaded as it was
+    admitted; then another one is made, once. One at a time.
+  - The server holds one chunk of it at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+import select
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from strongroom import disk
+from strongroom.admission import SPARE_S, ChildLimits
+from strongroom.errors import Error, LimitExceeded, NotFound
+from strongroom.frames import receive, send
+from strongroom.prepared import Making
+from strongroom.sealed import TAG_BYTES, Opening, Sealer
+from strongroom.stages import GRAPH_BYTES, LENGTHS, PIPES, TABLE_BYTES, layout
+from strongroom.state import ModelVersion
+from strongroom.store import Store
+from strongroom.zygote import PREPARER, Nursery, Timely
+
+log = logging.getLogger("strongroom.forms")
+
+WORTH_BYTES: Final = 256 << 10
+"""Bytes of canonical form from which on a model gets one: below, loading it takes as long either way."""
+MORE: Final = 64 << 20
+"""Bytes that the weights may have beyond twice the canonical form: constants that were computed."""
+_PIECE: Final = 1 << 20
+
+
+class Forms:
+    """The prepared forms of one store's models. Thread-safe."""
+
+    def __init__(
+        self,
+        store: Store,
+        nursery: Nursery,
+        *,
+        making: Making,
+        limits: ChildLimits,
+        layers: tuple[str, ...],
+        keep_free: int,
+    ) -> None:
+        """`layers` of the sandbox have to hold in a preparer; `keep_free`: bytes of the disk that stay free."""
+        self._store, self._nursery = store, nursery
+        self._making = making
+        self._limits, self._layers, self._keep_free = limits, layers, keep_free
+        self._one = threading.Lock()  # is held while one is made
+        self._lock = threading.Lock()
+        self._tried: set[tuple[str, int]] = set()
+        self._closed = False
+
+    @contextlib.contextmanager
+    def stages(self, model: ModelVersion) -> Iterator[tuple[Opening, ...]]:
+        """The stages of the model's form while the block lasts; () where there is none for this engine and processor,
+        or it cannot be read.
+        """
+        with contextlib.ExitStack() as stack:
+            stages: tuple[Opening, ...] = ()
+            try:
+                form = self._store.form(model)
+                if form is not None and form.making == self._making:
+                    stages = stack.enter_context(self._store.stages(model, form))
+            except NotFound:
+                raise
+            except Error as fault:
+                self.spoilt(model, fault.code)
+            yield stages
+
+    def spoilt(self, model: ModelVersion, why: str) -> None:
+        """The form cannot be used (`why`: a code). It goes, and is made again when the next load asks for it."""
+        log.warning("model %s version %d: its prepared form is not used: %s", model.name, model.version, why)
+        with contextlib.suppress(Error):  # the next one takes its place
+            self._store.put_form(model, self._making, ())
+
+    def make(self, model: ModelVersion) -> None:
+        """Makes the model's form, unless there is one, or it could not be made before. What goes wrong is logged."""
+        with self._one:
+            if not self._wanted(model):
+                return
+            try:
+                self._make(model)
+            except (Error, OSError, EOFError, MemoryError, ValueError) as fault:
+                why = fault.code if isinstance(fault, Error) else type(fault).__name__
+                log.warning("model %s version %d: no prepared form: %s", model.name, model.version, why)
+
+    def make_later(self, model: ModelVersion) -> None:
+        """The same in a thread of its own."""
+        if self._worth(model):
+            threading.Thread(target=self.make, args=(model,), name="forms", daemon=True).start()
+
+    def close(self) -> None:
+        """No further form is begun."""
+        with self._lock:
+            self._closed = True
+
+    def _worth(self, model: ModelVersion) -> bool:
+        with self._lock:
+            return not self._closed and (model.name, model.version) not in self._tried
+
+    def _wanted(self, model: ModelVersion) -> bool:
+        if not self._worth(model):
+            return False
+        with self._lock:
+            self._tried.add((model.name, model.version))
+        try:
+            form = self._store.form(model)
+        except Error:
+            return False
+        return form is None or form.making != self._making
+
+    # Making one
+
+    def _make(self, model: ModelVersion) -> None:
+        started = time.monotonic()
+        with self._store.canonical(model) as canonical:
+            if canonical.length < WORTH_BYTES:
+                return
+            sealer, path = self._store.begin_stage()
+            made = _Making(self._nursery, canonical, limits=self._limits, layers=self._layers)
+            try:
+                disk.check_room(path.parent, keep=self._keep_free + 2 * canonical.length)
+                length = _seal(sealer, path, made)
+            except BaseException:
+                self._store.discard(path)
+                raise
+        self._store.put_form(model, self._making, ((sealer, path, length),))
+        log.info(
+            "model %s version %d: a prepared form of %d bytes in %.1f s",
+            model.name,
+            model.version,
+            length,
+            time.monotonic() - started,
+        )
+
+
+def _seal(sealer: Sealer, path: Path, made: _Making) -> int:
+    """Writes what comes as one synced data file; bytes of plaintext."""
+    length = 0
+    with disk.faults("write a data file"):
+        fd = disk.create(path)
+        try:
+            disk.write(fd, sealer.header)
+            for piece in made.pieces():
+                length += len(piece)
+                for chunk in sealer.update(piece):
+                    disk.write(fd, chunk)
+            disk.write(fd, sealer.finish())
+            disk.sync(fd)
+            disk.sync_folder(path.parent)
+        finally:
+            disk.close(fd)
+    return length
+
+
+class _Making:
+    """One preparer at work."""
+
+    def __init__(
+        self, nursery: Nursery, canonical: Opening, *, limits: ChildLimits, layers: tuple[str, ...]
+    ) -> None:
+        self._nursery, self._canonical = nursery, canonical
+        self._limits, self._layers = limits, layers
+        self._fault: BaseException | None = None
+
+    def pieces(self) -> Iterator[bytes]:
+        """The bytes of the stage, as they come.
+
+        Raises:
+            LimitExceeded: the preparer ended, or took more time, memory or bytes than it may (`preparation_limits`).
+            SealRefused, OSError: the canonical form is not authentic, or cannot be read.
+            ValueError: it says what it cannot.
+            Unavailable, Failure: as `Nursery.fork`.
+        """
+        with self._nursery.fork(PREPARER) as child, contextlib.ExitStack() as stack:
+            timely = Timely(child.end, self._limits.wall_s + SPARE_S)
+            until = time.monotonic() + self._limits.wall_s + SPARE_S
+            feed, weights = self._begin(child.end, timely)
+            stack.callback(os.close, weights)
+            feeding = threading.Thread(target=self._feed, args=(feed,), name="form-feed", daemon=True)
+            feeding.start()
+            stack.callback(feeding.join)
+            stack.callback(child.close)  # before that: whoever waits to write then meets a closed pipe
+            length = 0
+            try:
+                while piece := _read(weights, until):
+                    length += len(piece)
+                    if length > 2 * self._canonical.length + MORE:
+                        raise _too_much()
+                    yield piece
+                _, end = receive(timely, most=GRAPH_BYTES + TABLE_BYTES + LENGTHS.size)
+            except (OSError, EOFError):
+                raise self._fault or _too_much() from None
+            if self._fault is not None:
+                raise self._fault
+            if layout(memoryview(end), size=length + len(end)).weights != length:
+                raise ValueError("other weights than there are")
+            yield bytes(end)
+
+    def _begin(self, end: socket.socket, timely: Timely) -> tuple[int, int]:
+        """Hands the preparer its pipes; our ends of them, to write the model and to read the weights."""
+        model, feed = os.pipe()
+        weights, drain = os.pipe()
+        header = {
+            "size": self._canonical.length,
+            "child": dataclasses.asdict(self._limits),
+            "layers": list(self._layers),
+        }
+        try:
+            socket.send_fds(end, [PIPES], [model, drain])
+            send(timely, header)
+        except OSError:
+            os.close(feed)
+            os.close(weights)
+            raise _too_much() from None
+        finally:
+            os.close(model)
+            os.close(drain)
+        return feed, weights
+
+    def _feed(self, feed: int) -> None:
+        canonical = self._canonical
+        scratch = memoryview(bytearray(canonical.chunk_size + TAG_BYTES))
+        plain = memoryview(bytearray(canonical.chunk_size))
+        try:
+            for number in range(canonical.chunks):
+                chunk = plain[: canonical.size_of(number)]
+                canonical.open_chunk(number, chunk, scratch=scratch)
+                while chunk:
+                    chunk = chunk[os.write(feed, chunk) :]
+        except BrokenPipeError:
+            pass  # the preparer ended, which its other end shows
+        except (Error, OSError) as fault:  # raised again, where the weights are waited for
+            self._fault = fault
+        finally:
+            os.close(feed)
+
+
+def _read(descriptor: int, until: float) -> bytes:
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    if not poll.poll(max(0.0, until - time.monotonic()) * 1000):
+        raise TimeoutError
+    return os.read(descriptor, _PIECE)
+
+
+def _too_much() -> LimitExceeded:
+    return LimitExceeded(
+        "preparing the model took more time, memory or bytes than it may, or ended its process",
+        code="preparation_limits",
+    )
