@@ -89,6 +89,16 @@ def trim_heap() -> None:
         trim(0)
 
 
+def keep_heap(size: int) -> None:
+    """Has the heap keep so many free bytes at its end, and give larger blocks from it than it would, mallopt(3): pages
+    that are used again need not be made again. Nothing happens where the C library has no such function.
+    """
+    option = getattr(_libc, "mallopt", None)
+    if option is not None:
+        option(-1, min(size, 1 << 30))  # M_TRIM_THRESHOLD
+        option(-3, 32 << 20)  # M_MMAP_THRESHOLD, of which this is the most
+
+
 def death_signal() -> int:
     """The signal that this process gets when its parent ends; 0: none. A change of identity forgets it.
 

@@ -260,6 +260,7 @@ class Runner:
                 source,
                 stages=lambda: self._forms.stages(model),
                 spoilt=lambda why: self._forms.spoilt(model, why),
+                room=self._forms.room,
             )
 
         def load() -> Loaded:

@@ -388,6 +388,8 @@ def _forms(ready: Boot, store: Store, nursery: Nursery) -> Forms:
         limits=_child_limits(settings, seconds=settings.limits.preparation_s),
         layers=ready.security.sandbox,
         keep_free=settings.limits.disk_free_bytes,
+        budget=settings.limits.loaded_bytes,
+        room=min(settings.limits.partition_bytes, settings.limits.loaded_bytes),
     )
 
 

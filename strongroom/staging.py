@@ -4,8 +4,8 @@
     [ slot 0 ]   [ stays  ]   [ slot 1 ]   [ slot 0 ] ...
 
 Rules
-  - A stage's bytes are those of `stages.layout`; they are used where they lie and not copied. Who provides them
-    (`Fetch`) leaves them as they are until they are given back.
+  - A stage's bytes are those of `stages.layout`; they are used where they lie and not copied, until they are given
+    back.
   - A stage's session lives as long as the stage is there: its kernels pack weights, and what they packed goes with it.
     Prepacking is not left out: results would differ in the last bit from the whole model's.
   - Optimisation is off: the graph was optimised as a whole, and no node of it is changed again.
@@ -16,25 +16,32 @@ from __future__ import annotations
 
 import json
 import mmap
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, TypeAlias
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
 
 import numpy as np
 import onnx
 from onnx import TensorProto, ValueInfoProto
 
-from strongroom.engine import _FOREIGN, _NO_MEMORY, _options, _to_runtime, onnxruntime
+from strongroom.engine import (  # type: ignore[attr-defined]  # which alone imports onnxruntime
+    _FOREIGN,
+    _NO_MEMORY,
+    _options,
+    _to_runtime,
+    onnxruntime,
+)
 from strongroom.errors import AdmissionRefused, Error, Failure, InvalidRequest, LimitExceeded
+from strongroom.fetching import Fetching
+from strongroom.kernel import keep_heap, trim_heap
 from strongroom.models.info import ModelInfo
 from strongroom.models.parting import DROPS
 from strongroom.models.stages import Value
 from strongroom.oip import DATATYPES, Array, bytes_array
 from strongroom.stages import TYPES, Tensor, layout
 
-Fetch: TypeAlias = Callable[[int], memoryview]
-"""The bytes of a stage, by its number; waits until they are there."""
-Back: TypeAlias = Callable[[int], None]
-"""Gives them back."""
+_KEPT: Final = 64 << 20
+"""Bytes that the heap keeps while a model runs: what a stage's kernels packed, the next one's do in the same pages."""
 
 _KINDS: Final = {
     "float": TensorProto.FLOAT, "double": TensorProto.DOUBLE, "float16": TensorProto.FLOAT16,
@@ -110,12 +117,15 @@ class Loaded:
 class Staged:
     """A model in stages, some of which stay. One run at a time."""
 
-    def __init__(self, info: ModelInfo, count: int, *, fetch: Fetch, back: Back) -> None:
+    def __init__(self, info: ModelInfo, plan: Mapping[str, Any]) -> None:
+        """`plan`: what `feeding.Plan.to_json` wrote."""
         self.info = info
-        self.count = count
-        """Stages."""
-        self._fetch, self._back = fetch, back
+        self.slot: int = plan["slot"]
+        """Bytes of a slot."""
+        self._lengths: list[int] = plan["lengths"]
+        self._moving: list[int] = plan["moving"]
         self._stay: dict[int, Loaded] = {}
+        self._fetching: Fetching | None = None
 
     def keep(self, number: int, stage: memoryview) -> None:
         """Loads a stage that stays.
@@ -125,34 +135,48 @@ class Staged:
         """
         self._stay[number] = Loaded(stage)
 
-    @property
-    def staying(self) -> frozenset[int]:
-        """The stages that stay."""
-        return frozenset(self._stay)
+    def feed(self, end: socket.socket, slots: memoryview) -> None:
+        """Where the others come from."""
+        self._fetching = Fetching(end, slots, lengths=self._lengths, moving=self._moving, slot=self.slot)
 
     def run(self, inputs: Mapping[str, Array], *, outputs: tuple[str, ...]) -> dict[str, Array]:
         """As `engine.Session.run`.
 
         Raises:
-            AdmissionRefused: as `Loaded`. Whatever `fetch` raises.
+            AdmissionRefused: as `Loaded`. As `Fetching.fetch`.
         """
+        fetching = self._fetching
+        if fetching is None:
+            raise Failure("nobody gives the stages")
         held: dict[str, Any] = {name: _to_runtime(name, array) for name, array in inputs.items()}
-        for number in range(self.count):
-            staying = self._stay.get(number)
-            if staying is not None:
+        fetching.begin()
+        for number in range(len(self._lengths)):
+            if (staying := self._stay.get(number)) is not None:
                 _run(staying, held)
                 continue
-            stage = self._fetch(number)
-            try:
-                loaded = Loaded(stage)
-                _run(loaded, held)
-                del loaded
-            finally:
-                self._back(number)
+            stage = fetching.fetch(number)
+            loaded = Loaded(stage)
+            _run(loaded, held)
+            del loaded  # before its bytes are given back
+            fetching.back(number)
+        trim_heap()  # what the last stage took goes back until the next run
         if not set(outputs) <= held.keys():
             raise Failure("the stages do not make all outputs")
         datatypes = {spec.name: spec.datatype for spec in self.info.outputs}
         return {name: _result(name, datatypes[name], held[name]) for name in outputs}
+
+
+def of_plan(info: ModelInfo, plan: Mapping[str, Any], staying: Iterator[memoryview]) -> Staged:
+    """A model in stages, for a process that forks the ones that run it; `staying`: the stages that stay, in order.
+
+    Raises:
+        AdmissionRefused: as `Loaded`. Whatever `staying` raises.
+    """
+    keep_heap(_KEPT)
+    made = Staged(info, plan)
+    for number in plan["stay"]:
+        made.keep(number, next(staying))
+    return made
 
 
 def _run(stage: Loaded, held: dict[str, Any]) -> None:

@@ -243,6 +243,8 @@ class ModelInfo:
     rules: InputRules
     admission: Admission
     precision: Precision = NOT_LOOKED_AT
+    partition: str = "auto"
+    """Whether it is cut into stages: `auto` where it is larger than memory, `off`, or a number of them."""
 
     def to_json(self) -> dict[str, Any]:
         """The JSON object form; `ModelInfo.from_json(info.to_json()) == info`."""
@@ -257,6 +259,7 @@ class ModelInfo:
             "rules": self.rules.to_json(),
             "admission": self.admission.to_json(),
             **({"precision": self.precision.to_json()} if looked else {}),
+            **({"partition": self.partition} if self.partition != "auto" else {}),
         }
 
     @classmethod
@@ -279,7 +282,9 @@ class ModelInfo:
         )
         # Records of releases that did not look have no such member; written again they have none, either.
         looked = isinstance(value, dict) and "precision" in value
-        members = _members(value, (*names, "precision") if looked else names)
+        asked = isinstance(value, dict) and "partition" in value
+        more = (*(("precision",) if looked else ()), *(("partition",) if asked else ()))
+        members = _members(value, (*names, *more))
         _check(members["format"] in FORMATS, "format is not one of " + ", ".join(FORMATS))
         inputs = tuple(TensorSpec.from_json(entry) for entry in _list(members["inputs"], "inputs"))
         outputs = tuple(TensorSpec.from_json(entry) for entry in _list(members["outputs"], "outputs"))
@@ -301,6 +306,7 @@ class ModelInfo:
             rules=InputRules.from_json(members["rules"]),
             admission=Admission.from_json(members["admission"]),
             precision=Precision.from_json(members["precision"]) if looked else NOT_LOOKED_AT,
+            partition=_partition(members["partition"]) if asked else "auto",
         )
 
 
@@ -459,6 +465,29 @@ def _count(members: Mapping[str, Any], name: str) -> int:
     value = members[name]
     _check(type(value) is int and value >= 0, f"{name} is no count")
     return int(value)
+
+
+def _partition(value: object) -> str:
+    word = _of(str, value, "partition")
+    _check(word != "auto" and check_partition(word), "partition is neither off nor a number of stages")
+    return word
+
+
+def check_partition(word: str) -> bool:
+    """Whether it is a way to cut a model into stages: `auto`, `off`, or a number from 2 on without leading zeros."""
+    if word in ("auto", "off"):
+        return True
+    return (
+        word.isascii()
+        and word.isdecimal()
+        and len(word) < 4
+        and word[0] != "0"
+        and 2 <= int(word) <= MAX_PARTS
+    )
+
+
+MAX_PARTS: Final = 512
+"""Stages that may be asked for."""
 
 
 def _dimension(value: object) -> Dimension:

@@ -18,7 +18,7 @@ import onnx
 from onnx import TensorProto
 
 from strongroom.models.dividing import divide
-from strongroom.models.stages import MOST, Line, Partition, Value, build, cut, cut_into
+from strongroom.models.stages import Line, Partition, Value, build, cut, cut_into
 
 AUTO: Final = "auto"
 OFF: Final = "off"
@@ -56,13 +56,6 @@ class Part:
     def weights(self) -> int:
         """Bytes of its weights."""
         return max((tensor.offset + tensor.length for tensor in self.tensors), default=0)
-
-
-def check_word(word: str) -> bool:
-    """Whether it is a way to partition: `auto`, `off`, or a number of stages from 2 to `MOST` without leading zeros."""
-    if word in (AUTO, OFF):
-        return True
-    return word.isascii() and word.isdecimal() and len(word) < 4 and word == str(int(word)) and 2 <= int(word) <= MOST
 
 
 def stage_limit(room: int) -> int:
@@ -118,8 +111,8 @@ def resident(weights: Sequence[int], room: int) -> frozenset[int]:
     """The stages that stay in memory: evenly spread over those that there are, as many as `room` bytes hold besides
     what the others need on their way. `weights`: bytes of each stage.
 
-    A stage under way is there twice (the one that runs, the one that is read), and once more as its kernels pack it; one
-    that stays, as it was read and packed.
+    A stage under way is there twice (the one that runs, the one that is read), and once more as its kernels pack it;
+    one that stays, as it was read and packed.
     """
     if not weights or 2 * sum(weights) <= room:
         return frozenset(range(len(weights)))
