@@ -52,7 +52,7 @@ def confine(descriptor: int, child: dict[str, Any], more: int) -> tuple[str, ...
     """Leaves this process its socket, and `more` bytes of memory besides what its limits give; the layers that hold."""
     return sandbox.lock_down(
         sandbox.Profile(
-            memory_bytes=_occupied() + child["memory_bytes"] + more,
+            memory_bytes=occupied() + child["memory_bytes"] + more,
             cpu_s=child["cpu_s"],
             read_fds=(descriptor,),
             write_fds=(descriptor,),
@@ -62,7 +62,7 @@ def confine(descriptor: int, child: dict[str, Any], more: int) -> tuple[str, ...
     )
 
 
-def _occupied() -> int:
+def occupied() -> int:
     """Bytes of address space now, the model among them; elsewhere than on Linux it is no measure of memory."""
     if sys.platform != "linux":
         return 0

@@ -57,7 +57,7 @@ def _formed(end: socket.socket, model: int, weights: int, header: dict[str, Any]
         os.fchmod(descriptor, 0o666)  # they are opened again by another user
     held = sandbox.lock_down(
         sandbox.Profile(
-            memory_bytes=admission_child._occupied()
+            memory_bytes=admission_child.occupied()
             + header["child"]["memory_bytes"]
             + FACTOR * header["size"],
             cpu_s=header["child"]["cpu_s"],

@@ -17,6 +17,7 @@ import hmac
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Final, Literal, TypeAlias
 
 import numpy as np
@@ -109,7 +110,7 @@ class Runner:
         host: Host,
         admit: Admit,
         cache: SessionCache,
-        forms: Forms,
+        forms: Forms | None,
         preloaded: tuple[Preloaded, ...],
         verify_on_load: Literal["tags", "sha256"],
         limits: RunLimits,
@@ -141,7 +142,8 @@ class Runner:
         self._runs.close()
         self._loads.close()
         self._large.close()
-        self._forms.close()
+        if self._forms is not None:
+            self._forms.close()
         self._preparing.close()
         self._cache.close()
 
@@ -170,8 +172,9 @@ class Runner:
 
     async def prepare(self, model: ModelVersion) -> None:
         """Makes the prepared form of a model that was just committed. Without one it is loaded as it was admitted."""
-        with contextlib.suppress(Unavailable):
-            await self._preparing.run_for(Turn(model.owner, ""), self._forms.make, model)
+        if self._forms is not None:
+            with contextlib.suppress(Unavailable):
+                await self._preparing.run_for(Turn(model.owner, ""), self._forms.make, model)
 
     async def unload(self, model: ModelVersion) -> None:
         """Drops a model from memory; runs under way go on with it."""
@@ -248,26 +251,27 @@ class Runner:
 
     def _loader(self, model: ModelVersion) -> Callable[[], Loaded]:
         entry = self._preloaded.get(model.name)
+        # The digest of what was admitted cannot be compared where something else is read.
+        forms = self._forms if entry is None and self._verify_on_load == "tags" else None
         source = Source(
             info=model.info,
             sha256=model.sha256,
             canonical_sha256=model.canonical_sha256,
             read=lambda: self._admit_again(entry) if entry else self._read(model),
         )
-        # The digest of what was admitted cannot be compared where something else is read.
-        if entry is None and self._verify_on_load == "tags":
+        if forms is not None:
             source = replace(
                 source,
-                stages=lambda: self._forms.stages(model),
-                spoilt=lambda why: self._forms.spoilt(model, why),
-                room=self._forms.room,
+                stages=partial(forms.stages, model),
+                spoilt=partial(forms.spoilt, model),
+                room=forms.room,
             )
 
         def load() -> Loaded:
             try:
                 loaded = self._host.load(source)
-                if entry is None:
-                    self._forms.make_later(model)
+                if forms is not None:
+                    forms.make_later(model)
                 return loaded
             except SealRefused as refusal:
                 # The caller named the model; the log gets the code and the place, never the message.

@@ -55,7 +55,8 @@ _NUMBERS: Final[Mapping[str, tuple[int | None, int | None]]] = {
     "sched_getaffinity": (204, 123), "sched_yield": (24, 124), "seccomp": (317, 277), "select": (23, None),
     "sendmsg": (46, 211), "sendto": (44, 206), "set_robust_list": (273, 99), "setrlimit": (160, 164),
     "shutdown": (48, 210), "sigaltstack": (131, 132), "stat": (4, None), "statfs": (137, 43), "statx": (332, 291),
-    "sysinfo": (99, 179), "time": (201, None), "wait4": (61, 260), "waitid": (247, 95), "write": (1, 64),
+    "sysinfo": (99, 179), "time": (201, None), "unlink": (87, None), "unlinkat": (263, 35),
+    "wait4": (61, 260), "waitid": (247, 95), "write": (1, 64),
     "writev": (20, 66),
 }  # fmt: skip
 
@@ -129,7 +130,7 @@ _EMPTY_PATH: Final = 0x1000
 _OPENED, _CLOEXEC = (0, 0x1 | 0x40 | 0x200), 0x80000
 """O_RDONLY; O_WRONLY | O_CREAT | O_TRUNC. Not O_PATH, which Landlock does not see."""
 _FIONBIO, _TCGETS = 0x5421, 0x5401
-_F_GETFD, _F_SETFD, _F_GETFL, _F_DUPFD_CLOEXEC = 1, 2, 3, 1030
+_F_GETFD, _F_SETFD, _F_GETFL, _F_SETFL, _F_DUPFD_CLOEXEC = 1, 2, 3, 4, 1030
 _PR_SET_PDEATHSIG, _PR_GET_PDEATHSIG, _PR_GET_DUMPABLE, _PR_SET_SECCOMP, _PR_GET_NO_NEW_PRIVS = (
     1,
     2,
@@ -191,7 +192,7 @@ def rules(
         *(_of_received() if receive_fds else ()),
         *(_of_parents() if fork else ()),
         *(_of_tenders(parent) if fork and tend else ()),
-        *((Rule("openat", (Argument(2, _OPENED, mask=0xFFFFFFFF & ~_CLOEXEC),)),) if opens else ()),
+        *(_of_openers() if opens else ()),
         *(Rule(call, action=refuse(errno.ENOENT)) for call in _LOOKS.split()),
     )
 
@@ -242,6 +243,16 @@ def _of_received() -> list[Rule]:
         Rule("lseek"),
         Rule("fcntl", (Argument(1, (_F_DUPFD_CLOEXEC,)),)),
         Rule("newfstatat", (Argument(3, (_EMPTY_PATH,)),)),
+    ]
+
+
+def _of_openers() -> list[Rule]:
+    """Opening what has a name, and the flags of what was opened."""
+    return [
+        Rule("openat", (Argument(2, _OPENED, mask=0xFFFFFFFF & ~_CLOEXEC),)),
+        Rule("fcntl", (Argument(1, (_F_SETFL,)),)),
+        # onnxruntime wants to remove a file that it finds to be empty, for a pipe has no length.
+        *(Rule(call, action=refuse(errno.EPERM)) for call in ("unlink", "unlinkat")),
     ]
 
 

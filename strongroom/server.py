@@ -402,7 +402,7 @@ def _service(
     admit: Admit,
     prepare: Prepare,
     host: Host,
-    forms: Forms,
+    forms: Forms | None,
 ) -> Service:
     limits = settings.limits
     runner = Runner(

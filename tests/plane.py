@@ -174,6 +174,7 @@ def plane(
         admit=admit,
         prepare=prepare_here,
         host=host or InProcess(Engine()),
+        forms=None,
     )
     rest = Rest(
         service,

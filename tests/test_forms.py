@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from store_worker import open_store
 
-from strongroom import forms as module
 from strongroom.admission import ChildLimits
 from strongroom.engine import Engine, InProcess
 from strongroom.forms import Forms
@@ -105,7 +103,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 def put(store: Store, admitted: Admitted, name: str = "net", owner: str = OWNER) -> ModelVersion:
     """Uploads what was admitted."""
-    upload = store.begin(name=name, owner=owner, access="owner", format="onnx", max_bytes=1 << 30)
+    upload = store.begin(name=name, owner=owner, access="private", format="onnx", max_bytes=1 << 30)
     upload.write(admitted.onnx)
     upload.seal()
     return upload.commit(info=admitted.info, canonical_sha256=admitted.canonical_sha256)

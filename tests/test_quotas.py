@@ -51,7 +51,7 @@ def case(**limits: int) -> Case:
     stored: list[Any] = []
     clock = Clock()
     made = QuotaLimits(**{**wide, **limits})
-    return Case(Quotas(made, stored=lambda: tuple(stored), clock=clock), stored, clock)
+    return Case(Quotas(made, stored=lambda: tuple(stored), forms=lambda: FORMS, clock=clock), stored, clock)
 
 
 def refusal(attempt: Any, *, count: int = 0) -> tuple[str, int]:
