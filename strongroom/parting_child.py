@@ -20,7 +20,6 @@ def part(descriptor: int) -> int:
     """Cuts one model; whatever goes wrong is a death. Returns the exit code."""
     from strongroom import staging
     from strongroom.models import parting
-    from strongroom.partitioning import pack
     from strongroom.stages import layout
 
     try:
@@ -34,7 +33,7 @@ def part(descriptor: int) -> int:
             graph = bytes(data[: found.graph])
             values = staging.values_of(graph, found.tensors)
             parts = parting.part(graph, values, count=header["count"], limit=header["limit"])
-            frames.send(end, *pack(parts))
+            frames.send(end, *parting.pack(parts))
     except MemoryError:
         return 1  # the caller takes silence for a limit
     except Exception:  # noqa: BLE001 - whatever it is: the server goes on without stages

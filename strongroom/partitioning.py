@@ -58,7 +58,7 @@ class Reading:
 
     def read(self, at: int, length: int) -> bytes:
         """The same in one piece."""
-        return b"".join(self.pieces(at, length))
+        return b"".join(bytes(piece) for piece in self.pieces(at, length))
 
     def finish(self) -> None:
         """Opens the chunks that were not opened yet: before that nothing of the others may be used (sealed.md §2.4)."""
@@ -127,17 +127,6 @@ def parts_of(
                 code="preparation_limits",
             ) from None
     return _believed(answer, data, weights=found.weights)
-
-
-def pack(parts: tuple[Part, ...]) -> tuple[dict[str, Any], bytes]:
-    """What the process answers: `_believed` reads it."""
-    table = json.dumps([[list(tensor_of(t)) for t in part.tensors] for part in parts]).encode()
-    return {"graphs": [len(part.graph) for part in parts]}, b"".join((*(part.graph for part in parts), table))
-
-
-def tensor_of(given: Range) -> tuple[str, int, tuple[int, ...], int, int, int]:
-    """A range as it is written."""
-    return given.name, given.kind, given.dims, given.at, given.offset, given.length
 
 
 def _believed(answer: dict[str, Any], data: bytearray, *, weights: int) -> tuple[Part, ...]:

@@ -67,7 +67,8 @@ def values_of(graph: bytes, tensors: Sequence[Tensor]) -> dict[str, Value]:
     shown.graph.output.extend(ValueInfoProto(name=name) for name in names)
     options = _whole_options(packing=False)
     # One mapping for all of them, of whose pages none is ever there.
-    nothing = np.frombuffer(mmap.mmap(-1, max(1, *(tensor.length for tensor in tensors), 1)), np.uint8)
+    largest = max((tensor.length for tensor in tensors), default=1)
+    nothing = np.frombuffer(mmap.mmap(-1, largest, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8)
     standing = [_placed(nothing, tensor._replace(offset=0)) for tensor in tensors]
     options.add_external_initializers([tensor.name for tensor in tensors], standing)
     native = _session(shown.SerializeToString(), options)

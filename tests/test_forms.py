@@ -111,7 +111,7 @@ def put(store: Store, admitted: Admitted, name: str = "net", owner: str = OWNER)
 
 def kept(store: Store, nursery: Nursery, making: Making = MAKING, **more: Any) -> Forms:
     """The forms of a store."""
-    given = {"limits": LIMITS, "layers": FEWEST, "keep_free": 0, **more}
+    given = {"limits": LIMITS, "layers": FEWEST, "keep_free": 0, "budget": 1 << 40, "room": 1 << 30, **more}
     return Forms(store, nursery, making=making, **given)
 
 

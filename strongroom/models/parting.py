@@ -131,3 +131,13 @@ def needed(weights: Sequence[int], stay: frozenset[int]) -> int:
     """Bytes of memory of a model in stages of which those in `stay` stay: what `resident` plans with."""
     moving = [size for number, size in enumerate(weights) if number not in stay]
     return 2 * sum(weights[number] for number in stay) + 3 * max(moving, default=0)
+
+
+def pack(parts: tuple[Part, ...]) -> tuple[dict[str, Any], bytes]:
+    """What a process that cuts models answers (`partitioning`): the sizes of the graphs; the graphs, and their tables."""
+    table = json.dumps([[list(_row(tensor)) for tensor in part.tensors] for part in parts]).encode()
+    return {"graphs": [len(part.graph) for part in parts]}, b"".join((*(part.graph for part in parts), table))
+
+
+def _row(given: Range) -> tuple[str, int, tuple[int, ...], int, int, int]:
+    return given.name, given.kind, given.dims, given.at, given.offset, given.length
