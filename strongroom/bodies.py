@@ -74,6 +74,8 @@ def model_json(view: View, *, simulated: bool) -> dict[str, Any]:
         "notes": {name: list(value) if isinstance(value, tuple) else value for name, value in info.notes},
         "precision": info.precision.to_json(),
         "engine": engine(),
+        "partition": info.partition,
+        "stages": view.stages,
         "threads": THREADS,
         "cpu": processor.level(),
         "simulated": simulated,
@@ -116,7 +118,7 @@ def protocol_metadata(view: View, *, versions: tuple[int, ...]) -> dict[str, Any
         "platform": _PLATFORMS[view.model.format],
         "inputs": [_tensor_json(spec) for spec in info.inputs],
         "outputs": [_tensor_json(spec) for spec in info.outputs],
-        "parameters": _parameters_json(info.precision),
+        "parameters": {**_parameters_json(info.precision), "stages": view.stages},
     }
 
 

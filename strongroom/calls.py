@@ -37,6 +37,7 @@ from strongroom.errors import (
     SealRefused,
     Unavailable,
 )
+from strongroom.partition import check_partition
 from strongroom.reduction import CALIBRATION, RANGES, WORDS, Reduction
 
 Progress: TypeAlias = Callable[[int, int], None]
@@ -231,6 +232,10 @@ class ModelMetadata:
     """What runs it, `onnxruntime/VERSION`."""
     threads: int
     """Threads of a run."""
+    partition: str
+    """What was asked for: `auto`, `off`, or a number of stages."""
+    stages: int
+    """In which it runs, one after the other, each read and opened while the one before runs; 1: as a whole."""
     cpu: str
     """Level of the server's processor, such as `x86-64-v3`. The same canonical bytes, threads, level and versions of
     the engine (in the admission report) give the same bits again.
@@ -262,7 +267,7 @@ class ModelMetadata:
             "erasure": self.erasure, "inputs": tensors(self.inputs), "outputs": tensors(self.outputs),
             "primary_output": self.primary_output, "feature_names": list(self.feature_names),
             "notes": dict(self.notes), "precision": {"name": self.precision, **self.reduced}, "engine": self.engine,
-            "threads": self.threads, "cpu": self.cpu, "simulated": self.simulated,
+            "partition": self.partition, "stages": self.stages, "threads": self.threads, "cpu": self.cpu, "simulated": self.simulated,
         }  # fmt: skip
 
 
@@ -459,6 +464,9 @@ def read_metadata(value: object) -> ModelMetadata:
     precision = value.get("precision")
     if not isinstance(precision, dict) or precision.get("name") not in WORDS:
         raise malformed("a model's metadata: precision")
+    stages = value.get("stages", 1)
+    if type(stages) is not int or stages < 1 or not check_partition(str(value.get("partition", "auto"))):
+        raise malformed("a model's metadata: stages")
     names = value.get("feature_names")
     if not isinstance(names, list) or any(not isinstance(n, str) for n in names):
         raise malformed("a model's metadata: feature_names")
@@ -468,6 +476,8 @@ def read_metadata(value: object) -> ModelMetadata:
         created=value["created"],
         loaded=value["loaded"],
         threads=value["threads"],
+        partition=str(value.get("partition", "auto")),
+        stages=stages,
         simulated=value["simulated"],
         notes=value["notes"],
         precision=precision["name"],

@@ -321,10 +321,14 @@ def keygen(file: Path, as_json: bool) -> None:
     "--format", "format_", type=click.Choice(["onnx", "xgboost-json", "xgboost-ubj"]),
     help="Its format; else found out from its bytes.",
 )  # fmt: skip
+@click.option(
+    "--partition", default="auto", show_default=True, metavar="auto|off|N",
+    help="Run it in stages where it is larger than the server's memory for models, never, or in N of them.",
+)  # fmt: skip
 @precision_options
 @_to_server
 def upload(
-    file: Path, name: str | None, access: str, format_: str | None, as_json: bool, precision: str,
+    file: Path, name: str | None, access: str, format_: str | None, as_json: bool, partition: str, precision: str,
     calibrate: Path | None, ranges: Path | None, method: str, exclude: tuple[str, ...], per_tensor: bool,
     **server: Any,
 ) -> None:  # fmt: skip
@@ -336,7 +340,7 @@ def upload(
     with _connect(**server) as client, progress(f"uploading {file.name}", quiet=as_json) as bar:
         model = client.upload_model(
             file, name=name or file.stem, access=access, format=format_, progress=bar, precision=asked,
-            calibration=calibrate, ranges=ranges,
+            calibration=calibrate, ranges=ranges, partition=partition,
         )  # fmt: skip
     metadata = model.metadata
     if as_json:
@@ -345,6 +349,8 @@ def upload(
         click.echo(f"{metadata.id}  {metadata.format}, {metadata.size} bytes, sha256 {metadata.sha256}")
         if metadata.precision != FP32:
             click.echo(f"  {metadata.precision}, runs as sha256 {metadata.canonical_sha256}")
+        if metadata.stages > 1:
+            click.echo(f"  partitioned: runs in {metadata.stages} stages")
         note_simulated(metadata.simulated)
 
 

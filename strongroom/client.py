@@ -195,6 +195,7 @@ class Client(_ClientBase):
         precision: str | Options = FP32,
         calibration: CalibrationSource | None = None,
         ranges: RangesSource | None = None,
+        partition: str | int = "auto",
     ) -> Model:
         """Uploads a model: a path, bytes, or a file opened in binary mode. A name that exists gets a new
         version.
@@ -207,6 +208,9 @@ class Client(_ClientBase):
         `.npz`, or arrays by input name) or `ranges` (what `quantize --ranges-out` wrote) make it static; the set is not
         kept. `reduction.Options` in the place of the word say more: nodes to exclude, and the like.
 
+        `partition`: "auto" has a model that is larger than the server's memory for models run in stages, a number has it
+        run in so many, "off" never (docs/partitioning.md); results are the same bytes.
+
         Raises:
             AdmissionRefused: the server will not run this model, or nothing can be made of it (`precision_...`).
             InvalidRequest: a precision that is not made (code `precision_unsupported`), options or examples that do
@@ -217,8 +221,9 @@ class Client(_ClientBase):
         less = prepare_reduction(precision, calibration=calibration, ranges=ranges)
         upload = prepare_upload(model)
         flow = methods.upload_flow(
-            self._session, upload, name=name, access=access, format=format, progress=progress, less=less
-        )
+            self._session, upload, name=name, access=access, format=format, progress=progress, less=less,
+            partition=str(partition),
+        )  # fmt: skip
         return Model(self, self._drive(flow))
 
     def models(self) -> tuple[ModelMetadata, ...]:
@@ -307,6 +312,7 @@ class AsyncClient(_ClientBase):
         precision: str | Options = FP32,
         calibration: CalibrationSource | None = None,
         ranges: RangesSource | None = None,
+        partition: str | int = "auto",
     ) -> AsyncModel:
         """As `Client.upload_model`; files are read in a thread."""
         import asyncio
@@ -314,8 +320,9 @@ class AsyncClient(_ClientBase):
         less = await asyncio.to_thread(prepare_reduction, precision, calibration=calibration, ranges=ranges)
         upload = await asyncio.to_thread(prepare_upload, model)
         flow = methods.upload_flow(
-            self._session, upload, name=name, access=access, format=format, progress=progress, less=less
-        )
+            self._session, upload, name=name, access=access, format=format, progress=progress, less=less,
+            partition=str(partition),
+        )  # fmt: skip
         return AsyncModel(self, await self._drive(flow))
 
     async def models(self) -> tuple[ModelMetadata, ...]:

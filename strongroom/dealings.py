@@ -72,6 +72,8 @@ class View:
 
     model: ModelVersion
     loaded: bool
+    stages: int = 1
+    """In which it runs, one after the other; 1: as a whole."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,7 +30,8 @@ from strongroom import disk
 from strongroom.admission import SPARE_S, ChildLimits
 from strongroom.errors import Error, LimitExceeded, NotFound
 from strongroom.frames import receive, send
-from strongroom.models.parting import AUTO, OFF, stage_limit
+from strongroom.models.parting import stage_limit
+from strongroom.partition import AUTO, OFF
 from strongroom.partitioning import Reading, parts_of, pieces_of
 from strongroom.prepared import Making
 from strongroom.sealed import TAG_BYTES, Opening, Sealer

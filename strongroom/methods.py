@@ -30,6 +30,7 @@ def upload_flow(
     format: str | None,
     progress: Progress | None,
     less: Less | None = None,
+    partition: str = "auto",
 ) -> Flow[ModelMetadata]:
     """Sends a prepared model; its metadata, once the server's digests of it, and of what was sent to make less
     precision of it, are ours.
@@ -41,7 +42,10 @@ def upload_flow(
         format=format or detected,
         access=access,
         progress=progress,
-        more=() if less is None else reduction_fields.fields_of(less.reduction),
+        more=(
+            *(() if less is None else reduction_fields.fields_of(less.reduction)),
+            *((("Strongroom-Partition", partition),) if partition != "auto" else ()),
+        ),
     )
     answer = yield from _expect(session, request)
     metadata = calls.read_metadata(calls.json_object(answer))

@@ -211,7 +211,7 @@ class Rest:
                 precision=accepted,
             ),
         )
-        return Response(data, 200, _served(model), JSON)
+        return Response(data, 200, _served(model, self._service.stages(model)), JSON)
 
     async def _report(self, request: Request) -> Response:
         evidence = self._epoch_of(request.scope).boot_evidence
@@ -285,6 +285,7 @@ class Rest:
             sha256=_content_digest(request, required=True),
             body=_body(request),
             reduction=read_fields(request.headers),
+            partition=request.headers.get("strongroom-partition", "auto"),
         )
         return _json(self._document(view), status=201)
 
@@ -357,7 +358,7 @@ class Rest:
                 precision=accepted,
             ),
         )
-        return Response(data, 200, _served(model), answer)
+        return Response(data, 200, _served(model, self._service.stages(model)), answer)
 
 
 class _Methods:
@@ -412,7 +413,7 @@ def _json(document: dict[str, Any], *, status: int = 200) -> Response:
     return Response(bodies.dump(document), status, {}, JSON)
 
 
-def _served(model: ModelVersion) -> dict[str, str]:
+def _served(model: ModelVersion, stages: int) -> dict[str, str]:
     dependent = DATA_DEPENDENT in model.info.admission.flags
     return {
         # Content of the request shows in the length of the answer.
@@ -422,6 +423,7 @@ def _served(model: ModelVersion) -> dict[str, str]:
         "Strongroom-Model-SHA256": model.sha256,
         "Strongroom-Precision": model.info.precision.name,
         "Strongroom-Engine": engine(),
+        **({"Strongroom-Stages": str(stages)} if stages > 1 else {}),
     }
 
 

@@ -362,8 +362,9 @@ def _host_of(ready: Boot, nursery: Nursery) -> Host:
     if security.isolation == "in_process":
         # Imported here alone: otherwise the process that holds the keys has no engine in it.
         from strongroom.engine import Engine, InProcess
+        from strongroom.staged_here import Here
 
-        return InProcess(Engine())
+        return Here(InProcess(Engine())) if sys.platform == "linux" else InProcess(Engine())
     return Workers(
         nursery,
         isolation=security.isolation,

@@ -27,7 +27,7 @@ import asyncio
 import hashlib
 import hmac
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal, TypeVar
 
 from strongroom.access import ANONYMOUS, ANONYMOUS_OWNER, not_found
@@ -42,6 +42,7 @@ from strongroom.jobs import engine
 from strongroom.models.report import report_of_model
 from strongroom.names import check_name
 from strongroom.oip import InferRequest
+from strongroom.partition import MOST, check_partition
 from strongroom.parts import Arriving
 from strongroom.preparation import Prepare
 from strongroom.proof import Prove, write
@@ -78,6 +79,7 @@ class _Intent:
     format: str | None
     sha256: str | None
     reduction: Reduction | None
+    partition: str
 
     @property
     def owner(self) -> str:
@@ -240,12 +242,13 @@ class Service:
         sha256: str | None,
         body: Body,
         reduction: Reduction | None = None,
+        partition: str = "auto",
     ) -> View:
         """Takes a model: a new, immutable version of `name`. `sha256` (hex) is what the caller means to send.
 
         `format` None finds it out from the bytes. `sha256` None is for callers without a key only: a key's
         token is bound to it. `reduction`: the precision that is to be made of it; its part stands in the body, in
-        front of the model, and `sha256` is of both.
+        front of the model, and `sha256` is of both. `partition`: whether it is cut into stages (docs/partitioning.md).
 
         Raises:
             AccessRefused, Conflict, LimitExceeded, Unavailable, InvalidRequest, MalformedInput,
@@ -253,8 +256,17 @@ class Service:
         """
         check_name(name, length=self.limits.name_length)
         principal = self._authenticate_change(call, sha256)
+        if not check_partition(partition):
+            message = f"partition: expected auto, off or a number of stages from 2 to {MOST}"
+            raise InvalidRequest(message, code="partition_unsupported")
         intent = _Intent(
-            principal=principal, name=name, access=access, format=format, sha256=sha256, reduction=reduction
+            principal=principal,
+            name=name,
+            access=access,
+            format=format,
+            sha256=sha256,
+            reduction=reduction,
+            partition=partition,
         )
         self._authorise_upload(intent)
         caller = _caller(call, principal)
@@ -528,6 +540,7 @@ class Service:
             async with self._committing:
                 self._authorise_upload(intent)
                 self._quotas.check(intent.owner, more=0)
+                info = replace(info, partition=intent.partition)
                 committed = await self._disk.run_for(
                     turn, upload.commit, info=info, canonical_sha256=canonical_sha256
                 )
@@ -558,7 +571,17 @@ class Service:
     # Small things
 
     def _view(self, model: ModelVersion) -> View:
-        return View(model=model, loaded=self._runner.is_loaded(model))
+        return View(model=model, loaded=self._runner.is_loaded(model), stages=self.stages(model))
+
+    def stages(self, model: ModelVersion) -> int:
+        """In how many stages a model runs; 1: as a whole."""
+        if model.name in self._preloaded:
+            return 1
+        try:
+            form = self._store.form(model)
+        except NotFound:  # deleted meanwhile
+            return 1
+        return len(form.stages) if form is not None else 1
 
     def _seed_name(self, principal: Principal | None) -> str:
         """The model that `/model/predict` means where its body names none.

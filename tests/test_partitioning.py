@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,11 +13,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from store_worker import open_store
 
-from strongroom import feeding, forms
 from strongroom.admission import ChildLimits
-from strongroom.engine import Engine, InProcess
-from strongroom.errors import InvalidRequest, NotFound, SealRefused, Unavailable
-from strongroom.feeding import Plan
+from strongroom.engine import Engine
 from strongroom.forms import Forms
 from strongroom.jobs import Job, Source
 from strongroom.launch import CHILD, dependency_folders
@@ -69,7 +64,10 @@ def network() -> Admitted:
 
 
 NETWORK = network()
-X = {name: np.random.default_rng(n).standard_normal((3, WIDTH), dtype=np.float32) for n, name in enumerate("xz")}
+X = {
+    name: np.random.default_rng(n).standard_normal((3, WIDTH), dtype=np.float32)
+    for n, name in enumerate("xz")
+}
 WHOLE = Engine().load(NETWORK).run(X, outputs=())
 BYTES = LAYERS * WIDTH * WIDTH * 4
 
@@ -135,7 +133,9 @@ def test_stage_by_stage_it_gives_the_wholes_bytes(store: Store, nursery: Nursery
     made.make(model)
     assert count(store, model) == 4
     for room in (0, 2 * BYTES - 1):
-        loaded = Workers(nursery, isolation="owner", layers=FEWEST, limits=RUNS).load(source(store, made, model, room=room))
+        loaded = Workers(nursery, isolation="owner", layers=FEWEST, limits=RUNS).load(
+            source(store, made, model, room=room)
+        )
         try:
             for caller in ("a", "b", "a"):
                 got = loaded.run(X, outputs=(), job=job(caller))

@@ -16,6 +16,7 @@ from typing import Any, Final, TypeVar
 
 from strongroom.errors import Failure, MalformedInput, check_member
 from strongroom.oip import DATATYPES
+from strongroom.partition import check_partition
 from strongroom.reduction import NOT_LOOKED_AT, Precision
 
 FORMATS: Final = ("onnx", "xgboost-json", "xgboost-ubj")
@@ -471,23 +472,6 @@ def _partition(value: object) -> str:
     word = _of(str, value, "partition")
     _check(word != "auto" and check_partition(word), "partition is neither off nor a number of stages")
     return word
-
-
-def check_partition(word: str) -> bool:
-    """Whether it is a way to cut a model into stages: `auto`, `off`, or a number from 2 on without leading zeros."""
-    if word in ("auto", "off"):
-        return True
-    return (
-        word.isascii()
-        and word.isdecimal()
-        and len(word) < 4
-        and word[0] != "0"
-        and 2 <= int(word) <= MAX_PARTS
-    )
-
-
-MAX_PARTS: Final = 512
-"""Stages that may be asked for."""
 
 
 def _dimension(value: object) -> Dimension:

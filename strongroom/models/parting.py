@@ -20,8 +20,6 @@ from onnx import TensorProto
 from strongroom.models.dividing import divide
 from strongroom.models.stages import Line, Partition, Value, build, cut, cut_into
 
-AUTO: Final = "auto"
-OFF: Final = "off"
 DROPS: Final = "drops"
 """Key of a stage's metadata: JSON, the values that no later stage reads."""
 ALIGNMENT: Final = 64
