@@ -28,7 +28,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -76,6 +76,7 @@ def _serve(quotes_per_s: float, batch: int) -> None:
     from strongroom.config import Config, Limits
     from strongroom.engine import Engine, InProcess
     from strongroom.epochs import Epochs, Origin
+    from strongroom.errors import InvalidRequest
     from strongroom.listener import EdgeServer, edge_config
     from strongroom.models import admit
     from strongroom.platforms import PLATFORMS
@@ -117,7 +118,13 @@ def _serve(quotes_per_s: float, batch: int) -> None:
             close=lambda: None,
             confirm=lambda: None,
         )
-        service = server._service(settings, store, here, (), admit=admit, host=InProcess(Engine()))
+
+        def prepare(*_: object, **__: object) -> NoReturn:
+            raise InvalidRequest("this server answers with evidence; it takes no models")
+
+        service = server._service(
+            settings, store, here, (), admit=admit, prepare=prepare, host=InProcess(Engine())
+        )
         rest = Rest(
             service,
             wire=server._wire_limits(settings),

@@ -32,7 +32,7 @@ from strongroom.zygote import Launch, Nursery
 
 LIMITS = WorkerLimits(
     processes=64, run_bytes=8 << 30, run_longest_s=300, input_bytes=128 << 20, response_bytes=64 << 20,
-    elements=16 << 20,
+    elements=16 << 20, idle_bytes=64 << 20,
 )  # fmt: skip
 
 

@@ -120,6 +120,7 @@ def _server() -> tuple[Examiner, Workers] | None:
     if not set(FEWEST) <= set(nursery.wait()):
         return None
     limits = WorkerLimits(
+        idle_bytes=64 << 20,
         processes=4,
         run_bytes=1 << 30,
         run_longest_s=30,

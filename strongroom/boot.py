@@ -18,10 +18,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from strongroom import config, planned, platforms
+from strongroom import config, groups, planned, platforms
 from strongroom.attest.keyset import SecurityConfiguration
 from strongroom.config import Config
 from strongroom.errors import Error, Failure, Refused, Unavailable, Unusable
+from strongroom.groups import Group
 from strongroom.importing import MeasuredImports
 from strongroom.launch import NO_BYTE_CODE, child_environment, dependency_folders
 from strongroom.measure import Measurement
@@ -48,6 +49,8 @@ class Boot:
     """The folder with this process's empty folders; removed at the end."""
     nursery: Nursery
     """Executed and not yet ready: what strangers' models come near to holds nothing of what follows."""
+    group: Group | str
+    """The control group of what strangers' models come near to, or why there is none."""
     launched: str = ""
     """What the launcher found in the TPM's PCR before it extended it (hex); "" on other platforms."""
     errand: Mapping[str, str] = field(default_factory=dict)
@@ -70,13 +73,16 @@ def prepare(room: Mapping[str, Any], imports: MeasuredImports) -> Boot:
     preload, security = preload_digests(settings), security_configuration(settings)
     measurement = planned.measurement_with(settings, security=security, preload=preload, folders=folders)
     imports.admit(dict(measurement.files))
+    confined = settings.security.isolation != "in_process"
+    group = _group(settings) if confined else "no models run in processes of their own"
     launch = Launch(
         paths=folders,
         environment=child_environment(settings.platform),
         folder=Path(room["room"]) / "cwd",
         measured=dict(measurement.files),
         flags=("-I", "-S", "-B", "-X", NO_BYTE_CODE, "-X", "utf8"),
-        workers=settings.security.isolation != "in_process",
+        workers=confined,
+        group=None if isinstance(group, str) else group,
     )
     return Boot(
         settings=settings,
@@ -86,9 +92,16 @@ def prepare(room: Mapping[str, Any], imports: MeasuredImports) -> Boot:
         paths=tuple(folders),
         room=Path(room["room"]),
         nursery=Nursery(launch),
+        group=group,
         launched=str(room["launched"]),
         errand={str(name): str(value) for name, value in room["errand"].items()},
     )
+
+
+def _group(settings: Config) -> Group | str:
+    """The control group, before the zygote is executed and anything else is in the server's."""
+    workers = settings.workers
+    return groups.make(memory_bytes=workers.group_bytes, processes=workers.processes + groups.OTHERS)
 
 
 def report(error: Error) -> int:

@@ -38,7 +38,7 @@ from strongroom.errors import (
     Unavailable,
 )
 from strongroom.partition import check_partition
-from strongroom.reduction import CALIBRATION, RANGES, WORDS, Reduction
+from strongroom.reduction import CALIBRATION, RANGES, WORDS, Reduction, pinned
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with (bytes done, bytes in all) while a body travels."""
@@ -111,9 +111,13 @@ class Body:
                 running.update(chunk)
             return running.digest()
 
-        return Body(length=len(part) + self.length, digest=cache(digest), chunks=chunks)
+        return Body(
+            length=len(part) + self.length, digest=cache(digest), chunks=chunks, in_memory=self.in_memory
+        )
 
 
+PREPARATION_S: Final = 600.0
+"""Seconds for an upload of which something is made: twice what a server's settings give each step."""
 EMPTY: Final = Body.of(b"")
 
 
@@ -134,10 +138,17 @@ class Request:
     max_answer: int = MAX_JSON_ANSWER
     sized: bool = False
     """The answer must carry a Content-Length; chunked framing is not enough."""
+    least_s: float = 0.0
+    """Seconds without a byte that are waited for in any case: there are answers that take long to make."""
     deadline_s: float | None = None
     """Seconds from the first byte to the last of the whole exchange; None: only inactivity is timed."""
     sent: Progress | None = None
     received: Progress | None = None
+
+
+def patience(request: Request, timeout_s: float) -> float:
+    """Seconds without a byte after which a request is given up, where usually it is `timeout_s`."""
+    return max(timeout_s, request.least_s)
 
 
 def target(request: Request) -> str:
@@ -203,9 +214,7 @@ class ModelMetadata:
     version: str
     format: str
     sha256: str
-    """SHA-256 (hex) of the bytes that were uploaded, computed by the server; `expect_digest` compares with
-    this.
-    """
+    """SHA-256 (hex) of the bytes that were uploaded, computed by the server."""
     canonical_sha256: str
     """SHA-256 (hex) of what the engine runs: the same for ONNX, the converted form for XGBoost."""
     size: int
@@ -241,6 +250,13 @@ class ModelMetadata:
     the engine (in the admission report) give the same bits again.
     """
     simulated: bool
+
+    @property
+    def digest(self) -> str:
+        """What `expect_digest` compares with, and calls are tied to: `sha256`, but of a model that the server made
+        less precision of `canonical_sha256`, for the same upload has other answers in another precision.
+        """
+        return pinned(sha256=self.sha256, canonical_sha256=self.canonical_sha256, precision=self.precision)
 
     @property
     def id(self) -> str:
@@ -337,6 +353,7 @@ def upload_request(
         changes=True,
         idempotent=False,
         sent=progress,
+        least_s=PREPARATION_S if more else 0.0,
     )
 
 
@@ -547,9 +564,23 @@ def check_digest(metadata: ModelMetadata, *, expected: str | None) -> None:
     Raises:
         Conflict: it is another (code `model_digest_mismatch`).
     """
-    if expected is not None and metadata.sha256 != expected.lower():
+    if expected is not None and metadata.digest != expected.lower():
+        made = "" if metadata.digest == metadata.sha256 else f", which it made in {metadata.precision}"
         raise Conflict(
-            f"model {metadata.id}: expected sha256 {expected.lower()}, the server has {metadata.sha256}",
+            f"model {metadata.id}: expected sha256 {expected.lower()}, the server has {metadata.digest}{made}",
+            code="model_digest_mismatch",
+        )
+
+
+def check_received(metadata: ModelMetadata, *, sent: str) -> None:
+    """What the server says that arrived is what was sent.
+
+    Raises:
+        Conflict: it is something else (code `model_digest_mismatch`).
+    """
+    if metadata.sha256 != sent:
+        raise Conflict(
+            f"model {metadata.id}: sent sha256 {sent}, the server has {metadata.sha256}",
             code="model_digest_mismatch",
         )
 

@@ -196,6 +196,7 @@ class Client(_ClientBase):
         calibration: CalibrationSource | None = None,
         ranges: RangesSource | None = None,
         partition: str | int = "auto",
+        batching: bool = False,
     ) -> Model:
         """Uploads a model: a path, bytes, or a file opened in binary mode. A name that exists gets a new
         version.
@@ -211,6 +212,9 @@ class Client(_ClientBase):
         `partition`: "auto" has a model that is larger than the server's memory for models run in stages, a number has it
         run in so many, "off" never (docs/partitioning.md); results are the same bytes.
 
+        `batching`: small requests of one caller may share a run, for a model whose rows are independent of one another
+        (docs/performance.md).
+
         Raises:
             AdmissionRefused: the server will not run this model, or nothing can be made of it (`precision_...`).
             InvalidRequest: a precision that is not made (code `precision_unsupported`), options or examples that do
@@ -221,9 +225,16 @@ class Client(_ClientBase):
         less = prepare_reduction(precision, calibration=calibration, ranges=ranges)
         upload = prepare_upload(model)
         flow = methods.upload_flow(
-            self._session, upload, name=name, access=access, format=format, progress=progress, less=less,
+            self._session,
+            upload,
+            name=name,
+            access=access,
+            format=format,
+            progress=progress,
+            less=less,
+            batching=batching,
             partition=str(partition),
-        )  # fmt: skip
+        )
         return Model(self, self._drive(flow))
 
     def models(self) -> tuple[ModelMetadata, ...]:
@@ -313,6 +324,7 @@ class AsyncClient(_ClientBase):
         calibration: CalibrationSource | None = None,
         ranges: RangesSource | None = None,
         partition: str | int = "auto",
+        batching: bool = False,
     ) -> AsyncModel:
         """As `Client.upload_model`; files are read in a thread."""
         import asyncio
@@ -320,9 +332,16 @@ class AsyncClient(_ClientBase):
         less = await asyncio.to_thread(prepare_reduction, precision, calibration=calibration, ranges=ranges)
         upload = await asyncio.to_thread(prepare_upload, model)
         flow = methods.upload_flow(
-            self._session, upload, name=name, access=access, format=format, progress=progress, less=less,
+            self._session,
+            upload,
+            name=name,
+            access=access,
+            format=format,
+            progress=progress,
+            less=less,
+            batching=batching,
             partition=str(partition),
-        )  # fmt: skip
+        )
         return AsyncModel(self, await self._drive(flow))
 
     async def models(self) -> tuple[ModelMetadata, ...]:

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from strongroom import platforms
+from strongroom import groups, platforms
 from strongroom.errors import Failure, InvalidConfig
 
 CONFIGFS_TSM: Final = (6, 7)
@@ -84,6 +84,7 @@ def examine(root: Path, *, release: str, now: datetime, have: Callable[[str], bo
         *_layers(root),
         _user_namespaces(root),
         _cgroup(root),
+        _group(root),
         _huge_pages(root),
     )
     return Report(platform=found, at=now, findings=findings)
@@ -271,6 +272,18 @@ def _cgroup(root: Path) -> Finding:
         how = f"delegate them (systemd: Delegate={' '.join(lacking)})"
         return Finding("cgroup", LIMITED, f"version 2, without {' and '.join(lacking)}", how)
     return Finding("cgroup", THERE, f"version 2: {' '.join(controllers)}")
+
+
+def _group(root: Path) -> Finding:
+    """Whether a server that is started from here gets a control group for the processes that run models."""
+    mount, own = root / "sys/fs/cgroup", root / "proc/self/cgroup"
+    found = groups.find(mount=mount, own=own)
+    if isinstance(found, str):
+        how = "systemd: Delegate=memory pids; limits of each process hold without"
+        return Finding("control group of models", MISSING, found, how)
+    return Finding(
+        "control group of models", THERE, f"in {found.folder}, with {' and '.join(found.controllers)}"
+    )
 
 
 def _huge_pages(root: Path) -> Finding:

@@ -351,6 +351,10 @@ class Session:
         """See `jobs.Loaded`: quick runs only."""
         return self.run(inputs, outputs=outputs) if job.quick else None
 
+    def shared(self, job: Job) -> bool:
+        """See `jobs.Loaded`."""
+        return job.caller is not None
+
     def _result(self, name: str, value: Any) -> Array:
         datatype = self._datatypes[name]
         if not isinstance(value, np.ndarray) or value.dtype != DATATYPES[datatype]:

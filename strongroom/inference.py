@@ -183,7 +183,7 @@ def infer_request(
         headers=(
             ("Content-Type", content),
             ("Accept", accept),
-            ("Strongroom-Model-Digest", metadata.sha256),
+            ("Strongroom-Model-Digest", metadata.digest),
             *((("Strongroom-Accept-Precision", ", ".join(accepted)),) if accepted else ()),
         ),
         body=calls.Body.of(*parts),
@@ -197,26 +197,12 @@ _NPZ: Final = "application/x-npz"
 _JSON: Final = "application/json"
 
 
-def check_precision(answer: Answer, *, metadata: ModelMetadata) -> None:
-    """The answer is of the precision that the metadata stated.
-
-    Raises:
-        Conflict: of another (code `precision_refused`).
-    """
-    served = answer.headers.get("strongroom-precision")
-    if served != metadata.precision:
-        raise Conflict(
-            f"{metadata.id}: expected an answer of precision {metadata.precision}, got "
-            f"{calls.printable(served, limit=20)}",
-            code="precision_refused",
-        )
-
-
 def read_result(answer: Answer, *, metadata: ModelMetadata, wanted: Wanted) -> Any:
     """The array, or the dict of arrays, that the caller asked for.
 
     Raises:
-        Conflict: another model answered (code `model_digest_mismatch`).
+        Conflict: another model answered (code `model_digest_mismatch`), or in another precision than the metadata says,
+            or without a word about it (code `precision_refused`).
         Failure: an output is missing or the body is not what was asked for (code `answer_malformed`).
     """
     served = answer.headers.get("strongroom-model-sha256")
@@ -224,6 +210,13 @@ def read_result(answer: Answer, *, metadata: ModelMetadata, wanted: Wanted) -> A
         raise Conflict(
             f"{metadata.id}: asked sha256 {metadata.sha256}, answered by {calls.printable(served, limit=64)}",
             code="model_digest_mismatch",
+        )
+    stated = answer.headers.get("strongroom-precision")
+    if stated != metadata.precision:  # demanded or not: the metadata is what callers rely on
+        raise Conflict(
+            f"{metadata.id}: expected an answer of precision {metadata.precision}, got "
+            f"{calls.printable(stated, limit=20)}",
+            code="precision_refused",
         )
     content = answer.headers.get("content-type", "").split(";")[0].strip()
     try:

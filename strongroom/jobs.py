@@ -152,6 +152,9 @@ class Loaded(Protocol):
             As `run`.
         """
 
+    def shared(self, job: Job) -> bool:
+        """Whether runs of this one's caller may be one: not where each has a process of its own."""
+
     def close(self) -> None:
         """Gives the memory back; later runs are refused."""
 

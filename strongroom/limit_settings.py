@@ -149,6 +149,21 @@ class Limits:
     concurrent_runs: int = _setting(
         2, "Model runs at one time, each on one thread; further ones wait.", unit="threads", low=1, high=1024
     )
+    batch_rows: int = _setting(
+        64,
+        "Rows of requests that share a run, for models that were uploaded with batching. 1: none do.",
+        unit="rows",
+        low=1,
+        high=65_536,
+    )
+    batch_delay_ms: int = _setting(
+        10,
+        "Longest wait of a request for company, while its caller's run before it is under way; where nothing runs, "
+        "none waits.",
+        unit="milliseconds",
+        low=0,
+        high=10_000,
+    )
     waiting_runs_per_caller: int = _setting(
         32,
         "Model runs of one caller that wait for a thread; the next is answered 429. Callers, and the models they "
@@ -166,7 +181,8 @@ class Limits:
     )
     concurrent_uploads: int = _setting(
         4,
-        "Uploads at one time, one of which is being examined; the next is answered 503.",
+        "Uploads at one time, one of which is being examined, and at most half of which ask for less precision; the "
+        "next is answered 503.",
         unit="uploads",
         low=1,
         high=1024,

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from strongroom import http1
-from strongroom.calls import Answer, NotSent, Request, Unanswered
+from strongroom.calls import Answer, NotSent, Request, Unanswered, patience
 from strongroom.ratls import Gate
 
 CONNECT_TIMEOUT_S: Final = 10.0
@@ -76,7 +76,8 @@ class _Budget:
     def __init__(self, request: Request, timeout_s: float) -> None:
         self._request = request
         self.fixed = request.deadline_s is None
-        self._limit = timeout_s if self.fixed else min(timeout_s, request.deadline_s or 0.0)
+        limit = patience(request, timeout_s)
+        self._limit = limit if self.fixed else min(limit, request.deadline_s or 0.0)
         self._until = None if request.deadline_s is None else time.monotonic() + request.deadline_s
 
     def left(self, most: float | None = None) -> float:

@@ -7,7 +7,7 @@ import time
 from typing import Final, cast
 
 from strongroom import http1
-from strongroom.calls import Answer, Data, NotSent, Request, Unanswered
+from strongroom.calls import Answer, Data, NotSent, Request, Unanswered, patience
 from strongroom.links import CONNECT_TIMEOUT_S, IDLE_S, MAX_CONNECTIONS, MAX_IDLE, Origin, late, not_connected
 from strongroom.ratls import Gate
 
@@ -21,8 +21,8 @@ class _Exchange:
     def __init__(self, request: Request, *, timeout_s: float, loop: asyncio.AbstractEventLoop) -> None:
         self.request, self.reader = request, http1.Reader(request)
         self.answer: asyncio.Future[Answer] = loop.create_future()
-        self._loop, self._timeout_s, self._moved = loop, timeout_s, loop.time()
-        self._timer = loop.call_later(timeout_s, self._look)
+        self._loop, self._timeout_s, self._moved = loop, patience(request, timeout_s), loop.time()
+        self._timer = loop.call_later(self._timeout_s, self._look)
 
     def moved(self) -> None:
         self._moved = self._loop.time()

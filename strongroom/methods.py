@@ -31,11 +31,13 @@ def upload_flow(
     progress: Progress | None,
     less: Less | None = None,
     partition: str = "auto",
+    batching: bool = False,
 ) -> Flow[ModelMetadata]:
     """Sends a prepared model; its metadata, once the server's digests of it, and of what was sent to make less
     precision of it, are ours.
     """
     detected = formats.detect(upload.head)
+    fields = () if less is None else reduction_fields.fields_of(less.reduction)
     request = calls.upload_request(
         upload.body if less is None else upload.body.behind(less.part),
         name=name,
@@ -43,13 +45,14 @@ def upload_flow(
         access=access,
         progress=progress,
         more=(
-            *(() if less is None else reduction_fields.fields_of(less.reduction)),
+            *fields,
+            *((("Strongroom-Batching", "on"),) if batching else ()),
             *((("Strongroom-Partition", partition),) if partition != "auto" else ()),
         ),
     )
     answer = yield from _expect(session, request)
     metadata = calls.read_metadata(calls.json_object(answer))
-    calls.check_digest(metadata, expected=upload.body.sha256.hex())
+    calls.check_received(metadata, sent=upload.body.sha256.hex())
     if less is not None:
         calls.check_made(metadata, asked=less.reduction)
     return metadata
@@ -107,8 +110,6 @@ def infer_flow(
     arrays = inference.fit_inputs(metadata, inputs)
     request = inference.infer_request(metadata, arrays, wanted=wanted, received=progress, accepted=accepted)
     answer = yield from _expect(session, request)
-    if accepted:
-        inference.check_precision(answer, metadata=metadata)
     return inference.read_result(answer, metadata=metadata, wanted=wanted)
 
 

@@ -15,7 +15,7 @@ import hmac
 from collections.abc import AsyncIterator, Callable
 
 from strongroom.errors import Conflict, InvalidRequest, LimitExceeded
-from strongroom.reduction import Part
+from strongroom.reduction import MAX_RANGES, RANGES, Part
 from strongroom.sealed import overwrite
 
 
@@ -28,6 +28,8 @@ class Arriving:
         Raises:
             LimitExceeded: a longer one is announced (code `calibration_too_large`).
         """
+        if part is not None and part.kind == RANGES:
+            most = min(most, MAX_RANGES)
         if part is not None and part.size > most:
             raise LimitExceeded(
                 f"{part.kind}: {part.size} bytes are announced, at most {most} are taken",

@@ -9,13 +9,21 @@ Rules
   - What was rewritten is a stranger's file again: the examiner decides, and what it wrote is what is sealed. So the
     owner's machine and the server make the same bytes of the same model, options and ranges (docs/precision.md).
   - The set goes to one process, once. Whoever holds it overwrites it (`service`).
+  - A process that ends without a word may have been made to: deaths are counted as those of workers are
+    (`quarantine`), for somebody may be learning the layout of the zygote's memory, which workers share.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+import logging
+import socket
+import threading
+import time
+import weakref
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
@@ -32,6 +40,7 @@ from strongroom.errors import (
 )
 from strongroom.frames import receive, send
 from strongroom.models.info import AdmissionLimits, Admitted, ModelInfo
+from strongroom.quarantine import Layout
 from strongroom.reduction import (
     AS_UPLOADED,
     CALIBRATION,
@@ -41,7 +50,9 @@ from strongroom.reduction import (
     Reduction,
     counts_of,
 )
-from strongroom.zygote import REDUCER, Nursery, Timely
+from strongroom.zygote import REDUCER, Child, Nursery, Timely
+
+log = logging.getLogger("strongroom.preparation")
 
 MEASURE: Final = "measure"
 REWRITE: Final = "rewrite"
@@ -57,11 +68,47 @@ class Prepared:
     canonical_sha256: str
 
 
+class Waiting:
+    """Whether whoever asked for a precision still waits for it: making it takes minutes. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._end: socket.socket | None = None
+        self.over = False
+
+    def give_up(self) -> None:
+        """Nobody waits any more: what is under way ends, and nothing begins."""
+        with self._lock:
+            self.over = True
+            if self._end is not None:
+                with contextlib.suppress(OSError):  # it has ended
+                    self._end.shutdown(socket.SHUT_RDWR)
+
+    @contextlib.contextmanager
+    def for_answers(self, end: socket.socket) -> Iterator[None]:
+        """While the block waits for what comes through `end`. EOFError where nobody waits any more."""
+        with self._lock:
+            if self.over:
+                raise EOFError
+            self._end = end
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._end = None
+
+
 class Prepare(Protocol):
     """What makes less precision: `Preparer.prepare`, or the same steps in one process."""
 
     def __call__(
-        self, admitted: Admitted, *, asked: Reduction, part: bytes | bytearray, limits: AdmissionLimits
+        self,
+        admitted: Admitted,
+        *,
+        asked: Reduction,
+        part: bytes | bytearray,
+        limits: AdmissionLimits,
+        waiting: Waiting,
     ) -> Prepared:
         """The model as `asked`; `part`: the bytes of `asked.part`, b"" without one."""
 
@@ -77,9 +124,17 @@ class Preparer:
         self._admit = admit
         self._limits = limits
         self._layers = layers
+        self._lock = threading.Lock()
+        self._layouts: weakref.WeakKeyDictionary[object, Layout] = weakref.WeakKeyDictionary()
 
     def prepare(
-        self, admitted: Admitted, *, asked: Reduction, part: bytes | bytearray, limits: AdmissionLimits
+        self,
+        admitted: Admitted,
+        *,
+        asked: Reduction,
+        part: bytes | bytearray,
+        limits: AdmissionLimits,
+        waiting: Waiting,
     ) -> Prepared:
         """As `Prepare`.
 
@@ -92,11 +147,12 @@ class Preparer:
             Unavailable: no process can be made now (code `overloaded`).
         """
         check_network(admitted)
-        ranges = bytes(part) if asked.part is not None and asked.part.kind != CALIBRATION else b""
+        ranges = part
         if asked.part is not None and asked.part.kind == CALIBRATION:
-            _, measured = self._ask(MEASURE, admitted, asked, part, limits, most=MAX_RANGES)
-            ranges = bytes(measured)
-        answer, written = self._ask(REWRITE, admitted, asked, ranges, limits, most=limits.model_bytes)
+            _, ranges = self._ask(MEASURE, admitted, asked, part, limits, most=MAX_RANGES, waiting=waiting)
+        answer, written = self._ask(
+            REWRITE, admitted, asked, ranges, limits, most=limits.model_bytes, waiting=waiting
+        )
         if set(answer) != {"rewritten", "left"}:
             raise _unbelievable()
         try:
@@ -115,6 +171,7 @@ class Preparer:
         limits: AdmissionLimits,
         *,
         most: int,
+        waiting: Waiting,
     ) -> tuple[dict[str, Any], bytearray]:
         header = {
             "step": step,
@@ -129,10 +186,13 @@ class Preparer:
         with self._nursery.fork(REDUCER) as child:
             timely = Timely(child.end, self._limits.wall_s + SPARE_S)
             try:
-                send(timely, header, admitted.onnx)
-                send(timely, {}, part)
-                answer, data = receive(timely, most=most)
-            except (OSError, EOFError, MemoryError):
+                with waiting.for_answers(child.end):
+                    send(timely, header, admitted.onnx)
+                    send(timely, {}, part)
+                    answer, data = receive(timely, most=most)
+            except (OSError, EOFError, MemoryError) as fault:
+                if not (isinstance(fault, TimeoutError) or waiting.over):
+                    self._died(child)
                 raise LimitExceeded(
                     "making the model's precision took more time or memory than it may, or ended its process",
                     code="preparation_limits",
@@ -140,6 +200,15 @@ class Preparer:
         if set(answer) == {"error", "code", "message"}:
             raise _refusal(answer)
         return answer, data
+
+    def _died(self, child: Child) -> None:
+        with self._lock:
+            known = self._layouts.setdefault(child.layout, Layout()).died(now=time.monotonic())
+        if known:
+            try:
+                self._nursery.renew(child)
+            except Failure as error:  # the former zygote stays in charge, and the next death tries again
+                log.error("the process that models come into: %s", error.code)
 
 
 def check_network(admitted: Admitted) -> None:
@@ -161,7 +230,7 @@ def prepared(
     *,
     asked: Reduction,
     counts: tuple[tuple[tuple[str, int], ...], tuple[tuple[str, int], ...]],
-    ranges: bytes,
+    ranges: bytes | bytearray,
     limits: AdmissionLimits,
 ) -> Prepared:
     """What is said of `made`, which was admitted, and of `admitted`, which it was made from. `counts`: what was

@@ -78,6 +78,7 @@ class WorkerLimits:
     """Of one request's tensors together; as `response_bytes` and `elements`, what the server takes anyway."""
     response_bytes: int
     elements: int
+    idle_bytes: int
 
     @property
     def cpu_s(self) -> int:
@@ -129,6 +130,8 @@ class Template:
         self.child: Child
         """The process."""
         self.memory_bytes: int
+        self.resident = 0
+        """Bytes of memory that it had once the model was loaded: what each of its workers begins with."""
         self._limits, self._layers = limits, layers
         self.feeding: Feeding | None = None
         """Of a model in stages: what its workers get them from."""
@@ -214,7 +217,7 @@ class Template:
             frames.send(timely, header)
             give(timely)
             answer, _ = frames.receive(timely, most=0)
-            grown = _resident(self.pid) - before
+            self.resident = _resident(self.pid)
         except (OSError, EOFError):
             raise LimitExceeded(
                 "loading the model took more time or memory than it may", code="load_limits"
@@ -227,7 +230,7 @@ class Template:
         if answer != {"loaded": True}:
             raise Failure("the process that loads models answers what it cannot")
         # What it took, and never less than twice the model: it may have filled memory that was free before.
-        return max(grown, 2 * size + FIXED)
+        return max(self.resident - before, 2 * size + FIXED)
 
     def alive(self) -> bool:
         """Whether it has not ended; it says nothing more, so whatever could be read is its end."""
@@ -274,7 +277,7 @@ class Worker:
         self._datatypes: list[str] = []
         self._found: list[Place] = []
         self._lock = threading.Lock()
-        self._process = -1
+        self._process = self._statm = -1
         self._shared: mmap.mmap | None = None
         self._area: Array | None = None
         self._end, theirs = socket.socketpair()
@@ -305,6 +308,7 @@ class Worker:
         pid, _, _ = _CREDENTIALS.unpack(ancillary[0][2])
         self._process = os.pidfd_open(pid)
         parent, born = _birth(pid)
+        self._statm = os.open(f"/proc/{pid}/statm", os.O_RDONLY | os.O_CLOEXEC)
         if parent != self.template.pid or born < self._asked or not self.alive():
             os.close(self._process)  # whoever it is: nobody that we may kill
             self._process = -1
@@ -323,6 +327,18 @@ class Worker:
     def alive(self) -> bool:
         """Whether the process has not ended."""
         return self._process >= 0 and not _readable(self._process)
+
+    def swollen(self, most: int) -> bool:
+        """Whether it holds `most` bytes of memory more than its model took: a hostile model's worker would keep, idle,
+        what a run may take. Pages of the model that it wrote to are not seen, and are no more than the model is.
+        """
+        if self._statm < 0:
+            return False
+        try:  # a descriptor of this process's file and no other's: it is asked after each run, and costs one call
+            found = int(os.pread(self._statm, 128, 0).split()[1]) * _PAGE
+        except (OSError, IndexError):  # it has ended
+            return False
+        return found > self.template.resident + most
 
     def spoke(self) -> bool:
         """Whether it has said something, so that `settle` need not wait."""
@@ -475,9 +491,10 @@ class Worker:
         """Ends the process and gives its memory back."""
         self.kill()
         with self._lock:
-            if self._process >= 0:
-                os.close(self._process)
-                self._process = -1
+            for descriptor in (self._process, self._statm):
+                if descriptor >= 0:
+                    os.close(descriptor)
+            self._process = self._statm = -1
         self._end.close()
         # Given back with the last reference: an exception that is on its way may still hold one.
         self._area = self._shared = None

@@ -15,7 +15,7 @@ from strongroom.errors import Failure
 from strongroom.kernel import trim_heap
 from strongroom.models.info import AdmissionLimits, ModelInfo
 from strongroom.parts import Arriving
-from strongroom.preparation import Prepare
+from strongroom.preparation import Prepare, Waiting
 from strongroom.reduction import Reduction
 from strongroom.upload import Upload
 
@@ -46,6 +46,7 @@ class Prove:
         said: str | None,
         reduction: Reduction | None,
         limits: AdmissionLimits,
+        waiting: Waiting,
     ) -> tuple[ModelInfo, str]:
         """The model's facts and the digest (hex) of what runs. `said`: SHA-256 (hex) of the body in the caller's words.
 
@@ -55,7 +56,7 @@ class Prove:
         try:
             sealed = upload.seal()
             arriving.check(said=said, model=sealed.sha256)
-            return self._proven(upload, sealed.sha256, arriving, format, reduction, limits)
+            return self._proven(upload, sealed.sha256, arriving, format, reduction, limits, waiting)
         finally:
             trim_heap()  # a model was here, in the clear and whole
 
@@ -67,12 +68,13 @@ class Prove:
         format: str,
         reduction: Reduction | None,
         limits: AdmissionLimits,
+        waiting: Waiting,
     ) -> tuple[ModelInfo, str]:
         admitted = self.admit(upload.read_back(), format=format, limits=limits)
         if not hmac.compare_digest(admitted.sha256, sha256):
             raise Failure("another model was examined than was uploaded")
         if reduction is not None:
-            made = self.prepare(admitted, asked=reduction, part=arriving.data, limits=limits)
+            made = self.prepare(admitted, asked=reduction, part=arriving.data, limits=limits, waiting=waiting)
             upload.rewrite(made.onnx)
             return made.info, made.canonical_sha256
         if admitted.canonical_sha256 != sha256:

@@ -13,7 +13,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, NoReturn
 
 from strongroom.errors import Conflict, InvalidRequest, MalformedInput
@@ -181,7 +181,7 @@ class Made:
     ranges_sha256: str | None
     """Of the ranges that it was made between, as `encode_ranges` writes them."""
     calibration_sha256: str | None
-    """Of the set that they were measured on, which was not kept."""
+    """Of the set that they were measured on, which was not kept; said to the model's owner only."""
 
     def to_json(self) -> dict[str, Any]:
         """The JSON object form."""
@@ -233,6 +233,12 @@ class Precision:
         different callers are never put together for such a model.
         """
         return any(name == "DynamicQuantizeLinear" for name, _ in self.narrow)
+
+    def for_others(self) -> Precision:
+        """The same without the digest of a calibration set: whoever can guess a set could see by it that they are
+        right, and that is for its owner alone.
+        """
+        return self if self.made is None else replace(self, made=replace(self.made, calibration_sha256=None))
 
     def to_json(self) -> dict[str, Any]:
         """The JSON object form."""
@@ -290,6 +296,13 @@ def counts_of(value: object) -> tuple[tuple[str, int], ...]:
     ):
         _malformed("counts are not positive numbers, sorted by name")
     return pairs
+
+
+def pinned(*, sha256: str, canonical_sha256: str, precision: str) -> str:
+    """The digest (hex) that a caller pins a model by: of the bytes that its owner uploaded, but where the server made
+    less precision of them of what it made. The same file has other answers in each precision, and in each of its forms.
+    """
+    return canonical_sha256 if precision in PRECISIONS else sha256
 
 
 def check_accepted(name: str, accepted: tuple[str, ...], *, model: str) -> None:

@@ -188,6 +188,10 @@ class Rest:
 
     async def _upload_seed(self, request: Request) -> Response:
         name = _parameter(request, "name", default=DEFAULT_SEED_NAME)
+        if read_fields(request.headers) is not None:
+            raise InvalidRequest(
+                "less precision is made by PUT /v1/models/{name}, not here", code="precision_options"
+            )
         view = await self._service.upload_seed(
             self._call(request),
             name=name,
@@ -277,16 +281,23 @@ class Rest:
         name, _ = self._address(request)
         if (declared := request.headers.get("strongroom-format")) is None:
             raise InvalidRequest("state the model's format in Strongroom-Format", code="format_required")
-        view = await self._service.upload(
-            self._call(request),
-            name=name,
-            access=request.headers.get("strongroom-access", "private"),
-            format=declared,
-            sha256=_content_digest(request, required=True),
-            body=_body(request),
-            reduction=read_fields(request.headers),
-            partition=request.headers.get("strongroom-partition", "auto"),
-        )
+        reduction, batching = read_fields(request.headers), _batching(request)
+
+        def upload(body: AsyncIterator[bytes]) -> Coroutine[Any, Any, View]:
+            return self._service.upload(
+                self._call(request),
+                name=name,
+                access=request.headers.get("strongroom-access", "private"),
+                format=declared,
+                sha256=_content_digest(request, required=True),
+                body=body,
+                reduction=reduction,
+                batching=batching,
+                partition=request.headers.get("strongroom-partition", "auto"),
+            )
+
+        # Making less precision takes minutes, which nobody is to spend for a caller who has gone.
+        view = await (upload(_body(request)) if reduction is None else _while_connected(request, upload))
         return _json(self._document(view), status=201)
 
     async def _delete(self, request: Request) -> Response:
@@ -503,6 +514,13 @@ def _parameter(request: Request, name: str, *, default: str) -> str:
     if len(values) > 1:
         raise InvalidRequest(f"expected the query parameter {name} once", code="parameter_invalid")
     return values[0] if values else default
+
+
+def _batching(request: Request) -> bool:
+    word = request.headers.get("strongroom-batching", "off")
+    if word not in ("on", "off"):
+        raise InvalidRequest('Strongroom-Batching: expected "on" or "off"', code="batching_invalid")
+    return word == "on"
 
 
 def _content_digest(request: Request, *, required: bool) -> str | None:

@@ -14,8 +14,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
+import logging
 import math
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final, Literal, TypeAlias
@@ -24,8 +26,9 @@ import numpy as np
 
 from strongroom import oip
 from strongroom.admission import Admit
+from strongroom.batching import TRIAL_ROWS, Joiner, Trials, alike, differ, join, most_rows, rows_of, split
 from strongroom.cache import SessionCache
-from strongroom.errors import Failure, InvalidRequest, LimitExceeded, SealRefused, Unavailable
+from strongroom.errors import Error, Failure, InvalidRequest, LimitExceeded, SealRefused, Unavailable
 from strongroom.forms import Forms
 from strongroom.inputs import check_inputs, check_outputs, room_for
 from strongroom.jobs import Host, Job, Loaded, Run, Source, Ticket, too_long
@@ -35,6 +38,8 @@ from strongroom.store import ModelVersion, Store
 from strongroom.traffic import Lane, see_out
 from strongroom.turns import Turn
 from strongroom.waiter import Waiter
+
+log = logging.getLogger("strongroom.runner")
 
 LOADERS: Final = 2
 """Threads that load cold models; loading is bounded by memory and disk, not by cores."""
@@ -51,6 +56,9 @@ SMALL: Final = 16 << 10
 them to a thread and back takes longer."""
 QUICK_S: Final = 1e-3
 """Seconds, at those rates, that a run in this process may take there: a tenth of that, usually."""
+
+_EVERYBODYS: Final = ("worker_died", "run_too_long")
+"""How a shared run ends for all of it: runs alone would take as long again, or kill as often."""
 
 Decode: TypeAlias = Callable[[ModelVersion], InferRequest]
 Encode: TypeAlias = Callable[[InferResponse], bytes]
@@ -80,6 +88,9 @@ class RunLimits:
     shortest_s: int
     longest_s: int
     """Wall time of one run: by what admission bounded, within these."""
+    batch_rows: int
+    """Of requests that share a run."""
+    batch_delay_s: float
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -92,6 +103,8 @@ class _Task:
     decode: Decode
     encode: Encode
     ticket: Ticket = field(default_factory=Ticket)
+    small: bool = False
+    """Whether no thread is needed to decode it."""
     prepared: bool = False
     id: str | None = None
     wanted: tuple[str, ...] = ()
@@ -132,6 +145,14 @@ class Runner:
             code="overloaded",
         )
         self._waiter = Waiter()
+        self._joiner: Joiner[_Task] = Joiner(
+            rows=limits.batch_rows,
+            delay_s=limits.batch_delay_s,
+            enter=self._runs.enter,
+            leave=self._runs.leave,
+            run=self._run_together,
+        )
+        self._trials: weakref.WeakKeyDictionary[Loaded, Trials] = weakref.WeakKeyDictionary()
         self._loads = Lane("load", workers=LOADERS, waiting=limits.waiting, code="overloaded")
         self._preparing = Lane("form", workers=1, waiting=limits.waiting, code="overloaded")
         self._large = Lane("large", workers=1, waiting=limits.waiting, code="overloaded")
@@ -200,41 +221,137 @@ class Runner:
             As `load` and `jobs.Loaded.run`; InvalidRequest, MalformedInput, LimitExceeded: the request does not
             fit the model or the limits.
         """
-        key = _key(model)
-        if not self._cache.has(key):
+        if not self._cache.has(_key(model)):
             await self.load(model)
         task = _Task(model=model, principal=principal, caller=caller, decode=decode, encode=encode)
-        place = await self._runs.enter(Turn(caller, f"{model.name}/{model.version}"))
+        task.small = size <= SMALL
+        turn = Turn(caller, f"{model.name}/{model.version}")
+        if model.info.batching and task.small and principal is not None and self._limits.batch_rows > 1:
+            return await self._run_in_company(task, turn)
+        place = await self._runs.enter(turn)
         try:
-            if size <= SMALL and (answer := await self._run_here(task)) is not None:
-                return answer
-            return await see_out(self._runs.thread(lambda: self._run(task)), task.ticket.cancel)
+            return await self._execute(task)
         finally:
             self._runs.leave(place)
 
+    async def _execute(self, task: _Task) -> bytes:
+        """The run of one request, which has a place."""
+        if task.small and (answer := await self._run_here(task)) is not None:
+            return answer
+        return await see_out(self._runs.thread(lambda: self._run(task)), task.ticket.cancel)
+
     async def _run_here(self, task: _Task) -> bytes | None:
         """The run of a small request, without a thread; None where one is needed, for what `task` has not got yet."""
-        self._prepare(task)
+        if not task.prepared:
+            self._prepare(task)
         if not _small(task.arrays):  # it came deflated
             return None
         if (lease := self._cache.lease(_key(task.model))) is None:
             return None
         try:
-            run = lease.session.begin(task.arrays, outputs=task.wanted, job=task.job)
-            if run is None:
-                return None
-            if isinstance(run, dict):
-                task.results = run
-            elif (
-                await self._waiter.wait(run, task.job.seconds, late=lambda: too_long(task.job.seconds))
-                <= SMALL
-            ):
-                task.results = run.results()
-            else:
-                task.results = await self._copied(run)
+            task.results = await self._begun(lease.session, task.arrays, task.wanted, task.job)
         finally:
             lease.end()
+        if task.results is None:
+            return None
         return self._answer(task) if _small(task.results) else None
+
+    async def _begun(
+        self, loaded: Loaded, arrays: Mapping[str, Array], wanted: tuple[str, ...], job: Job
+    ) -> dict[str, Array] | None:
+        """The results of a run that no thread waits for; None where it cannot begin without one."""
+        run = loaded.begin(arrays, outputs=wanted, job=job)
+        if run is None or isinstance(run, dict):
+            return run
+        size = await self._waiter.wait(run, job.seconds, late=lambda: too_long(job.seconds))
+        return run.results() if size <= SMALL else await self._copied(run)
+
+    # Requests that share a run
+
+    async def _run_in_company(self, task: _Task, turn: Turn) -> bytes:
+        self._prepare(task)
+        info = task.model.info
+        rows, size = rows_of(info, task.arrays), _bytes(task.arrays)
+        tails = tuple(array.shape[1:] for array in task.arrays.values())
+        try:
+            return await self._joiner.run(
+                (_key(task.model), task.principal, task.wanted, tails),
+                task,
+                turn=turn,
+                rows=rows,
+                size=size,
+                most=min(most_rows(info, task.arrays), self._limit(task.model)),
+            )
+        except asyncio.CancelledError:
+            task.ticket.cancel()
+            raise
+
+    def _limit(self, model: ModelVersion) -> int:
+        """Rows of a joined run, by what was seen of them: few at first, one of a model that mixes them."""
+        lease = self._cache.lease(_key(model))
+        trials = None if lease is None else self._trials.get(lease.session)
+        if lease is not None:
+            lease.end()
+        if trials is None or trials.young:
+            return TRIAL_ROWS
+        return 1 if trials.failed else self._limits.batch_rows
+
+    async def _run_together(self, tasks: Sequence[_Task]) -> list[bytes | Error]:
+        """The answer to each of these requests, of one caller to one model."""
+        first = tasks[0]
+        if len(tasks) == 1 or (lease := self._cache.lease(_key(first.model))) is None:
+            return await self._run_each(tasks)
+        try:
+            trials = self._trials.setdefault(lease.session, Trials())
+            if trials.failed or not lease.session.shared(first.job):
+                return await self._run_each(tasks)
+            parts = await self._run_joined(lease.session, tasks)
+        except (InvalidRequest, LimitExceeded) as error:
+            if error.code in _EVERYBODYS:
+                raise
+            return await self._run_each(tasks)
+        finally:
+            lease.end()
+        differing = differ([task.arrays for task in tasks])
+        if trials.wanted(differing=differing):
+            answers = await self._run_each(tasks)
+            alone = [task.results for task in tasks]
+            same = parts is not None and all(map(_same, parts, alone))
+            if not trials.saw(differing=differing, same=same):
+                log.warning("rows of a model depend on one another: its requests share no run any more")
+            return answers
+        if parts is None:
+            return await self._run_each(tasks)
+        for task, part in zip(tasks, parts, strict=True):
+            task.results = part
+        return [await self._settled(task) for task in tasks]
+
+    async def _run_joined(self, loaded: Loaded, tasks: Sequence[_Task]) -> list[dict[str, Array]] | None:
+        """The results of one run for all, by request; None where the model makes other rows of it."""
+        info, first = tasks[0].model.info, tasks[0]
+        arrays = join([task.arrays for task in tasks])
+        job = self._job(first, arrays, Ticket())
+        results = await self._begun(loaded, arrays, first.wanted, job)
+        if results is None:
+            work = self._runs.thread(lambda: loaded.run(arrays, outputs=first.wanted, job=job))
+            results = await see_out(work, job.ticket.cancel)
+        return split(results, [rows_of(info, task.arrays) for task in tasks])
+
+    async def _run_each(self, tasks: Sequence[_Task]) -> list[bytes | Error]:
+        return [await self._settled(task) for task in tasks]
+
+    async def _settled(self, task: _Task) -> bytes | Error:
+        """The answer to one of several requests, or its error; nobody's who has gone."""
+        if task.ticket.cancelled:
+            return b""
+        try:
+            if task.results is None:
+                return await self._execute(task)
+            if _small(task.results):
+                return self._answer(task)
+            return await see_out(self._runs.thread(lambda: self._answer(task)))
+        except Error as error:
+            return error
 
     async def _copied(self, run: Run) -> dict[str, Array]:
         """Large results, which take a while to copy."""
@@ -305,22 +422,25 @@ class Runner:
         request = task.decode(task.model)
         task.id, task.wanted = request.id, _wanted(task.model, request)
         task.arrays = check_inputs(info, request.inputs, limits=self._limits.wire)
-        needed = _needed(room_for(info, task.arrays))
-        longest = float(self._limits.longest_s)
-        task.job = Job(
+        task.job = self._job(task, task.arrays, task.ticket)
+        task.prepared = True
+
+    def _job(self, task: _Task, arrays: Mapping[str, Array], ticket: Ticket) -> Job:
+        """A run on these inputs, for whom the task is."""
+        needed = _needed(room_for(task.model.info, arrays))
+        return Job(
             caller=task.principal,
             origin=task.caller,
-            seconds=min(longest, self._limits.shortest_s + needed),
-            ticket=task.ticket,
+            seconds=min(float(self._limits.longest_s), self._limits.shortest_s + needed),
+            ticket=ticket,
             quick=needed <= QUICK_S,
         )
-        task.prepared = True
 
     def _answer(self, task: _Task) -> bytes:
         """Checks the results and encodes them."""
         model, results = task.model, task.results or {}
         check_outputs(model.info, results)
-        self._check_size(sum(oip.payload_bytes(array) for array in results.values()))
+        self._check_size(_bytes(results))
         response = InferResponse(
             model_name=model.name,
             model_version=str(model.version),
@@ -339,8 +459,17 @@ class Runner:
             )
 
 
+def _bytes(arrays: Mapping[str, Array]) -> int:
+    return sum(oip.payload_bytes(array) for array in arrays.values())
+
+
 def _small(arrays: Mapping[str, Array]) -> bool:
-    return sum(oip.payload_bytes(array) for array in arrays.values()) <= SMALL
+    return _bytes(arrays) <= SMALL
+
+
+def _same(joined: Mapping[str, Array], alone: Mapping[str, Array] | None) -> bool:
+    """Whether a request's results are those of a run alone; whoever went away, or was refused, has none."""
+    return alone is None or alike(joined, alone)
 
 
 def _needed(room: Room | None) -> float:

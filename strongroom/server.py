@@ -365,6 +365,10 @@ def _host_of(ready: Boot, nursery: Nursery) -> Host:
         from strongroom.staged_here import Here
 
         return Here(InProcess(Engine())) if sys.platform == "linux" else InProcess(Engine())
+    if isinstance(ready.group, str):
+        log.info("no control group for the processes that run models: %s", ready.group)
+    else:
+        log.info("control group: %d MB for all processes that run models", ready.group.memory_bytes >> 20)
     return Workers(
         nursery,
         isolation=security.isolation,
@@ -376,6 +380,7 @@ def _host_of(ready: Boot, nursery: Nursery) -> Host:
             input_bytes=limits.tensors_bytes,
             response_bytes=limits.response_bytes,
             elements=limits.elements,
+            idle_bytes=workers.idle_bytes,
         ),
     )
 
@@ -424,6 +429,8 @@ def _service(
             admission=admission_limits(settings),
             shortest_s=settings.workers.run_shortest_s,
             longest_s=settings.workers.run_longest_s,
+            batch_rows=limits.batch_rows,
+            batch_delay_s=limits.batch_delay_ms / 1000,
         ),
     )
     return Service(

@@ -24,8 +24,8 @@ Rules
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
-import hmac
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final, Literal, TypeVar
@@ -35,8 +35,10 @@ from strongroom.access import Action as AccessAction
 from strongroom.access import check as check_access
 from strongroom.admission import Admit
 from strongroom.batcher import Attests, Batcher
+from strongroom.batching import with_batching
 from strongroom.dealings import Body, Call, Clocks, Epoch, Question, ServiceLimits, View
 from strongroom.errors import AccessRefused, Conflict, InvalidRequest, NotFound
+from strongroom.expectations import check_expected, shown
 from strongroom.formats import detect
 from strongroom.jobs import engine
 from strongroom.models.report import report_of_model
@@ -44,10 +46,10 @@ from strongroom.names import check_name
 from strongroom.oip import InferRequest
 from strongroom.partition import MOST, check_partition
 from strongroom.parts import Arriving
-from strongroom.preparation import Prepare
+from strongroom.preparation import Prepare, Waiting
 from strongroom.proof import Prove, write
 from strongroom.quotas import Quotas
-from strongroom.reduction import Reduction, check_accepted
+from strongroom.reduction import Reduction
 from strongroom.runner import SMALL, Encode, Runner
 from strongroom.store import ModelVersion, Store, Upload
 from strongroom.tokens import Action, NonceBook, Principal, check_token
@@ -80,6 +82,7 @@ class _Intent:
     sha256: str | None
     reduction: Reduction | None
     partition: str
+    batching: bool
 
     @property
     def owner(self) -> str:
@@ -122,6 +125,12 @@ class Service:
         )
         room = limits.body_bytes_in_flight  # half of it for one caller, but any one request that may come
         self._budget = Budget(total=room, per_caller=max(room // 2, limits.request_bytes))
+        # Making less precision takes minutes: other uploads have at least half of the places meanwhile.
+        self._preparing = Slots(
+            total=max(1, uploads // 2),
+            per_caller=limits.quotas.concurrent_uploads_per_caller,
+            code="uploads_busy",
+        )
         self._evidence_rate = Rate(
             per_minute=limits.evidence_per_minute, clock=clocks.monotonic, code="evidence_rate"
         )
@@ -195,7 +204,9 @@ class Service:
 
         def collect() -> _T:
             found = (*self._preloaded.values(), *self._store.models())
-            return encode(tuple(self._view(model) for model in found if self._may_see(principal, model)))
+            return encode(
+                tuple(self._view(model, principal) for model in found if self._may_see(principal, model))
+            )
 
         turn = Turn(_caller(call, principal), "")
         return await self._parsing.run_for(turn, collect)  # thousands of models take a while to write out
@@ -208,7 +219,7 @@ class Service:
             NotFound: no such model, or not for this caller.
         """
         principal = self._authenticate(call)
-        return self._view(self._authorised("read", principal, name, version))
+        return self._view(self._authorised("read", principal, name, version), principal)
 
     async def admission(self, call: Call, *, name: str, version: int | None) -> bytes:
         """The admission report of a model, signed by this connection's receipt key (docs/spec/admission.md §10.3).
@@ -216,7 +227,8 @@ class Service:
         Raises:
             AccessRefused, NotFound: as `model`.
         """
-        model = self._authorised("read", self._authenticate(call), name, version)
+        principal = self._authenticate(call)
+        model = shown(self._authorised("read", principal, name, version), principal)
         return report_of_model(model, key=call.epoch.receipt_key, engine=engine())
 
     async def versions(self, call: Call, *, name: str) -> tuple[int, ...]:
@@ -243,12 +255,14 @@ class Service:
         body: Body,
         reduction: Reduction | None = None,
         partition: str = "auto",
+        batching: bool = False,
     ) -> View:
         """Takes a model: a new, immutable version of `name`. `sha256` (hex) is what the caller means to send.
 
         `format` None finds it out from the bytes. `sha256` None is for callers without a key only: a key's
         token is bound to it. `reduction`: the precision that is to be made of it; its part stands in the body, in
-        front of the model, and `sha256` is of both. `partition`: whether it is cut into stages (docs/partitioning.md).
+        front of the model, and `sha256` is of both. `batching`: one caller's requests may share a run (`batching`);
+        `partition`: whether it is cut into stages (docs/partitioning.md).
 
         Raises:
             AccessRefused, Conflict, LimitExceeded, Unavailable, InvalidRequest, MalformedInput,
@@ -267,19 +281,22 @@ class Service:
             sha256=sha256,
             reduction=reduction,
             partition=partition,
+            batching=batching,
         )
         self._authorise_upload(intent)
         caller = _caller(call, principal)
         keys = (principal.id, call.address) if principal else (call.address,)
         with (
             self._slots.hold(caller),
+            self._preparing.hold(caller) if reduction is not None else contextlib.nullcontext(),
             self._quotas.upload(caller=caller, keys=keys, owner=intent.owner) as take,
             self._budget.account(caller) as hold,
         ):
             part = reduction.part if reduction is not None else None
             arriving = Arriving(part, most=self.limits.calibration_bytes)
             try:
-                return self._view(await self._receive(intent, body, arriving, take, hold))
+                model = await self._receive(intent, body, arriving, take, hold)
+                return View(model=model, loaded=self._runner.is_loaded(model))
             finally:
                 arriving.erase()
 
@@ -319,7 +336,7 @@ class Service:
         model = self._authorise_change("load", principal, name, version)
         with self._slots.hold(_caller(call, principal)):
             await self._runner.load(model)
-        return self._view(model)
+        return self._view(model, principal)
 
     async def unload(self, call: Call, *, name: str, version: int | None) -> View:
         """Drops a model from memory; runs under way go on.
@@ -331,7 +348,7 @@ class Service:
         model = self._authorise_change("unload", principal, name, version)
         with self._slots.hold(_caller(call, principal)):
             await self._runner.unload(model)
-        return self._view(model)
+        return self._view(model, principal)
 
     # Running
 
@@ -359,7 +376,7 @@ class Service:
         caller = _caller(call, principal)
         with self._slots.hold(caller), self._budget.account(caller) as take:
             data = await self._collect(body, take)
-            _check_expected(model, expect_sha256, precision)
+            check_expected(model, expect_sha256, precision)
             answer = await self._runner.run(
                 model,
                 size=len(data),
@@ -400,7 +417,7 @@ class Service:
                 )
             name = name or question.name or self._seed_name(principal)
             model = self._authorised("run", principal, name, question.version)
-            _check_expected(model, None, precision)
+            check_expected(model, None, precision)
             answer = await self._runner.run(
                 model,
                 size=len(data),
@@ -525,8 +542,9 @@ class Service:
                 await self._disk.run_for(turn, write, upload, arriving, piece)
             if upload is None:
                 raise InvalidRequest("expected a model, got zero bytes", code="body_empty")
-            lane = self._admission if intent.reduction is None else self._preparation
-            info, canonical_sha256 = await lane.run_for(
+            waiting, lane = Waiting(), self._admission if intent.reduction is None else self._preparation
+            info, canonical_sha256 = await lane.run_until(
+                waiting.give_up,
                 turn,
                 self._prove,
                 upload,
@@ -535,7 +553,10 @@ class Service:
                 said=intent.sha256,
                 reduction=intent.reduction,
                 limits=self.limits.admission,
+                waiting=waiting,
             )
+            if intent.batching:
+                info = with_batching(info)
             # One commit at a time; what may have changed since the first byte is checked again.
             async with self._committing:
                 self._authorise_upload(intent)
@@ -570,8 +591,8 @@ class Service:
 
     # Small things
 
-    def _view(self, model: ModelVersion) -> View:
-        return View(model=model, loaded=self._runner.is_loaded(model), stages=self.stages(model))
+    def _view(self, model: ModelVersion, principal: Principal | None) -> View:
+        return View(model=shown(model, principal), loaded=self._runner.is_loaded(model), stages=self.stages(model))
 
     def stages(self, model: ModelVersion) -> int:
         """In how many stages a model runs; 1: as a whole."""
@@ -602,11 +623,3 @@ class Service:
 def _caller(call: Call, principal: Principal | None) -> str:
     """Whose places a request takes: the principal's, or the address's where nobody showed a key."""
     return principal.id if principal else f"address {network(call.address)}"
-
-
-def _check_expected(model: ModelVersion, sha256: str | None, precision: tuple[str, ...]) -> None:
-    if sha256 is not None and not hmac.compare_digest(model.sha256, sha256):
-        raise Conflict(
-            f"expected a model with SHA-256 {sha256}, got {model.sha256}", code="model_digest_mismatch"
-        )
-    check_accepted(model.info.precision.name, precision, model=f"{model.name}/versions/{model.version}")

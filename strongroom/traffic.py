@@ -219,9 +219,24 @@ class Lane:
         Raises:
             Unavailable: as `enter`.
         """
+        return await self.run_until(lambda: None, turn, work, *args, **kwargs)
+
+    async def run_until(
+        self,
+        stop: Callable[[], None],
+        turn: Turn,
+        work: Callable[_P, _T],
+        *args: _P.args,
+        **kwargs: _P.kwargs,
+    ) -> _T:
+        """As `run_for`; `stop` is called where the caller is cancelled while a thread works, and ends that sooner.
+
+        Raises:
+            Unavailable: as `enter`.
+        """
         place = await self.enter(turn)
         try:
-            return await see_out(self.thread(functools.partial(work, *args, **kwargs)))
+            return await see_out(self.thread(functools.partial(work, *args, **kwargs)), stop)
         finally:
             self.leave(place)
 

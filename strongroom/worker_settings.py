@@ -26,6 +26,22 @@ class WorkerSettings:
         low=16 << 20,
         high=1 << 44,
     )
+    idle_bytes: int = setting(
+        64 << 20,
+        "Memory that a process may hold after a run, beyond what its model took when it was loaded; one that holds "
+        "more ends.",
+        unit="bytes",
+        low=4 << 20,
+        high=1 << 44,
+    )
+    group_bytes: int = setting(
+        0,
+        "Memory of all these processes together, where the server was given a cgroup to make groups in (Linux; "
+        "systemd's `Delegate=`); 0: all but an eighth of what the machine, or the server's own group, has.",
+        unit="bytes",
+        low=0,
+        high=1 << 44,
+    )
     run_shortest_s: int = setting(
         10,
         "Time that any run may take; what admission bounds it by comes on top. Then its process is killed.",

@@ -11,6 +11,7 @@ Rules
     `model`, all callers of a model share them.
   - A worker that has seen nobody's data is kept in readiness for each model: who comes next does not wait for it.
   - No data goes to one worker while another one is being born, nor is one born of a template that sees data.
+  - A worker that holds much memory after its run ends: what idle ones hold is bounded by their number.
   - A death is one caller's error. What it means for the next ones, `quarantine` decides.
 """
 
@@ -201,6 +202,10 @@ class Model:
             return None  # it had ended while it was idle: nobody is told, and another one takes the request
         return under
 
+    def shared(self, job: Job) -> bool:
+        """See `jobs.Loaded`."""
+        return job.caller is not None and self._caller(job) is not None
+
     def positions(self, names: tuple[str, ...]) -> list[int]:
         """Of outputs, in the model's metadata."""
         return [self._positions[name] for name in names]
@@ -282,7 +287,8 @@ class Model:
 
     def give_back(self, one: Worker, job: Job, *, again: bool) -> None:
         """Takes back a worker after a run: for its caller's next one, where it may be used `again`."""
-        keep = again and one.spent_s < self._workers.limits.cpu_s / 2
+        limits = self._workers.limits
+        keep = again and one.spent_s < limits.cpu_s / 2 and not one.swollen(limits.idle_bytes)
         self._soon(self._take_back, one, self._caller(job) if keep else None)
 
     def died(self, job: Job, one: Worker) -> None:

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import socket
@@ -36,6 +37,9 @@ from typing import Any, Final, Self
 
 from strongroom import frames
 from strongroom.errors import Failure, Unavailable
+from strongroom.groups import Group
+
+log = logging.getLogger("strongroom.zygote")
 
 EXAMINER: Final = b"e"
 REDUCER: Final = b"r"
@@ -84,6 +88,8 @@ class Launch:
     """Of the interpreter."""
     workers: bool
     """Whether models will run in what it forks: then it imports the engine, and measures the sandbox."""
+    group: Group | None = None
+    """The control group that it is put into; None: there is none."""
 
 
 class _Zygote:
@@ -119,6 +125,8 @@ class _Zygote:
             raise Failure(
                 "the process that models come into cannot be started", code="start_refused"
             ) from exc
+        if launch.group is not None and not launch.group.take(self.process.pid):
+            log.warning("the control group does not take the processes that models come into")
         self._control = ours
         self.layers: tuple[str, ...] | None = None
         self.children = 0

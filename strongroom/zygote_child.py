@@ -32,6 +32,10 @@ from strongroom import (
 
 CHILDREN: Final = 256
 """Children at one time: examiners that hang, and a template for each loaded model."""
+OFFERED: Final = 500
+OFFERED_FIRST: Final = 800
+"""How readily the kernel ends the zygote, and what it forked, where memory is short (-1000 to 1000; the server has 0):
+a worker before its template, since it has the model and more; that before the zygote, which all others end with."""
 
 
 def main(control: int, *, workers: bool, alone: bool) -> int:
@@ -125,6 +129,7 @@ def _fork(kind: bytes, end: int, ours: list[int]) -> int:
             if descriptor >= 0:
                 os.close(descriptor)
         _end_with_parent()
+        _offer(OFFERED_FIRST)  # refused to a plain user's, who keep what they have
         code = _become(kind, end)
     finally:
         os._exit(code)  # whatever it was: nothing of the zygote's stack runs twice
@@ -157,11 +162,22 @@ def _bury(ended: list[int], children: dict[int, int]) -> None:
 
 
 def _harden() -> None:
-    """No core dump, not readable by debuggers of the same user, no new privileges."""
+    """No core dump, not readable by debuggers of the same user, no new privileges; ended before the server is."""
     os.umask(0o077)
+    _offer(OFFERED)  # before the process is not dumpable: /proc is root's from there on
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _prctl(4, 0)  # PR_SET_DUMPABLE
     _prctl(38, 1)  # PR_SET_NO_NEW_PRIVS
+
+
+def _offer(score: int) -> None:
+    """Has the kernel end this process before others where memory is short: proc_pid_oom_score_adj(5)."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(descriptor, str(score).encode())
+        finally:
+            os.close(descriptor)
 
 
 def _end_with_parent() -> None:

@@ -93,6 +93,7 @@ class FakeServer:
     security: SecurityConfiguration = SECURITY
     root: Ed25519PrivateKey = ROOT
     script: Script | None = None
+    says_precision: bool = True
     context: ssl.SSLContext | None = None
     models: dict[str, list[Stored]] = field(default_factory=dict)
     requests: list[Got] = field(default_factory=list)
@@ -296,6 +297,8 @@ class FakeServer:
         """Outputs: `y` = 2x (the primary one), `z` = -x, `words` = the text of each number's sign."""
         sha = model.info["sha256"]
         headers = {"Strongroom-Model-SHA256": sha, "Strongroom-Model-Version": model.info["version"]}
+        if self.says_precision:
+            headers["Strongroom-Precision"] = model.info["precision"]["name"]
         if got.headers.get("strongroom-model-digest", sha) != sha:
             return 409, headers, problem(409, "model_digest_mismatch")
         if got.headers["content-type"] == "application/json":

@@ -36,7 +36,7 @@ from strongroom.models.precision import measure, rewrite
 from strongroom.npy import decode_npz
 from strongroom.observer import Observer
 from strongroom.platforms import PLATFORMS
-from strongroom.preparation import Prepared, check_network, prepared
+from strongroom.preparation import Prepared, Waiting, check_network, prepared
 from strongroom.reduction import CALIBRATION, Reduction, encode_ranges, parse_ranges
 from strongroom.rest import Rest
 from strongroom.runner import Preloaded
@@ -189,8 +189,17 @@ def plane(
         store.close()
 
 
+WAITING = Waiting()
+"""Whoever asked is there until the end."""
+
+
 def prepare_here(
-    admitted: Admitted, *, asked: Reduction, part: bytes | bytearray, limits: AdmissionLimits
+    admitted: Admitted,
+    *,
+    asked: Reduction,
+    part: bytes | bytearray,
+    limits: AdmissionLimits,
+    waiting: Waiting = WAITING,
 ) -> Prepared:
     """`preparation.Preparer.prepare` without its processes: the same functions in the same order."""
     check_network(admitted)

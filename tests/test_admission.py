@@ -28,11 +28,13 @@ from strongroom import admission
 from strongroom.admission import STANDARD_CHILD, ChildLimits, Examiner
 from strongroom.errors import Error, Failure, LimitExceeded
 from strongroom.frames import receive, send
+from strongroom.groups import Group
 from strongroom.launch import CHILD, dependency_folders
 from strongroom.measure import measure_at
 from strongroom.models import admit
 from strongroom.models.info import STANDARD_LIMITS
 from strongroom.zygote import EXAMINER, Launch, Nursery, Timely
+from strongroom.zygote_child import OFFERED, OFFERED_FIRST
 
 CORPUS = SHARED / "hostile-models"
 FORMATS = {"onnx": "onnx", "xgb_json": "xgboost-json", "xgb_ubj": "xgboost-ubj"}
@@ -147,6 +149,37 @@ def test_children_inherit_nothing(nursery: Nursery) -> None:
     assert {entry.partition(b"=")[0].decode() for entry in environment if entry} <= {*CHILD, "LC_CTYPE"}
     descriptors = list(Path(f"/proc/{nursery.pid}/fd").iterdir())
     assert len(descriptors) <= 5  # standard ones, the control socket, and one that was being looked at
+
+
+def test_the_kernel_ends_them_first(nursery: Nursery, examiner: Examiner) -> None:
+    """Where memory is short the zygote goes before the server, and what it forked before the zygote."""
+    if sys.platform != "linux":
+        pytest.skip("not exercised here: looks into /proc")
+    nursery.wait()
+
+    def score(pid: int) -> int:
+        return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+
+    assert score(os.getpid()) < score(nursery.pid) == OFFERED
+    with nursery.fork(EXAMINER) as child:
+        eventually = time.monotonic() + 10
+        wanted = OFFERED_FIRST if os.geteuid() == 0 else OFFERED
+        while score(child.pid) != wanted and time.monotonic() < eventually:
+            time.sleep(0.01)
+        assert score(child.pid) == wanted
+
+
+@pytest.mark.slow
+def test_a_zygote_is_put_into_its_group(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """From outside and before it has forked; a group that is gone is said, and hinders nobody."""
+    group = Group(folder=tmp_path, memory_bytes=1 << 30, processes=64)
+    (tmp_path / "cgroup.procs").write_text("")
+    with Nursery(launch(group=group)) as made:
+        assert (tmp_path / "cgroup.procs").read_text() == str(made.pid)
+    assert caplog.messages == []
+    (tmp_path / "cgroup.procs").unlink()
+    with Nursery(launch(group=group)):
+        assert caplog.messages == ["the control group does not take the processes that models come into"]
 
 
 @pytest.mark.slow

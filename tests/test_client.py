@@ -690,7 +690,9 @@ def test_a_refusal_before_the_whole_body_was_read_is_heard(connect: Connect, ser
     def read(reader: Any) -> Got | None:
         head = b""
         while not head.endswith(b"\r\n\r\n"):
-            head += reader.readline()
+            if not (line := reader.readline()):
+                return None  # the end: this thread would look for more for ever, beside all later tests
+            head += line
         return Got("PUT", "/v1/models/up", {}, b"") if head.startswith(b"PUT") else None
 
     def script(_: FakeServer, got: Got, connection: ssl.SSLSocket) -> bool:
@@ -725,8 +727,12 @@ def test_more_callers_than_connections(server: FakeServer) -> None:
 
     def script(fake: FakeServer, got: Got, connection: ssl.SSLSocket) -> bool:
         if got.path == "/v1/models/m":
-            most.append(len(fake.live))
+            until = time.monotonic() + 5  # nobody is answered before as many are there as may be
+            while max(most, default=0) < links.MAX_CONNECTIONS and time.monotonic() < until:
+                most.append(len(fake.live))
+                time.sleep(0.005)
             time.sleep(0.02)
+            most.append(len(fake.live))
         return False
 
     with Client(server.url, policy=parse_policy(policy_text())) as client, ThreadPoolExecutor(24) as pool:
@@ -973,6 +979,45 @@ def test_slowness_is_not_answered_with_more_load(connect: Connect, server: FakeS
         client.model("m")
     assert refusal.value.code == "answer_late"
     assert server.paths().count("/v1/models/m") == 1
+
+
+def test_what_takes_long_to_make_is_waited_for(connect: Connect, server: FakeServer) -> None:
+    """An upload of which something is made; that this server makes nothing is noticed, too."""
+    client = connect(server.url, key=KEY, timeout=0.3)
+
+    def script(_: FakeServer, got: Got, connection: ssl.SSLSocket) -> bool:
+        if got.method == "PUT":
+            time.sleep(0.6)
+        return False
+
+    server.script = script
+    with pytest.raises(Unavailable) as late:
+        client.upload_model(ONNX, name="up")
+    assert late.value.code == "answer_late"
+    with pytest.raises(Failure) as other:
+        client.upload_model(ONNX, name="up", precision="fp16")
+    assert other.value.code == "answer_malformed"
+
+
+def test_an_answer_that_does_not_say_its_precision_is_not_taken(connect: Connect, server: FakeServer) -> None:
+    """Demanded or not; the metadata alone is a promise."""
+    client = connect(server.url)
+    model = client.model("m")
+    client.run(model, [[1.0, 2.0]], precision="fp32")
+    server.says_precision = False
+    for action in (
+        lambda: client.run(model, [[1.0, 2.0]]),
+        lambda: client.run(model, [[1.0, 2.0]], precision="fp32"),
+        lambda: client.wait(model.predict([[1.0, 2.0]], precision=["int8", "fp32"])),
+        lambda: client.run_model("m", [[1.0, 2.0]], precision="fp32"),
+    ):
+        with pytest.raises(Conflict) as refusal:
+            action()
+        assert refusal.value.code == "precision_refused"
+    before = len(server.requests)
+    with pytest.raises(Conflict):
+        client.run(model, [[1.0, 2.0]], precision="int8")
+    assert len(server.requests) == before  # nothing was sent for that
 
 
 # --- restarts, rotations, balancers, expiry -----------------------------------------------------------------

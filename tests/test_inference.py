@@ -138,7 +138,8 @@ def test_forms_on_the_wire() -> None:
 
 def answer(body: bytes, content: str) -> Answer:
     """An answer of the right model."""
-    return Answer(200, {"content-type": content, "strongroom-model-sha256": MODEL.sha256}, body)
+    stated = {"strongroom-model-sha256": MODEL.sha256, "strongroom-precision": MODEL.precision}
+    return Answer(200, {"content-type": content, **stated}, body)
 
 
 ARRAY = np.float32([[1.0]])
@@ -185,6 +186,37 @@ def test_results_that_are_not(body: bytes, content: str) -> None:
     with pytest.raises(Failure) as refusal:
         inference.read_result(answer(body, content), metadata=MODEL, wanted=wanted)
     assert refusal.value.code == "answer_malformed"
+
+
+@pytest.mark.parametrize("stated", ["int8", "FP32", "", None])
+def test_a_result_in_another_precision_is_refused(stated: str | None) -> None:
+    """Than the metadata says, or in one that nobody states."""
+    good = answer(npy.encode_npy(ARRAY), "application/x-npy")
+    others = {name: value for name, value in good.headers.items() if name != "strongroom-precision"}
+    headers = others | ({} if stated is None else {"strongroom-precision": stated})
+    with pytest.raises(Conflict) as refusal:
+        inference.read_result(
+            Answer(200, headers, good.data), metadata=MODEL, wanted=inference.Wanted(("y",), single=True)
+        )
+    assert refusal.value.code == "precision_refused"
+
+
+@pytest.mark.parametrize(
+    ("precision", "pinned"), [("fp32", "a"), ("as-uploaded", "a"), ("int8", "b"), ("fp16", "b")]
+)
+def test_a_call_is_tied_to_what_runs(precision: str, pinned: str) -> None:
+    """The upload's digest, but of what the server made in less precision its own: one upload has several of those."""
+    model = replace(MODEL, sha256="a" * 64, canonical_sha256="b" * 64, precision=precision)
+    assert dict(request_for(model, [[1.0, 2.0]], None).headers)["Strongroom-Model-Digest"] == pinned * 64
+    calls.check_digest(model, expected=pinned * 64)
+    calls.check_received(model, sent="a" * 64)
+    for check in (
+        lambda: calls.check_digest(model, expected={"a": "b", "b": "a"}[pinned] * 64),
+        lambda: calls.check_received(model, sent="b" * 64),
+    ):
+        with pytest.raises(Conflict) as refusal:
+            check()
+        assert refusal.value.code == "model_digest_mismatch"
 
 
 def test_a_result_of_another_model_is_refused() -> None:

@@ -37,6 +37,7 @@ LIMITS = WorkerLimits(
     run_longest_s=60,
     input_bytes=4 << 20,
     response_bytes=4 << 20,
+    idle_bytes=64 << 20,
     elements=1 << 16,
 )
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from strongroom.errors import Conflict, Error, LimitExceeded
 from strongroom.parts import Arriving
-from strongroom.reduction import Part
+from strongroom.reduction import MAX_RANGES, Part
 
 PART, MODEL = b"part bytes", b"model's bytes"
 
@@ -109,6 +109,14 @@ def test_a_part_that_is_too_large_is_refused_before_it_comes() -> None:
     """By what is announced: no byte of it is taken."""
     with pytest.raises(LimitExceeded) as caught:
         Arriving(part(), most=len(PART) - 1)
+    assert caught.value.code == "calibration_too_large"
+
+
+def test_ranges_are_small() -> None:
+    """Whatever a set may have: they are a few kilobytes."""
+    Arriving(part(kind="ranges", size=MAX_RANGES), most=1 << 30)
+    with pytest.raises(LimitExceeded) as caught:
+        Arriving(part(kind="ranges", size=MAX_RANGES + 1), most=1 << 30)
     assert caught.value.code == "calibration_too_large"
 
 

@@ -27,7 +27,7 @@ from strongroom.errors import AdmissionRefused, Conflict, Error, InvalidRequest
 from strongroom.models import admit
 from strongroom.models.info import STANDARD_LIMITS
 from strongroom.models.report import verify_report
-from strongroom.npy import encode_npz
+from strongroom.npy import encode_npy, encode_npz
 from strongroom.reduction import Options
 
 pytestmark = pytest.mark.slow
@@ -110,12 +110,32 @@ def test_everything_says_it(place: Path, client: Client) -> None:
     with httpx.Client(verify=False, base_url=client.url) as plain:
         parameters = plain.get("/v2/models/said").json()["parameters"]
         envelope = plain.get("/v1/models/said/admission").content
-        answer = plain.post(
-            "/v2/models/said/infer",
-            content=encode_npz(images(1)),
-            headers={"Content-Type": "application/x-npz", "Accept": "application/x-npz"},
-        )
+        tensor = {
+            "name": "x",
+            "shape": [1, 3, 12, 12],
+            "datatype": "FP32",
+            "data": images(1)["x"].ravel().tolist(),
+        }
+        npz, npy, json_ = (f"application/{kind}" for kind in ("x-npz", "x-npy", "json"))
+        bodies = {
+            npz: encode_npz(images(1)),
+            npy: encode_npy(images(1)["x"]),
+            json_: json.dumps({"inputs": [tensor]}).encode(),
+        }
+        answers = [
+            plain.post(
+                "/v2/models/said/infer", content=body, headers={"Content-Type": given, "Accept": taken}
+            )
+            for given, body in bodies.items()
+            for taken in bodies
+        ]
+        client.upload_model(layers(), name="rows", precision="fp16", access="public")
+        rows = {"model_id": "rows", "features": words(2)["x"].tolist()}
+        predicted = plain.post("/model/predict", json=rows)
+    assert predicted.status_code == 200, predicted.text
+    assert predicted.headers["strongroom-precision"] == "fp16"
     made = metadata.reduced["made"]
+    assert made["calibration_sha256"] is not None
     assert parameters == {
         "precision": "int8",
         "engine": metadata.engine,
@@ -123,12 +143,16 @@ def test_everything_says_it(place: Path, client: Client) -> None:
         "precision_from_sha256": made["from_sha256"],
     }
     report = verify_report(envelope, keyset=client._attested.keyset)
-    assert report.precision.to_json() == {"name": "int8", **metadata.reduced}
+    others = {
+        **metadata.reduced,
+        "made": {**made, "calibration_sha256": None},
+    }  # it was asked for without a key
+    assert report.precision.to_json() == {"name": "int8", **others}
     assert (report.engine, report.canonical_sha256) == (metadata.engine, metadata.canonical_sha256)
-    assert (answer.headers["strongroom-precision"], answer.headers["strongroom-engine"]) == (
-        "int8",
-        metadata.engine,
-    )
+    for answer in answers:
+        assert answer.status_code == 200, answer.text
+        stated = answer.headers["strongroom-precision"], answer.headers["strongroom-engine"]
+        assert stated == ("int8", metadata.engine)
     listed = next(found for found in client.models() if found.name == "said")
     assert (listed.precision, listed.reduced["made"]) == ("int8", None)
 
@@ -169,7 +193,14 @@ def test_a_demand_is_checked_before_anything_is_sent(client: Client) -> None:
 def test_the_server_refuses_too(client: Client) -> None:
     """Where the metadata said something else: nothing runs."""
     small = client.upload_model(layers(), name="lied-about", precision="fp16")
-    believed = strongroom.Model(client, dataclasses.replace(small.metadata, precision="fp32"))
+    said = dataclasses.replace(small.metadata, precision="fp32")
+    with pytest.raises(Conflict) as other:
+        strongroom.Model(client, said).run(words(1)["x"])
+    assert (
+        other.value.code == "model_digest_mismatch"
+    )  # the upload's digest does not stand for what was made of it
+    said = dataclasses.replace(said, sha256=said.canonical_sha256)
+    believed = strongroom.Model(client, said)
     with pytest.raises(Conflict, match="the model's is fp16") as caught:
         believed.run(words(1)["x"], precision="fp32")
     assert caught.value.code == "precision_refused"

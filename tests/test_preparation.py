@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 from models.networks import images, layers, network, node, numbers, residual, words
-from plane import prepare_here, xgboost_json
+from plane import WAITING, prepare_here, xgboost_json
 from test_admission import launch
 
 from strongroom import preparation
@@ -27,7 +28,7 @@ from strongroom.errors import (
 from strongroom.models import admit
 from strongroom.models.info import STANDARD_LIMITS, Admitted
 from strongroom.npy import encode_npz
-from strongroom.preparation import Preparer, prepared
+from strongroom.preparation import Preparer, Waiting, prepared
 from strongroom.reduction import Options, Part, Reduction, encode_ranges
 from strongroom.sandbox import LAYERS
 from strongroom.zygote import Nursery
@@ -86,7 +87,9 @@ def test_the_same_model_comes_out(
 ) -> None:
     """As the same functions make it in this process: bytes, metadata and what is said of them."""
     asked, model = asks(options, part, kind), admitted(data)
-    there = preparer.prepare(model, asked=asked, part=bytearray(part), limits=STANDARD_LIMITS)
+    there = preparer.prepare(
+        model, asked=asked, part=bytearray(part), limits=STANDARD_LIMITS, waiting=WAITING
+    )
     assert there == prepare_here(model, asked=asked, part=part, limits=STANDARD_LIMITS)
     assert there.canonical_sha256 == hashlib.sha256(there.onnx).hexdigest() != model.canonical_sha256
     made = there.info.precision.made
@@ -97,9 +100,15 @@ def test_the_same_model_comes_out(
 def test_ranges_in_the_place_of_examples(preparer: Preparer) -> None:
     """The same bytes, and another statement: no set was there."""
     model = admitted(RESIDUAL)
-    measured = preparer.prepare(model, asked=asks(INT8, SET), part=SET, limits=STANDARD_LIMITS)
-    _, ranges = preparer._ask(preparation.MEASURE, model, asks(INT8, SET), SET, STANDARD_LIMITS, most=1 << 20)
-    given = preparer.prepare(model, asked=asks(INT8, ranges, "ranges"), part=ranges, limits=STANDARD_LIMITS)
+    measured = preparer.prepare(
+        model, asked=asks(INT8, SET), part=SET, limits=STANDARD_LIMITS, waiting=WAITING
+    )
+    _, ranges = preparer._ask(
+        preparation.MEASURE, model, asks(INT8, SET), SET, STANDARD_LIMITS, most=1 << 20, waiting=WAITING
+    )
+    given = preparer.prepare(
+        model, asked=asks(INT8, ranges, "ranges"), part=ranges, limits=STANDARD_LIMITS, waiting=WAITING
+    )
     assert given.onnx == measured.onnx
     a, b = measured.info.precision.made, given.info.precision.made
     assert a is not None and b is not None
@@ -157,7 +166,13 @@ def test_what_is_refused(
 ) -> None:
     """By the class and code that the same mistake has on the owner's machine."""
     with pytest.raises(refused) as caught:
-        preparer.prepare(admitted(data), asked=asks(asked_of, part, kind), part=part, limits=STANDARD_LIMITS)
+        preparer.prepare(
+            admitted(data),
+            asked=asks(asked_of, part, kind),
+            part=part,
+            limits=STANDARD_LIMITS,
+            waiting=WAITING,
+        )
     assert caught.value.code.startswith(code)
 
 
@@ -165,7 +180,7 @@ def test_trees_are_left_alone(preparer: Preparer) -> None:
     """Before any process is made."""
     with pytest.raises(AdmissionRefused) as caught:
         model = admitted(xgboost_json(), format="xgboost-json")
-        preparer.prepare(model, asked=asks(INT8), part=b"", limits=STANDARD_LIMITS)
+        preparer.prepare(model, asked=asks(INT8), part=b"", limits=STANDARD_LIMITS, waiting=WAITING)
     assert caught.value.code == "precision_nothing"
 
 
@@ -182,15 +197,115 @@ def test_limits_end_it(nursery: Nursery, limits: ChildLimits) -> None:
     preparer = Preparer(nursery, admit=admit, limits=limits, layers=())
     wide = network(node("Gemm", ["x", "w"], ["y"]), x=(None, 1000), w=numbers(1000, 1000))
     with pytest.raises(LimitExceeded) as caught:
-        preparer.prepare(admitted(wide), asked=asks(INT8), part=b"", limits=STANDARD_LIMITS)
+        preparer.prepare(admitted(wide), asked=asks(INT8), part=b"", limits=STANDARD_LIMITS, waiting=WAITING)
     assert caught.value.code == "preparation_limits"
+
+
+@pytest.mark.slow
+def test_processor_time_ends_it(nursery: Nursery) -> None:
+    """As the kernel counts it: a set that takes longer to measure than it may."""
+    limits = ChildLimits(wall_s=120, cpu_s=1, memory_bytes=1 << 30)
+    preparer = Preparer(nursery, admit=admit, limits=limits, layers=())
+    data, part = deep()
+    asked = asks(dataclasses.replace(INT8, method="percentile"), part)
+    with pytest.raises(LimitExceeded) as caught:
+        preparer.prepare(admitted(data), asked=asked, part=part, limits=STANDARD_LIMITS, waiting=WAITING)
+    assert caught.value.code == "preparation_limits"
+
+
+def deep() -> tuple[bytes, bytes]:
+    """A network, and a set that takes it seconds."""
+    chain = [
+        node("Gemm", [f"x{at}" if at else "x", "w"], [f"x{at + 1}" if at < 9 else "y"]) for at in range(10)
+    ]
+    model = network(*chain, x=(None, 1000), w=numbers(1000, 1000) / 1000)
+    return model, npz(x=np.ones((4_000, 1000), np.float32))
+
+
+@pytest.mark.slow
+def test_who_gives_up_ends_it(nursery: Nursery) -> None:
+    """What measures is killed; who had given up before gets no process to work. Neither counts as a death."""
+    preparer = Preparer(nursery, admit=admit, limits=STANDARD_CHILD, layers=())
+    data, part = deep()
+    asked, model, waiting = (
+        asks(dataclasses.replace(INT8, method="percentile"), part),
+        admitted(data),
+        Waiting(),
+    )
+    timer = threading.Timer(0.3, waiting.give_up)
+    timer.start()
+    for _ in range(2):
+        with pytest.raises(LimitExceeded):
+            preparer.prepare(model, asked=asked, part=part, limits=STANDARD_LIMITS, waiting=waiting)
+    assert waiting.over and not preparer._layouts
+    waiting.give_up()
+    timer.join()
+
+
+def test_three_deaths_renew_what_they_came_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of workers do: they share the layout of its memory. Who takes too long has not died."""
+
+    class One:
+        """What was forked."""
+
+        end: Any = None
+
+        @property
+        def layout(self) -> type[One]:
+            """Whatever is the same for all."""
+            return One
+
+        def __enter__(self) -> One:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    class Counting:
+        """A nursery."""
+
+        renewed = 0
+
+        def fork(self, kind: bytes) -> One:
+            return One()
+
+        def renew(self, child: One) -> None:
+            self.renewed += 1
+            if self.renewed > 1:
+                raise Failure("no", code="start_refused")
+
+    counting: Any = Counting()
+    preparer = Preparer(counting, admit=admit, limits=STANDARD_CHILD, layers=())
+    found = []
+    for fault in (
+        TimeoutError,
+        TimeoutError,
+        TimeoutError,
+        EOFError,
+        ConnectionResetError,
+        EOFError,
+        EOFError,
+    ):
+
+        def dies(*_: Any, fault: type[Exception] = fault) -> None:
+            raise fault
+
+        monkeypatch.setattr(preparation, "send", dies)
+        with pytest.raises(LimitExceeded):
+            preparer.prepare(
+                admitted(LAYERS_), asked=asks(INT8), part=b"", limits=STANDARD_LIMITS, waiting=WAITING
+            )
+        found.append(counting.renewed)
+    assert found == [0, 0, 0, 0, 0, 1, 2]
 
 
 def test_promised_layers_have_to_hold(nursery: Nursery) -> None:
     """A process in which one does not take hold does nothing at all."""
     preparer = Preparer(nursery, admit=admit, limits=STANDARD_CHILD, layers=(*LAYERS, "another"))
     with pytest.raises(LimitExceeded) as caught:
-        preparer.prepare(admitted(LAYERS_), asked=asks(INT8), part=b"", limits=STANDARD_LIMITS)
+        preparer.prepare(
+            admitted(LAYERS_), asked=asks(INT8), part=b"", limits=STANDARD_LIMITS, waiting=WAITING
+        )
     assert caught.value.code == "preparation_limits"
 
 
@@ -227,7 +342,7 @@ def test_a_process_that_was_taken_over(
     lying = Lying(nursery, admit=admit, limits=STANDARD_CHILD, layers=())
     lying.told = answer, data
     with pytest.raises(Error) as caught:
-        lying.prepare(admitted(LAYERS_), asked=asks(INT8), part=b"", limits=STANDARD_LIMITS)
+        lying.prepare(admitted(LAYERS_), asked=asks(INT8), part=b"", limits=STANDARD_LIMITS, waiting=WAITING)
     assert caught.value.code == code
 
 
@@ -248,7 +363,7 @@ def test_what_is_said_has_room(nursery: Nursery) -> None:
     """Names of excluded nodes burden the record like any metadata."""
     model = admitted(LAYERS_)
     made = preparation.Preparer(nursery, admit=admit, limits=STANDARD_CHILD, layers=()).prepare(
-        model, asked=asks(INT8), part=b"", limits=STANDARD_LIMITS
+        model, asked=asks(INT8), part=b"", limits=STANDARD_LIMITS, waiting=WAITING
     )
     size = dataclasses.replace(STANDARD_LIMITS, metadata_bytes=1000)
     with pytest.raises(LimitExceeded) as caught:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +16,9 @@ import pytest
 from models.networks import images, layers, residual
 from plane import ALICE, BOB, World, content_digest, plane, prepare_here, stream, xgboost_json
 
-from strongroom.errors import Error
+from strongroom.errors import Error, LimitExceeded
 from strongroom.npy import encode_npz
-from strongroom.preparation import Prepared
+from strongroom.preparation import Prepared, Waiting
 from strongroom.reduction import Options, Part, Reduction
 from strongroom.reduction_fields import fields_of
 from strongroom.service import View
@@ -192,3 +195,138 @@ def test_through_the_front_end(world: World) -> None:
     wrong = {**fields, "Content_Digest": content_digest(residual())}
     mismatch = asyncio.run(world.put("http", body, format="onnx", **wrong))
     assert mismatch.status_code in (401, 409)
+
+
+def test_one_upload_is_not_pinned_in_two_precisions(world: World) -> None:
+    """Who pins the digest of a file gets no answer of what was made of it; that has a digest of its own."""
+    plain = upload(world, "pinned", residual(), None).model
+    body = encode_npz(images(1))
+    npz = {"Content-Type": "application/x-npz", "Accept": "application/x-npz"}
+
+    def ask(digest: str) -> tuple[int, str]:
+        headers = npz | {"Strongroom-Model-Digest": digest}
+        answer = asyncio.run(
+            world.request("POST", "/v2/models/pinned/infer", key=ALICE, body=body, headers=headers)
+        )
+        return answer.status_code, answer.headers.get("strongroom-precision", answer.text)
+
+    assert ask(plain.sha256) == (200, "fp32")
+    made = upload(world, "pinned", SET + residual(), with_set()).model
+    assert made.sha256 == plain.sha256 and made.version == plain.version + 1
+    assert ask(made.canonical_sha256) == (200, "int8")
+    status, text = ask(plain.sha256)
+    assert status == 409 and "model_digest_mismatch" in text
+
+
+def test_the_digest_of_a_set_is_its_owners(world: World) -> None:
+    """Others, who could guess a small set and see that they are right, are not told; nor in the signed report."""
+    call = world.call("PUT", "/v1/models/told", key=ALICE, body=SET + residual())
+    whole = hashlib.sha256(SET + residual()).hexdigest()
+    asyncio.run(
+        world.service.upload(
+            call, name="told", access="public", format="onnx", sha256=whole, body=stream(SET + residual()),
+            reduction=with_set(),
+        )
+    )  # fmt: skip
+    digest = hashlib.sha256(SET).hexdigest()
+    for key, told in ((ALICE, True), (BOB, False), (None, False)):
+        for path in ("/v1/models/told", "/v1/models/told/versions/1", "/v1/models/told/admission"):
+            answer = asyncio.run(world.request("GET", path, key=key))
+            text = answer.text
+            if path.endswith("admission"):
+                text = base64.b64decode(answer.json()["report"]).decode()
+            assert answer.status_code == 200 and (digest in text) is told
+            assert '"form":"static"' in text.replace(" ", "")
+
+
+def test_the_seeds_upload_makes_no_precision(world: World) -> None:
+    """Who asks there is refused: a field that says what to make is not passed over."""
+    for field, code in (("int8", "precision_options"), ("bf16", "precision_unsupported")):
+        headers = {"Strongroom-Precision": field, "Content-Digest": content_digest(residual())}
+        answer = asyncio.run(
+            world.request(
+                "POST", "/model/upload?name=seed", key=ALICE, body=residual(), headers=headers, changes=True
+            )
+        )
+        assert (answer.status_code, answer.json()["code"]) == (400, code)
+    headers = {"Strongroom-Precision": "fp32", "Content-Digest": content_digest(residual())}
+    answer = asyncio.run(
+        world.request(
+            "POST", "/model/upload?name=seed", key=ALICE, body=residual(), headers=headers, changes=True
+        )
+    )
+    assert answer.status_code == 201
+
+
+def test_who_hangs_up_ends_what_is_made(world: World) -> None:
+    """And nothing is stored for them."""
+    begun = threading.Event()
+
+    def slow(*given: Any, waiting: Waiting, **more: Any) -> Prepared:
+        begun.set()
+        for _ in range(2000):
+            if waiting.over:
+                raise LimitExceeded("given up", code="preparation_limits")
+            time.sleep(0.01)
+        raise AssertionError("nobody gave up")
+
+    async def run() -> None:
+        body = SET + residual()
+        call = world.call("PUT", "/v1/models/gone", key=ALICE, body=body)
+        upload = asyncio.create_task(
+            world.service.upload(
+                call, name="gone", access="private", format="onnx", sha256=hashlib.sha256(body).hexdigest(),
+                body=stream(body), reduction=with_set(),
+            )
+        )  # fmt: skip
+        await asyncio.to_thread(begun.wait, 20)
+        upload.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await upload
+
+    former = world.service._prove
+    world.service._prove = replace(former, prepare=slow)
+    try:
+        asyncio.run(run())
+    finally:
+        world.service._prove = former
+    assert not world.store.versions("gone") and world.service._budget.held == 0
+
+
+def test_other_uploads_have_places_meanwhile(world: World) -> None:
+    """Making less precision takes at most half of them, whoever asks; what waits for it keeps nobody else out."""
+    begun, go = threading.Event(), threading.Event()
+
+    def slow(*given: Any, **more: Any) -> Prepared:
+        begun.set()
+        assert go.wait(20)
+        return prepare_here(*given, **more)
+
+    service = world.service
+    asked = Reduction(options=INT8)
+
+    def call(name: str, key: Any, reduction: Reduction | None) -> Any:
+        body = layers()
+        return service.upload(
+            world.call("PUT", f"/v1/models/{name}", key=key, body=body), name=name, access="private", format="onnx",
+            sha256=hashlib.sha256(body).hexdigest(), body=stream(body), reduction=reduction,
+        )  # fmt: skip
+
+    async def run() -> None:
+        first = asyncio.create_task(call("slow-1", ALICE, asked))
+        second = asyncio.create_task(call("slow-2", ALICE, asked))
+        await asyncio.to_thread(begun.wait, 20)
+        with pytest.raises(Error) as refused:
+            await call("slow-3", BOB, asked)
+        assert refused.value.code == "uploads_busy"
+        assert (await call("plain", BOB, None)).model.name == "plain"
+        go.set()
+        await asyncio.gather(first, second)
+
+    former = service._prove
+    service._prove = replace(former, prepare=slow)
+    try:
+        asyncio.run(run())
+    finally:
+        go.set()
+        service._prove = former

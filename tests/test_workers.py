@@ -52,6 +52,7 @@ LIMITS = WorkerLimits(
     run_longest_s=60,
     input_bytes=32 << 20,
     response_bytes=16 << 20,
+    idle_bytes=64 << 20,
     elements=1 << 20,
 )
 FLOAT, INT, STRING = TensorProto.FLOAT, TensorProto.INT64, TensorProto.STRING
@@ -272,6 +273,37 @@ def test_a_result_beyond_the_room_is_refused(nursery: Nursery) -> None:
         assert run(there, {"x": X}).tolist() == [3.0, -4.0]
 
 
+def test_a_worker_that_holds_much_memory_is_not_kept(nursery: Nursery) -> None:
+    """The allocator keeps what a large value took, from the second run on: below the limit the worker goes on with it,
+    above it the next run has another worker. What a request took in shared memory is given back, and not counted.
+    """
+    halves = model(
+        helper.make_node("Add", ["x", "x"], ["a"]),
+        helper.make_node("Mul", ["a", "a"], ["b"]),
+        helper.make_node("ReduceSum", ["b"], ["s"], keepdims=0),
+        inputs=[("x", FLOAT, ["n"])],
+        outputs=[("s", FLOAT, [])],
+    )
+    x = np.ones(6 << 20, np.float32)  # 24 MB
+    for most, kept in ((256 << 20, True), (8 << 20, False)):
+        with loaded(nursery, halves, idle_bytes=most) as there:
+            workers = set()
+            for _ in range(4):
+                assert float(run(there, {"x": x})) == 4.0 * len(x)
+                workers |= {one.pid for one, owner in there._workers._idle.items() if owner[1] == "a"}
+            assert len(workers) == 1 if kept else len(workers) != 1
+            if kept:
+                (held,) = [one for one, owner in there._workers._idle.items() if owner[1] == "a"]
+                assert held.swollen(8 << 20) and not held.swollen(256 << 20)
+                held.kill()
+                wait_for(lambda one=held: not one.alive())
+                assert not held.swollen(0)
+    with loaded(nursery, DOUBLE, idle_bytes=20 << 20) as there:  # 12 MB are the allocator's, 24 are shared
+        for _ in range(2):
+            run(there, {"x": x[: 3 << 20]})
+            assert there._workers.has(there, "a")
+
+
 # Deaths
 
 
@@ -483,7 +515,7 @@ def test_a_template_that_does_not_look_ends_all_the_same(nursery: Nursery) -> No
 def fake_worker() -> tuple[Worker, socket.socket]:
     """The server's side of one, and the end of the other."""
     one, (ours, theirs) = Worker.__new__(Worker), socket.socketpair()
-    one._end, one._process, one._lock, one._shared = ours, -1, threading.Lock(), None
+    one._end, one._process, one._statm, one._lock, one._shared = ours, -1, -1, threading.Lock(), None
     one._most = 1 << 12
     one._area, one._runs, one.spent_s = np.zeros(1 << 12, np.uint8), 0, 0.0
     ours.settimeout(0)

@@ -79,6 +79,13 @@ def _mlp(net: Net) -> None:
     net.output(net.dense(x, 256, 10), "output", ["N", 10])
 
 
+def _wide(net: Net) -> None:
+    x = net.input("input", F32, ["N", 2048])
+    for _ in range(3):
+        x = net.dense(x, 2048, 2048, act="relu", gain=2.0)
+    net.output(net.dense(x, 2048, 10), "output", ["N", 10])
+
+
 _IMAGE: Final = (3, 224, 224)
 _BASE: Final = partial(text.bert, layers=12, width=768, heads=12, inner=3072)
 _LARGEST: Final = partial(text.bert, layers=14, width=1024, heads=16, inner=4096)
@@ -119,6 +126,7 @@ ENTRIES: Final = (
         trees=Forest("trees500", trees=500, depth=8, features=20),
     ),
     _net("mlp", "tabular", "perceptron 64-256-256-10", (64,), _mlp),
+    _net("mlp2048", "wide", "perceptron of three layers of 2048", (2048,), _wide),
     _net(
         "tiny_resnet", "tiny", "ResNet of four blocks", (3, 32, 32),
         partial(vision.resnet, blocks=(1, 1, 1, 1), bottleneck=False, size=32, classes=10, base=8),

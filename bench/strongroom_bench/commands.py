@@ -9,9 +9,9 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from strongroom_bench import attested, catalogue, footprint, latency, memory, throughput
+from strongroom_bench import attested, catalogue, examples, footprint, latency, memory, precision, throughput
 from strongroom_bench.contender import unknown
-from strongroom_bench.machine import choose_cores
+from strongroom_bench.machine import choose_cores, staying_on
 from strongroom_bench.merge import merge
 from strongroom_bench.ours import Ours
 from strongroom_bench.peer import NAMES
@@ -22,6 +22,7 @@ from strongroom_bench.tables import render
 
 CACHE: Final = Path.home() / ".cache" / "strongroom-bench"
 SMALL: Final = ("trees30", "mlp", "trees500")
+PRECISE: Final = ("trained", "resnet50", "bert_base")
 QUICK: Final = ("trees30", "squeezenet", "resnet50")
 MANY: Final = {"concurrent_requests": 512, "concurrent_requests_per_caller": 512}
 """`[limits]` of our server for `throughput`, whose connections are one caller's; the default is 32 for one."""
@@ -94,10 +95,11 @@ def _measuring(command: _F) -> _F:
 def _options(
     *, rounds: int, warmups: int, isolation: tuple[str, ...] = (), target: str | None, policy: Path | None,
     key: Path | None, cache: Path, against: tuple[str, ...] = (), limits: dict[str, int] | None = None,
+    batching: bool = False,
 ) -> Options:  # fmt: skip
     return Options(
         plan=Plan(rounds=rounds, warmups=warmups), against=against, isolation=isolation, target=target, policy=policy,
-        key=key, cache=cache, limits=limits or {}, say=_say,
+        key=key, cache=cache, limits=limits or {}, say=_say, batching=batching,
     )  # fmt: skip
 
 
@@ -202,6 +204,9 @@ def _rates(
     "--connections", default=",".join(map(str, throughput.CONNECTIONS)), show_default=True, callback=_names,
     metavar="N,...", help="Connections at once.",
 )  # fmt: skip
+@click.option(
+    "--batching", is_flag=True, help="Our server once more, with models whose requests may share a run."
+)
 @_against
 @_measuring
 def throughput_command(
@@ -278,6 +283,32 @@ def footprint_command(
     _show(_footprint(options), as_json=as_json, out=out)
 
 
+def _precision(models: tuple[str, ...], options: Options) -> Result:
+    cores = choose_cores()
+    result = new_result("precision", precision.BASELINE, options, cores)
+    networks = examples.known(models)
+    with staying_on(cores.client):
+        ours = start_ours(options, cores, isolation=levels(options)[0][1])
+        try:
+            precision.compare(
+                result, networks, ours, options.plan, cores=cores, models=options.cache / "models", say=_say
+            )
+        finally:
+            ours.close()
+    return result
+
+
+@main.command("precision")
+@click.option(
+    "--models", default=",".join(PRECISE), show_default=True, callback=_names, metavar="NAME,...",
+    help="Networks, or groups of them: trained, paper, tabular, tiny.",
+)  # fmt: skip
+@_measuring
+def precision_command(models: tuple[str, ...], as_json: bool, out: Path | None, **options: Any) -> None:
+    """Latency and accuracy against precision: fp32, fp16, int8 without and with a calibration set."""
+    _show(_precision(models, _options(**options)), as_json=as_json, out=out)
+
+
 def _memory(models: tuple[str, ...], options: Options) -> Result:
     cores = choose_cores()
     result = new_result("memory", "strongroom", options, cores)
@@ -342,6 +373,7 @@ def all_command(
     )
     _show(_attest(_options(**options, limits=attested.LIMITS)), as_json=as_json, out=out)
     _show(_footprint(plain), as_json=as_json, out=out)
+    _show(_precision(PRECISE, plain), as_json=as_json, out=out)
     if plain.target is None:
         _show(_memory(("paper",), plain), as_json=as_json, out=out)
 

@@ -77,10 +77,19 @@ class Contender(Protocol):
 class Engine:
     """An engine in a child process, with no server and no protection around it."""
 
-    def __init__(self, name: str, title: str, *, cores: Cores, python: Path = Path(sys.executable)) -> None:
+    def __init__(
+        self,
+        name: str,
+        title: str,
+        *,
+        cores: Cores,
+        python: Path = Path(sys.executable),
+        engine: str | None = None,
+    ) -> None:
+        """`engine`: one of `engine_child.ENGINES`, else the one that `name` says."""
         self.name, self.title, self.version = name, title, ""
         self.facts: dict[str, Any] = {"transport": "none: a call within the process"}
-        self._engine = "onnxruntime" if name == "bare" else name
+        self._engine = engine or ("onnxruntime" if name == "bare" else name)
         self._core, self._python = cores.server, python
         self._child: subprocess.Popen[str] | None = None
         self._folder = tempfile.TemporaryDirectory(prefix="strongroom-bench-")
@@ -101,6 +110,11 @@ class Engine:
     def once(self) -> float:
         """One inference, timed in the child."""
         return float(self._ask("run"))
+
+    def once_both(self) -> tuple[float, float]:
+        """The same, with the seconds that it took on a core: what else the machine does is not in those."""
+        clock, busy = self._ask("both")
+        return float(clock), float(busy)
 
     def cold(self) -> float:
         """A session made anew and its first inference, timed in the child."""

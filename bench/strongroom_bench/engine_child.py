@@ -1,6 +1,7 @@
 """One engine on one model in a process of its own: `python engine_child.py ENGINE MODEL INPUTS.npz`.
 
-Reads a word per line and answers each with one line of JSON: `run` (seconds of one inference), `cold` (seconds of
+Reads a word per line and answers each with one line of JSON: `run` (seconds of one inference), `both` (those, and
+seconds of processor time), `cold` (seconds of
 making a session and its first inference, in a warm process), `load`, `unload`, `outputs FILE` (writes an .npz),
 `memory` (bytes). The clock is read here, around the call: what is measured is the engine alone. Runs in environments
 that do not have this package, so it imports nothing of it.
@@ -95,12 +96,13 @@ class Tract:
 ENGINES: dict[str, type[OnnxRuntime] | type[Tract]] = {"onnxruntime": OnnxRuntime, "tract": Tract}
 
 
-def _timed(engine: Engine, *, cold: bool) -> float:
-    started = time.perf_counter()
+def _timed(engine: Engine, *, cold: bool) -> tuple[float, float]:
+    """Seconds by the clock, and of this process on a core."""
+    started, busy = time.perf_counter(), time.process_time()
     if cold:
         engine.load()
     engine.run()
-    return time.perf_counter() - started
+    return time.perf_counter() - started, time.process_time() - busy
 
 
 def _answer(engine: Engine, word: str, rest: str) -> Any:
@@ -111,8 +113,9 @@ def _answer(engine: Engine, word: str, rest: str) -> Any:
     if word == "unload":
         engine.unload()
         return True
-    if word in ("run", "cold"):
-        return _timed(engine, cold=word == "cold")
+    if word in ("run", "cold", "both"):
+        both = _timed(engine, cold=word == "cold")
+        return both if word == "both" else both[0]
     if word == "outputs":
         np.savez(rest, *engine.run())
         return True

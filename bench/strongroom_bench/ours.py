@@ -41,14 +41,17 @@ class Ours:
     """Strongroom as a contender.
 
     `target_url`: a server to measure instead of starting one, with the policy that accepts it and a key that may
-    upload there. `limits`: settings of `[limits]` beyond the defaults.
+    upload there. `limits`: settings of `[limits]` beyond the defaults. `batching`: of the models that are uploaded.
     """
 
     def __init__(
         self, *, cores: Cores, name: str = OURS, isolation: str | None = None, limits: Mapping[str, int] | None = None,
         target_url: str | None = None, policy: Path | None = None, key: Path | None = None,
+        batching: bool = False,
     ) -> None:  # fmt: skip
-        self.name, self.title = name, f"Strongroom, {isolation}" if isolation else "Strongroom"
+        words = [*([isolation] if isolation else []), *(["batching"] if batching else [])]
+        self.name, self.title = name, ", ".join(["Strongroom", *words])
+        self._batching = batching
         self.version = f"strongroom {strongroom.__version__}"
         self._folder = tempfile.TemporaryDirectory(prefix="strongroom-bench-")
         self._core = cores.server
@@ -87,6 +90,7 @@ class Ours:
             "platform": verdict.format + (" (simulated)" if verdict.simulated else ""),
             "isolation": stated[0] if stated else "not stated",
             "settings": dict(limits),
+            "batching": self._batching,
             "client": "strongroom.Client",
         }
 
@@ -126,7 +130,9 @@ class Ours:
     def load(self, workload: Workload) -> None:
         """Uploads the model, as its owner does, and runs it once."""
         try:
-            self._model = self.client.upload_model(workload.path, name=workload.name, access="private")
+            self._model = self.client.upload_model(
+                workload.path, name=workload.name, access="private", batching=self._batching
+            )
         except strongroom.Error as error:
             raise Unable(f"the upload: {error.message} [{error.code}]") from error
         metadata = self._model.metadata

@@ -251,6 +251,64 @@ def _size_charts(result: Result) -> list[tuple[str, str]]:
     return [("What must be trusted", _svg(figure)), ("Our server's environment by component", _svg(pie))]
 
 
+def _precision_charts(result: Result) -> list[tuple[str, str]]:
+    """Latency in the engine and through the server, error, and right answers, each by precision."""
+    names = [c["name"] for c in result.contenders]
+    engines = [name for name in names if not name.startswith("strongroom")]
+
+    def find(subject: str, name: str) -> Row | None:
+        return result.find(subject, name, "latency")
+
+    def judged(subject: str, name: str) -> Row | None:
+        row = find(subject, name)
+        return None if row is None or row.detail["right"] is None else row
+
+    def ratio(row: Row) -> float:
+        return row.ratio.value if row.ratio else 1.0
+
+    def ends(row: Row) -> tuple[float, float]:
+        return (row.ratio.low, row.ratio.high) if row.ratio else (1.0, 1.0)
+
+    label = f"median / median of {result.baseline} in bare onnxruntime (line: 1), 95 % interval"
+    reduced = [name for name in engines if name != result.baseline]
+    error = _bars(result, find, reduced, _error, None, "1 - cosine to the answers of fp32, mean over examples",
+                  log=True)  # fmt: skip
+    right = _bars(
+        result, judged, engines, lambda row: float(row.detail["right"]), None, "share of right answers"
+    )
+    return [
+        ("Latency by precision, in the engine and through our server", _bars(result, find, names, ratio, ends, label,
+                                                                           line=1.0)),
+        ("Latency against accuracy: each mark is a network in one precision", _trade(result, engines)),
+        ("Error by precision", error),
+        ("Right answers by precision, where there are any", right),
+    ]  # fmt: skip
+
+
+def _error(row: Row) -> float:
+    return float(max(1 - row.detail["cosine"], 1e-9))  # the axis is logarithmic
+
+
+def _trade(result: Result, names: Sequence[str]) -> str:
+    figure, axes = _figure(8, 4.5)
+    for at, name in enumerate(names):
+        rows = [row for row in result.rows if row.contender == name and row.metric == "processor"]
+        if not rows or name == result.baseline:
+            continue
+        places = [row.ratio.value if row.ratio else 1.0 for row in rows]
+        errors = list(map(_error, rows))
+        axes.scatter(places, errors, label=name, color=COLOURS[at % len(COLOURS)])
+        for row, x, y in zip(rows, places, errors, strict=True):
+            axes.annotate(row.subject, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=7)
+    axes.axvline(1.0, color="black", linewidth=0.8)
+    axes.set_yscale("log")
+    axes.set_xlabel(f"processor time / that of {result.baseline} in bare onnxruntime: to the left is faster")
+    axes.set_ylabel("1 - cosine to the answers of fp32")
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    return _svg(figure)
+
+
 def _plain_charts(result: Result) -> list[tuple[str, str]]:
     figure, axes = _figure(8, 1.2 + 0.3 * len(result.rows))
     unit = "MB" if result.command == "memory" else "ms"
@@ -272,4 +330,5 @@ _CHARTS: dict[str, Callable[[Result], list[tuple[str, str]]]] = {
     "footprint": _size_charts,
     "attest": _plain_charts,
     "memory": _plain_charts,
+    "precision": _precision_charts,
 }

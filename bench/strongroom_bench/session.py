@@ -32,6 +32,8 @@ class Options:
     cache: Path
     limits: Mapping[str, int]
     say: Callable[[str], None]
+    batching: bool = False
+    """Whether our server takes part once more, with models whose requests may share a run."""
 
 
 def new_result(command: str, baseline: str, options: Options, cores: machine.Cores) -> Result:
@@ -57,10 +59,16 @@ def new_result(command: str, baseline: str, options: Options, cores: machine.Cor
 
 
 def start_ours(
-    options: Options, cores: machine.Cores, *, isolation: str | None = None, name: str = OURS
+    options: Options,
+    cores: machine.Cores,
+    *,
+    isolation: str | None = None,
+    name: str = OURS,
+    batching: bool = False,
 ) -> Ours:
     """Our server, or the target."""
     return Ours(
+        batching=batching,
         name=name, cores=cores, isolation=isolation, limits=options.limits, target_url=options.target,
         policy=options.policy, key=options.key,
     )  # fmt: skip
@@ -93,6 +101,9 @@ def _contenders(
         for name, level in levels(options):
             options.say(f"starting our server ({level or 'its default isolation'})")
             started.append(start_ours(options, cores, isolation=level, name=name))
+        if options.batching:
+            options.say("starting our server once more, with batching")
+            started.append(start_ours(options, cores, name=f"{OURS}-batching", batching=True))
         for name in options.against:
             options.say(f"preparing {name}")
             try:

@@ -15,6 +15,7 @@ TITLES = {
     "footprint": "What must be trusted, in bytes (the paper's Figure 1)",
     "overload": "Overload",
     "memory": "Resident memory of our server",
+    "precision": "Latency and accuracy against precision",
 }
 
 
@@ -55,6 +56,8 @@ def render(result: Result) -> str:
         parts += [_latencies(result), "", *_means(result), *_paper(result)]
     elif result.command in ("throughput", "overload"):
         parts += [_rates(result)]
+    elif result.command == "precision":
+        parts += [_precisions(result)]
     elif result.command == "footprint":
         parts += [_sizes(result)]
     else:
@@ -163,6 +166,41 @@ def _sizes(result: Result) -> str:
         for name, (low, high) in paper.SIZES_MB.items()
     ]
     return grid(["component", "pruned", "installed", ""], [*lines, *published])
+
+
+def _precisions(result: Result) -> str:
+    lines, said = [], []
+    for subject in result.subjects():
+        rows = [row for row in result.rows if row.subject == subject and row.metric == "latency"]
+        base = next((row for row in rows if row.contender == result.baseline), rows[0])
+        for row in rows:
+            if row.contender.startswith("strongroom"):
+                continue
+            there = "strongroom" if row is base else f"strongroom-{row.contender}"
+            detail, through = row.detail, result.find(subject, there, "latency")
+            busy = result.find(subject, row.contender, "processor")
+            right = detail["right"]
+            lines.append([
+                subject if row is base else "", row.contender, amount(detail["bytes"], "bytes"), _time(row),
+                _faster(row), _faster(busy), "-" if through is None else _time(through), _faster(through),
+                f"{detail['cosine']:.5f}", f"{detail['cosine_least']:.5f}", "-" if right is None else f"{right:.3f}",
+            ])  # fmt: skip
+        about = f"  {subject}: {base.detail['title']}; {base.detail['examples']} examples: {base.detail['source']}"
+        said.append(about + (f"; right: {base.detail['right_is']}" if base.detail["right_is"] else ""))
+    head = ["network", "precision", "file", "engine", "faster [95 %]", "on a core",
+            "our server", "faster [95 %]", "cosine", "worst",
+            "right"]  # fmt: skip
+    note = (
+        f"faster: than {result.baseline} in bare onnxruntime on one thread, by the clock, and by processor time (on a "
+        "core); cosine: to its answers, mean and worst"
+    )
+    return "\n".join([grid(head, lines), note, *said])
+
+
+def _faster(row: Row | None) -> str:
+    if row is None or row.ratio is None:
+        return "-"
+    return f"{1 / row.ratio.value:.2f} [{1 / row.ratio.high:.2f}, {1 / row.ratio.low:.2f}]"
 
 
 def _plain(result: Result) -> str:

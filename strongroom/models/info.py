@@ -246,6 +246,8 @@ class ModelInfo:
     precision: Precision = NOT_LOOKED_AT
     partition: str = "auto"
     """Whether it is cut into stages: `auto` where it is larger than memory, `off`, or a number of them."""
+    batching: bool = False
+    """Whether requests of one caller may share a run: the owner's word, not the model's."""
 
     def to_json(self) -> dict[str, Any]:
         """The JSON object form; `ModelInfo.from_json(info.to_json()) == info`."""
@@ -261,6 +263,7 @@ class ModelInfo:
             "admission": self.admission.to_json(),
             **({"precision": self.precision.to_json()} if looked else {}),
             **({"partition": self.partition} if self.partition != "auto" else {}),
+            **({"batching": True} if self.batching else {}),
         }
 
     @classmethod
@@ -283,9 +286,11 @@ class ModelInfo:
         )
         # Records of releases that did not look have no such member; written again they have none, either.
         looked = isinstance(value, dict) and "precision" in value
+        batching = isinstance(value, dict) and "batching" in value
         asked = isinstance(value, dict) and "partition" in value
-        more = (*(("precision",) if looked else ()), *(("partition",) if asked else ()))
-        members = _members(value, (*names, *more))
+        there = {"precision": looked, "batching": batching, "partition": asked}
+        members = _members(value, (*names, *(name for name, is_there in there.items() if is_there)))
+        _check(not batching or members["batching"] is True, "batching is not true")
         _check(members["format"] in FORMATS, "format is not one of " + ", ".join(FORMATS))
         inputs = tuple(TensorSpec.from_json(entry) for entry in _list(members["inputs"], "inputs"))
         outputs = tuple(TensorSpec.from_json(entry) for entry in _list(members["outputs"], "outputs"))
@@ -308,6 +313,7 @@ class ModelInfo:
             admission=Admission.from_json(members["admission"]),
             precision=Precision.from_json(members["precision"]) if looked else NOT_LOOKED_AT,
             partition=_partition(members["partition"]) if asked else "auto",
+            batching=batching,
         )
 
 

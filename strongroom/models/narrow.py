@@ -18,6 +18,10 @@ EIGHT_BITS: Final = frozenset({
     "QLinearMatMul",
 })  # fmt: skip
 """Operators of ai.onnx that compute with eight bits, or go there and back."""
+_KINDS: Final = frozenset(
+    {"to", "dtype", "output_dtype", "output_datatype", "stash_type", "softmax_precision"}
+)
+"""Attributes that are datatypes: of what an operator makes, or computes with inside (LayerNormalization, Attention)."""
 _T: Final = onnx.TensorProto
 _FLOATS: Final = frozenset(
     number for name, number in _T.DataType.items() if name.startswith(("FLOAT", "BFLOAT")) and name != "FLOAT"
@@ -55,7 +59,7 @@ def _nodes(nodes: Any, found: Counter[str]) -> None:
         if made.op_type in EIGHT_BITS:
             found[made.op_type] += 1
         for attribute in made.attribute:
-            if attribute.name == "to" and made.op_type == "Cast":
+            if attribute.name in _KINDS:
                 _type(attribute.i, found)
             for tensor in _tensors(attribute):
                 # Learners keep the modes of their nodes in bytes, which no number is computed from.

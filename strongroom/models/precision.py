@@ -23,13 +23,13 @@ import numpy as np
 import onnx
 
 from strongroom import models
-from strongroom.errors import AdmissionRefused, InvalidRequest
+from strongroom.errors import AdmissionRefused, InvalidRequest, LimitExceeded
 from strongroom.models import calibration, dynamic, halves, opset, static, tables
 from strongroom.models.calibration import Request, Run
 from strongroom.models.info import AdmissionLimits, Admitted
 from strongroom.models.narrow import EIGHT_BITS
-from strongroom.models.rewrite import FLOAT, Graph, names_of, operators
-from strongroom.models.simplify import simplify
+from strongroom.models.rewrite import FLOAT, SPARE, Graph, names_of, operators
+from strongroom.models.simplify import lift_constants, simplify
 from strongroom.models.wire import imports_of, written
 from strongroom.reduction import Options as Options
 
@@ -118,7 +118,8 @@ def rewrite(
         AdmissionRefused: nothing to rewrite, in eight bits already, or of an operator set that has not what is
             needed (codes `precision_nothing`, `precision_twice`, `precision_opset`), or numbers that have no scale
             (`precision_scale`).
-        LimitExceeded: new constants take too many bytes (code `precision_size`).
+        LimitExceeded: new constants take too many bytes, or what is made more than the model (code `precision_size`):
+            it is stored, and quotas count uploads.
     """
     form = "fp16" if options.precision == "fp16" else "dynamic" if ranges is None else "static"
     graph, kept, made_plan = _planned(admitted, form, options)
@@ -137,8 +138,14 @@ def rewrite(
         raise AdmissionRefused(f"the model has nothing that {form} can be made of", code="precision_nothing")
     done = Counter(made.op_type for made in rewritten)
     left = {name: count - done[name] for name, count in products.items() if count > done[name]}
+    data = _bytes(graph.finish())
+    if len(data) > len(admitted.onnx) + SPARE:
+        raise LimitExceeded(
+            f"in less precision the model would have {len(data)} bytes, it has {len(admitted.onnx)}",
+            code="precision_size",
+        )
     return Rewritten(
-        data=_bytes(graph.finish()),
+        data=data,
         form=form,
         rewritten=tuple(sorted(done.items())),
         left=tuple(sorted(left.items())) if form != "fp16" else (),
@@ -154,7 +161,9 @@ def _planned(admitted: Admitted, form: str, options: Options) -> tuple[Graph, fr
     kept = _kept(graph, options.exclude)
     if form == "static":
         opset.raise_opset(graph)
-    if form != "fp16":
+    if form == "fp16":
+        lift_constants(graph, kept=kept)
+    else:
         simplify(graph, kept=kept)
     return graph, kept, static.plan(graph, kept=kept) if form == "static" else static.Plan()
 

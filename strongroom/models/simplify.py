@@ -22,6 +22,24 @@ def simplify(graph: Graph, *, kept: Container[str]) -> None:
     _fold_norms(graph, kept)
 
 
+def lift_constants(graph: Graph, *, kept: Container[str]) -> None:
+    """Constant nodes become constants; nothing else changes, so that every answer stays what it is."""
+    nodes = []
+    for made in graph.nodes:
+        name = made.output[0] if made.output else ""
+        free = (
+            standard(made) and made.op_type == "Constant" and name not in kept and name not in graph.exposed
+        )
+        tensor = _constant(graph, made) if free else None
+        if tensor is None:
+            nodes.append(made)
+        else:
+            tensor.name = name
+            graph.constants[name] = tensor
+    graph.nodes = nodes
+    graph.refresh()
+
+
 def _fold_constants(graph: Graph, kept: Container[str]) -> None:
     """Constant, Identity and Transpose of constants become constants; Identity elsewhere is read through."""
     nodes: list[Any] = []

@@ -98,8 +98,36 @@ def test_plain_models(data: bytes) -> None:
             ),
             {"DequantizeLinear": 1, "QuantizeLinear": 1},
         ),
+        (
+            made(
+                node("Reshape", ["x", "two"], ["m"]),
+                node("EyeLike", ["m"], ["e"], dtype=TensorProto.FLOAT16),
+                node("Cast", ["e"], ["f"], to=FLOAT),
+                node("MatMul", ["m", "f"], ["p"]),
+                node("Reshape", ["p", "one"], ["y"]),
+                two=np.array([2, 2]),
+                one=np.array([4]),
+            ),
+            {"FLOAT16": 1},
+        ),
+        (
+            made(
+                node("LayerNormalization", ["x", "w"], ["y"], axis=0, stash_type=TensorProto.BFLOAT16),
+                w=np.ones(4, np.float32),
+            ),
+            {"BFLOAT16": 1},
+        ),
     ],
-    ids=["halves at the edges", "a cast", "a constant", "weights of bytes", "inner", "eight bits"],
+    ids=[
+        "halves at the edges",
+        "a cast",
+        "a constant",
+        "weights of bytes",
+        "inner",
+        "eight bits",
+        "halves that are made",
+        "a norm that computes in halves",
+    ],
 )
 def test_models_that_arrive_in_less(data: bytes, narrow: dict[str, int]) -> None:
     """`as-uploaded`, with what they have; never fp32."""

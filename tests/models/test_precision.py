@@ -222,6 +222,14 @@ def test_constants_of_exporters_are_seen_through() -> None:
     assert dict(made.rewritten) == {"MatMul": 1}
     assert not counts(made.admitted.onnx).keys() & {"Constant", "Identity", "Transpose"}
     assert error(data, made, {"x": numbers(4, 32, seed=9)}) < 0.03
+    # In halves: the constant is a weight, and nothing else changes. Excluded, or read by name, it stays.
+    halves = reduced(data, options=Options(precision="fp16"))
+    assert dict(halves.rewritten) == {"Identity": 1} and len(halves.admitted.onnx) < 0.7 * len(data)
+    assert counts(halves.admitted.onnx) == {"Cast": 1, "Identity": 1, "Transpose": 1, "MatMul": 1}
+    assert error(data, halves, {"x": numbers(4, 32, seed=9)}) < 1e-3
+    with pytest.raises(Error) as refused:
+        reduced(data, options=Options(precision="fp16", exclude=("k",)))
+    assert refused.value.code == "precision_nothing"
 
 
 @pytest.mark.parametrize("name", ["dynamic", "static", "fp16"])
@@ -511,6 +519,14 @@ def test_a_small_file_makes_no_large_network() -> None:
     """Each Gemm with a factor of its own asks for a copy of the one matrix."""
     with pytest.raises(LimitExceeded) as refused:
         reduced(shared(40, 400, factors=True))
+    assert refused.value.code == "precision_size"
+
+
+def test_less_precision_takes_no_more_room() -> None:
+    """Copies that stay within what rewriting may make are still no model of less bytes, and quotas count the upload."""
+    data = shared(14, 500, factors=True)
+    with pytest.raises(LimitExceeded, match=f"it has {len(admitted(data).onnx)}") as refused:
+        reduced(data)
     assert refused.value.code == "precision_size"
 
 
