@@ -283,7 +283,8 @@ class ModelMetadata:
             "erasure": self.erasure, "inputs": tensors(self.inputs), "outputs": tensors(self.outputs),
             "primary_output": self.primary_output, "feature_names": list(self.feature_names),
             "notes": dict(self.notes), "precision": {"name": self.precision, **self.reduced}, "engine": self.engine,
-            "partition": self.partition, "stages": self.stages, "threads": self.threads, "cpu": self.cpu, "simulated": self.simulated,
+            "partition": self.partition, "stages": self.stages, "threads": self.threads,
+            "cpu": self.cpu, "simulated": self.simulated,
         }  # fmt: skip
 
 

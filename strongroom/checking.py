@@ -73,6 +73,26 @@ def check_models(
     return tuple(results)
 
 
+def check_forms(
+    models: tuple[ModelVersion, ...], *, read: Callable[[ModelVersion], int]
+) -> tuple[CheckResult, ...]:
+    """Opens every prepared form; `read` checks its tags and gives its bytes, 0 where there is none."""
+    results = []
+    for model in models:
+        subject = f"prepared form of {model.name} version {model.version}"
+        try:
+            size = read(model)
+        except NotFound:
+            continue
+        except Error as exc:
+            results.append(CheckResult(subject=subject, passed=False, code=exc.code, detail=exc.message))
+        else:
+            if size:
+                detail = f"{size} bytes; every tag is right"
+                results.append(CheckResult(subject=subject, passed=True, code="", detail=detail))
+    return tuple(results)
+
+
 def check_orphans(data: Path, *, known: set[str]) -> CheckResult:
     """Whether nothing lies among the data files that the record does not name."""
     try:

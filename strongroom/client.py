@@ -209,8 +209,8 @@ class Client(_ClientBase):
         `.npz`, or arrays by input name) or `ranges` (what `quantize --ranges-out` wrote) make it static; the set is not
         kept. `reduction.Options` in the place of the word say more: nodes to exclude, and the like.
 
-        `partition`: "auto" has a model that is larger than the server's memory for models run in stages, a number has it
-        run in so many, "off" never (docs/partitioning.md); results are the same bytes.
+        `partition`: "auto" has a model that is larger than the server's memory for models run in stages, a number has
+        it run in so many, "off" never (docs/partitioning.md); results are the same bytes.
 
         `batching`: small requests of one caller may share a run, for a model whose rows are independent of one another
         (docs/performance.md).

@@ -70,7 +70,8 @@ class Security:
     verify_on_load: str = _setting(
         "tags",
         "What the store checks when it reads a model: the authentication tags of every chunk, or also the "
-        "SHA-256 of the whole. The digest is compared once more, in either case, before the engine gets the model.",
+        "SHA-256 of the whole. The engine gets what was admitted only with its digest; a prepared form, whose tags are "
+        "bound to that digest, is used with `tags` alone.",
         choices=("tags", "sha256"),
     )
     handover_policy: str = _setting(

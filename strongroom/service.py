@@ -592,7 +592,9 @@ class Service:
     # Small things
 
     def _view(self, model: ModelVersion, principal: Principal | None) -> View:
-        return View(model=shown(model, principal), loaded=self._runner.is_loaded(model), stages=self.stages(model))
+        return View(
+            model=shown(model, principal), loaded=self._runner.is_loaded(model), stages=self.stages(model)
+        )
 
     def stages(self, model: ModelVersion) -> int:
         """In how many stages a model runs; 1: as a whole."""

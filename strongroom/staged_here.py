@@ -59,6 +59,10 @@ class StagedHere:
     def begin(self, inputs: Mapping[str, Array], *, outputs: tuple[str, ...], job: Job) -> None:
         """See `jobs.Loaded`: stages have to be waited for."""
 
+    def shared(self, job: Job) -> bool:
+        """See `jobs.Loaded`."""
+        return job.caller is not None
+
     def close(self) -> None:
         """See `jobs.Loaded`. A run under way ends first."""
         self._feeding.close()

@@ -26,7 +26,14 @@ from typing import Literal, Self
 
 from strongroom import disk
 from strongroom.anchor import NOTHING, Anchor
-from strongroom.checking import CheckResult, check_left_overs, check_models, check_orphans, check_record
+from strongroom.checking import (
+    CheckResult,
+    check_forms,
+    check_left_overs,
+    check_models,
+    check_orphans,
+    check_record,
+)
 from strongroom.errors import Conflict, Error, Failure, NotFound, SealRefused, Unavailable
 from strongroom.keys import STORE_ID_BYTES, SealingRoot, StoreKeys
 from strongroom.place import DATA, STATE, Place, locked, sweep, write_state
@@ -421,9 +428,10 @@ class Store(DataFiles):
         with self._lock:
             record = check_record(self._folder / STATE, digest=self._digest, epoch=self._record.epoch)
         models = check_models(self.models(), read=lambda model: self.read(model, verify="sha256"))
+        forms = check_forms(self.models(), read=self.verify_form)
         with self._lock:
             orphans = check_orphans(self._data, known=self._named() | self._in_flight)
-        return (record, *check_left_overs(self._swept), *models, orphans)
+        return (record, *check_left_overs(self._swept), *models, *forms, orphans)
 
     # The rest is the store's own business, and that of `Upload`.
 

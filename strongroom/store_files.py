@@ -19,7 +19,7 @@ from strongroom import disk
 from strongroom.errors import SealRefused, Unavailable
 from strongroom.keys import StoreKeys
 from strongroom.prepared import Form, Making, Stage, facts
-from strongroom.sealed import Opening, Sealer, chunk_count, unwrap_key, wrap_key
+from strongroom.sealed import TAG_BYTES, Opening, Sealer, chunk_count, overwrite, unwrap_key, wrap_key
 from strongroom.state import Entry, ModelVersion, Record, check_share
 from strongroom.upload import begin_file
 
@@ -101,6 +101,24 @@ class DataFiles:
                     )
                 )
             yield tuple(opened)
+
+    def verify_form(self, model: ModelVersion) -> int:
+        """Opens every chunk of the model's form and keeps nothing; bytes of the form, 0 where there is none.
+
+        Raises:
+            As `stages` and `Opening.open_chunk`.
+        """
+        form = self.form(model)
+        if form is None:
+            return 0
+        with self.stages(model, form) as stages, disk.faults("read a data file"):
+            for opening in stages:
+                plain = bytearray(min(opening.chunk_size, opening.length))
+                scratch = memoryview(bytearray(len(plain) + TAG_BYTES))
+                for number in range(opening.chunks):
+                    opening.open_chunk(number, memoryview(plain)[: opening.size_of(number)], scratch=scratch)
+                overwrite(plain)
+        return form.length
 
     def begin_stage(self) -> tuple[Sealer, Path]:
         """A fresh sealer and the path of a fresh data file, for one stage of a form: see `put_form`, `discard`."""

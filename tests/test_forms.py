@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
+import socket
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +18,21 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from store_worker import open_store
 
+from strongroom import forms as module
 from strongroom.admission import ChildLimits
 from strongroom.engine import Engine, InProcess
+from strongroom.errors import SealRefused
 from strongroom.forms import Forms
+from strongroom.frames import receive, send
 from strongroom.jobs import Job, Source
 from strongroom.launch import CHILD, dependency_folders
 from strongroom.models import admit
 from strongroom.models.info import STANDARD_LIMITS, Admitted
 from strongroom.planned import FEWEST
-from strongroom.prepared import Making
+from strongroom.prepared import Form, Making, Stage
 from strongroom.processes import WorkerLimits
+from strongroom.sealed import WRAPPED_BYTES
+from strongroom.stages import Tensor, tail
 from strongroom.state import ModelVersion
 from strongroom.store import Store
 from strongroom.workers import Workers
@@ -101,6 +111,11 @@ def store(tmp_path: Path) -> Iterator[Store]:
         yield made
 
 
+def files(store: Store) -> list[Path]:
+    """Its data files."""
+    return list(store._data.iterdir())
+
+
 def put(store: Store, admitted: Admitted, name: str = "net", owner: str = OWNER) -> ModelVersion:
     """Uploads what was admitted."""
     upload = store.begin(name=name, owner=owner, access="private", format="onnx", max_bytes=1 << 30)
@@ -160,3 +175,237 @@ def test_a_model_runs_from_its_form_with_the_same_bits(store: Store, nursery: Nu
     np.testing.assert_array_equal(
         alone.run({"x": X}, outputs=(), job=Job(caller="a", seconds=30.0))["y"], wanted
     )
+
+
+def test_a_small_model_gets_none(store: Store, nursery: Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nobody looks at it again."""
+    model = put(store, NETWORK)
+    monkeypatch.setattr(module, "WORTH_BYTES", len(NETWORK.onnx) + 1)
+    kept(store, nursery).make(model)
+    assert store.form(model) is None and len(files(store)) == 1
+
+
+def test_a_form_of_another_engine_or_processor_is_not_used(store: Store, nursery: Nursery) -> None:
+    """The model is loaded as it was admitted, and a form made for what is there takes the place of the other."""
+    model = put(store, NETWORK)
+    kept(store, nursery).make(model)
+    for other in (OTHER, Making(engine=MAKING.engine, processor="less")):
+        forms = kept(store, nursery, other)
+        with forms.stages(model) as stages:
+            assert stages == ()
+    forms.make(model)
+    form = store.form(model)
+    assert form is not None and form.making == other
+    assert len(files(store)) == 2  # the former one is gone
+    with forms.stages(model) as stages:
+        assert len(stages) == 1
+
+
+def _flip(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(bytes(data))
+
+
+SPOILT: dict[str, Callable[[Path], object]] = {
+    "header": lambda path: _flip(path, 9),
+    "first chunk": lambda path: _flip(path, 100),
+    "last chunk": lambda path: _flip(path, -1),
+    "cut short": lambda path: os.truncate(path, path.stat().st_size - 1),
+    "last chunk gone": lambda path: os.truncate(path, path.stat().st_size - 500),
+    "longer": lambda path: path.write_bytes(path.read_bytes() + b"x"),
+    "missing": lambda path: path.unlink(),
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILT.values(), ids=SPOILT)
+def test_a_spoilt_form_is_done_without(
+    store: Store, nursery: Nursery, spoil: Callable[[Path], object]
+) -> None:
+    """The model runs as it was admitted; the form leaves the record, and another one can be made."""
+    model = put(store, NETWORK)
+    forms = kept(store, nursery)
+    forms.make(model)
+    form = store.form(model)
+    assert form is not None
+    spoil(store._data / form.stages[0].file)
+    np.testing.assert_array_equal(answer(nursery, source(store, forms, model)), plain(NETWORK))
+    assert store.form(model) is None
+    kept(store, nursery).make(model)
+    assert store.form(model) is not None
+
+
+def test_a_form_does_not_open_for_another_model(store: Store, nursery: Nursery) -> None:
+    """Of the same owner or of another: the record could be made to say so by our own code only."""
+    model, other = put(store, NETWORK), put(store, SMALLER, name="other")
+    stranger = put(store, NETWORK, name="stranger", owner="b" * 64)
+    forms = kept(store, nursery)
+    forms.make(model)
+    form = store.form(model)
+    for wrong in (other, stranger):
+        entry = store._entry(wrong.name, wrong.version)
+        record = store._record.with_form(store._entry("net", 1), None, previous=store._digest)
+        store._commit(record)
+        store._commit(store._record.with_form(entry, form, previous=store._digest))
+        with forms.stages(wrong) as stages:
+            assert stages == ()
+        assert store.form(wrong) is None  # and its file is gone: it was the last to be named so
+        kept(store, nursery).make(model)
+        form = store.form(model)
+
+
+def test_stages_in_another_order_do_not_open(store: Store, nursery: Nursery) -> None:
+    """Nor one of them alone."""
+    model = put(store, NETWORK)
+    forms = kept(store, nursery)
+    made = []
+    for _ in range(2):
+        sealer, path = store.begin_stage()
+        path.write_bytes(b"".join((sealer.header, *sealer.update(b"stage"), sealer.finish())))
+        made.append((sealer, path, 5))
+    store.put_form(model, MAKING, tuple(made))
+    form = store.form(model)
+    assert form is not None
+    with forms.stages(model) as stages:
+        assert len(stages) == 2
+    for order in (form.stages[::-1], form.stages[:1]):
+        changed = dataclasses.replace(form, stages=order)
+        entry = store._entry(model.name, model.version)
+        store._commit(store._record.with_form(entry, changed, previous=store._digest))
+        with pytest.raises(SealRefused) as caught, store.stages(model, changed):
+            pass
+        assert caught.value.code == "seal_binding"
+
+
+class Impostor:
+    """In place of a nursery: one child, which does what a test says with its socket and its pipes."""
+
+    def __init__(self, act: Callable[[socket.socket, int, int], None]) -> None:
+        self._act = act
+
+    def fork(self, _kind: bytes) -> Any:
+        """As `Nursery.fork`."""
+        self.end, theirs = socket.socketpair()
+        threading.Thread(target=self._run, args=(theirs,), daemon=True).start()
+        return self
+
+    def _run(self, end: socket.socket) -> None:
+        with end:
+            _, (model, weights), _, _ = socket.recv_fds(end, 1, 2)
+            receive(end)
+            with contextlib.suppress(OSError):
+                self._act(end, model, weights)
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """As `Child.close`."""
+        self.end.close()
+
+
+def _give(weights: bytes, end: bytes, close: bool = True) -> Callable[[socket.socket, int, int], None]:
+    def act(server: socket.socket, model: int, drain: int) -> None:
+        os.close(model)
+        with contextlib.suppress(OSError):
+            os.write(drain, weights)
+        os.close(drain) if close else time.sleep(3)
+        send(server, {}, end)
+
+    return act
+
+
+GRAPH = tail(b"graph", [Tensor("w", 1, (2,), 0, 8)], weights=8)
+LIARS = {
+    "dies": lambda server, model, drain: (os.close(model), os.close(drain)),
+    "hangs": _give(b"", b"", close=False),
+    "gives too much": _give(bytes(60_000), GRAPH),
+    "other weights than it says": _give(bytes(9), GRAPH),
+    "no weights": _give(b"", GRAPH),
+    "no stage": _give(bytes(8), b"nothing of the kind, long enough"),
+    "a tensor outside": _give(bytes(8), tail(b"graph", [Tensor("w", 1, (2,), 4, 8)], weights=8)),
+    "an odd length": _give(bytes(8), tail(b"graph", [Tensor("w", 1, (2,), 0, 7)], weights=8)),
+    "a type without numbers": _give(bytes(8), tail(b"graph", [Tensor("w", 8, (1,), 0, 8)], weights=8)),
+    "a name twice": _give(bytes(8), tail(b"graph", [Tensor("w", 1, (1,), 0, 4)] * 2, weights=8)),
+    "no graph": _give(bytes(8), tail(b"", [], weights=8)),
+}
+
+
+@pytest.mark.parametrize("lie", LIARS.values(), ids=LIARS)
+def test_a_preparer_is_not_believed(store: Store, lie: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No form then, no file, and the upload stands."""
+    model = put(store, NETWORK)
+    monkeypatch.setattr(module, "MORE", 50_000 - 2 * len(NETWORK.onnx))
+    monkeypatch.setattr(module, "SPARE_S", 0)
+    limits = dataclasses.replace(LIMITS, wall_s=1)
+    forms = kept(store, Impostor(lie), limits=limits)  # type: ignore[arg-type]
+    forms.make(model)
+    assert store.form(model) is None and len(files(store)) == 1
+    with forms.stages(model) as stages:
+        assert stages == ()
+
+
+def test_a_form_that_onnxruntime_does_not_take_is_done_without(store: Store, nursery: Nursery) -> None:
+    """Also in one process."""
+    model = put(store, NETWORK)
+    bad = Impostor(_give(bytes(8), GRAPH))
+    kept(store, bad).make(model)  # type: ignore[arg-type]
+    assert store.form(model) is not None
+    forms = kept(store, nursery)
+    np.testing.assert_array_equal(answer(nursery, source(store, forms, model)), plain(NETWORK))
+    assert store.form(model) is None
+    kept(store, bad).make(model)  # type: ignore[arg-type]
+    alone = InProcess(Engine()).load(source(store, forms, model))
+    np.testing.assert_array_equal(
+        alone.run({"x": X}, outputs=(), job=Job(caller="a", seconds=30.0))["y"], plain(NETWORK)
+    )
+    assert store.form(model) is None
+
+
+def test_deleting_and_sweeping_know_forms(tmp_path: Path, nursery: Nursery) -> None:
+    """Both files go with the model; what no record names goes when the store is opened; `check` reads forms."""
+    with open_store(tmp_path / "store") as store:
+        model = put(store, NETWORK)
+        kept(store, nursery).make(model)
+        assert len(files(store)) == 2
+        assert all(result.passed for result in store.check())
+        _, path = store.begin_stage()
+        path.write_bytes(b"left over")
+    with open_store(tmp_path / "store") as store:
+        form = store.form(model)
+        assert form is not None and len(files(store)) == 2
+        assert store.form_bytes() == {OWNER: form.length}
+        _flip(store._data / form.stages[0].file, 100)
+        assert [result.code for result in store.check() if not result.passed] == ["seal_chunk"]
+        store.delete("net", None)
+        assert files(store) == []
+
+
+RECORDS: dict[str, Callable[[dict[str, Any]], object]] = {
+    "a member more": lambda form: form.update(more=1),
+    "a member less": lambda form: form.pop("engine"),
+    "no engine": lambda form: form.update(engine=""),
+    "no stage": lambda form: form.update(stages=[]),
+    "a stage's member less": lambda form: form["stages"][0].pop("length"),
+    "a length that is none": lambda form: form["stages"][0].update(length=0),
+    "a truth for a number": lambda form: form["stages"][0].update(chunks=True),
+    "other chunks": lambda form: form["stages"][0].update(chunks=2),
+    "a path for a file": lambda form: form["stages"][0].update(file="../" + "a" * 29),
+    "a short key": lambda form: form["stages"][0].update(wrapped_key="00"),
+    "a chunk too large": lambda form: form["stages"][0].update(chunk_size=1 << 40),
+}
+FORM = Form(MAKING, (Stage("a" * 32, bytes(32), 5, 1024, 1, bytes(WRAPPED_BYTES)),))
+
+
+@pytest.mark.parametrize("change", RECORDS.values(), ids=RECORDS)
+def test_a_records_form_has_one_form(change: Callable[[dict[str, Any]], object]) -> None:
+    """What `to_json` wrote is read again; anything else is not."""
+    written = FORM.to_json()
+    assert Form.from_json(written) == FORM
+    change(written)
+    with pytest.raises(SealRefused) as caught:
+        Form.from_json(written)
+    assert caught.value.code == "store_record_malformed"

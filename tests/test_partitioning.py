@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import mmap
+import os
+import socket
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

@@ -15,7 +15,7 @@ import pytest
 from plane import ALICE, BOB, World, linear_onnx, plane
 
 from strongroom import disk
-from strongroom.errors import Error, Unavailable
+from strongroom.errors import Error, LimitExceeded, Unavailable
 from strongroom.quotas import QuotaLimits, Quotas
 
 SIZE = len(linear_onnx())
@@ -29,6 +29,10 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+
+FORMS: dict[str, int] = {}
+"""Bytes of prepared forms by owner."""
 
 
 class Case(NamedTuple):
@@ -92,6 +96,18 @@ def test_a_full_owner_is_refused_before_a_byte() -> None:
     with pytest.raises(Error) as caught, here.upload():
         raise AssertionError("the body would be read")
     assert caught.value.code == "owner_quota"
+
+
+def test_bytes_of_prepared_forms_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To their owner, and to the server."""
+    here = case(owner_bytes=100, store_bytes=150)
+    here.store("a", 40)
+    monkeypatch.setitem(FORMS, "a", 41)
+    here.quotas.check("a", more=19)
+    for owner, more, code in (("a", 20, "owner_bytes_quota"), ("b", 70, "store_quota")):
+        with pytest.raises(LimitExceeded) as caught:
+            here.quotas.check(owner, more=more)
+        assert caught.value.code == code
 
 
 def test_uploads_have_a_rate_by_principal_and_by_address() -> None:

@@ -132,7 +132,7 @@ def needed(weights: Sequence[int], stay: frozenset[int]) -> int:
 
 
 def pack(parts: tuple[Part, ...]) -> tuple[dict[str, Any], bytes]:
-    """What a process that cuts models answers (`partitioning`): the sizes of the graphs; the graphs, and their tables."""
+    """What a process that cuts models answers (`partitioning`): sizes of the graphs; the graphs, and their tables."""
     table = json.dumps([[list(_row(tensor)) for tensor in part.tensors] for part in parts]).encode()
     return {"graphs": [len(part.graph) for part in parts]}, b"".join((*(part.graph for part in parts), table))
 
