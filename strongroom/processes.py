@@ -154,7 +154,10 @@ class Template:
             }
 
             def give(timely: Timely) -> None:
-                for stage in staying:
+                for number, stage in enumerate(staying):
+                    # One behind the other: what comes next must not come together with the last word of this one.
+                    if number and timely.recv(1) != records.STAGE:
+                        raise EOFError
                     send_stage(self.child.end, timely, stage)
 
             size = sum(stage.length for stage in staying)

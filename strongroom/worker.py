@@ -21,6 +21,7 @@ import os
 import resource
 import signal
 import socket
+from collections.abc import Iterator
 from typing import Any, Final
 
 import numpy as np
@@ -67,10 +68,7 @@ def template(descriptor: int) -> int:
 def _load(server: socket.socket, header: dict[str, Any]) -> Session | Staged:
     info, form = ModelInfo.from_json(header["info"]), header["stage"]
     if form is not None:
-        staying = (
-            ring.receive_stage(server, length=stage["length"], chunk_size=stage["chunk_size"])
-            for stage in form["staying"]
-        )
+        staying = _staying(server, form["staying"])
         if form["plan"] is not None:
             return staging.of_plan(info, form["plan"], staying)
         return Engine().load_prepared(next(staying), info)
@@ -79,6 +77,13 @@ def _load(server: socket.socket, header: dict[str, Any]) -> Session | Staged:
         data, info=info, sha256=header["sha256"], canonical_sha256=header["canonical_sha256"]
     )
     return Engine().load(admitted)
+
+
+def _staying(server: socket.socket, stages: list[dict[str, int]]) -> Iterator[memoryview]:
+    for number, stage in enumerate(stages):
+        if number:
+            server.sendall(records.STAGE)
+        yield ring.receive_stage(server, length=stage["length"], chunk_size=stage["chunk_size"])
 
 
 def _give_up(header: dict[str, Any], *, fork: bool, more: tuple[int, ...] = ()) -> bool:

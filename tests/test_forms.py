@@ -48,6 +48,7 @@ OTHER = Making(engine="engine/2 options 0", processor="some features 1")
 LIMITS = ChildLimits(wall_s=60, cpu_s=60, memory_bytes=1 << 30)
 RUNS = WorkerLimits(
     processes=4,
+    idle_bytes=1 << 30,
     run_bytes=1 << 30,
     run_longest_s=60,
     input_bytes=32 << 20,
