@@ -37,7 +37,6 @@ from strongroom.errors import (
     SealRefused,
     Unavailable,
 )
-from strongroom.partition import check_partition
 from strongroom.reduction import CALIBRATION, RANGES, WORDS, Reduction, pinned
 
 Progress: TypeAlias = Callable[[int, int], None]
@@ -241,10 +240,8 @@ class ModelMetadata:
     """What runs it, `onnxruntime/VERSION`."""
     threads: int
     """Threads of a run."""
-    partition: str
-    """What was asked for: `auto`, `off`, or a number of stages."""
     stages: int
-    """In which it runs, one after the other, each read and opened while the one before runs; 1: as a whole."""
+    """In which it runs, one after the other (docs/partitioning.md); 1: as a whole."""
     cpu: str
     """Level of the server's processor, such as `x86-64-v3`. The same canonical bytes, threads, level and versions of
     the engine (in the admission report) give the same bits again.
@@ -283,8 +280,7 @@ class ModelMetadata:
             "erasure": self.erasure, "inputs": tensors(self.inputs), "outputs": tensors(self.outputs),
             "primary_output": self.primary_output, "feature_names": list(self.feature_names),
             "notes": dict(self.notes), "precision": {"name": self.precision, **self.reduced}, "engine": self.engine,
-            "partition": self.partition, "stages": self.stages, "threads": self.threads,
-            "cpu": self.cpu, "simulated": self.simulated,
+            "threads": self.threads, "stages": self.stages, "cpu": self.cpu, "simulated": self.simulated,
         }  # fmt: skip
 
 
@@ -473,6 +469,7 @@ def read_metadata(value: object) -> ModelMetadata:
         ("loaded", bool),
         ("threads", int),
         ("simulated", bool),
+        ("stages", int),
         ("notes", dict),
     ]
     if any(not isinstance(t, str) for t in texts.values()) or any(
@@ -482,9 +479,6 @@ def read_metadata(value: object) -> ModelMetadata:
     precision = value.get("precision")
     if not isinstance(precision, dict) or precision.get("name") not in WORDS:
         raise malformed("a model's metadata: precision")
-    stages = value.get("stages", 1)
-    if type(stages) is not int or stages < 1 or not check_partition(str(value.get("partition", "auto"))):
-        raise malformed("a model's metadata: stages")
     names = value.get("feature_names")
     if not isinstance(names, list) or any(not isinstance(n, str) for n in names):
         raise malformed("a model's metadata: feature_names")
@@ -494,8 +488,7 @@ def read_metadata(value: object) -> ModelMetadata:
         created=value["created"],
         loaded=value["loaded"],
         threads=value["threads"],
-        partition=str(value.get("partition", "auto")),
-        stages=stages,
+        stages=value["stages"],
         simulated=value["simulated"],
         notes=value["notes"],
         precision=precision["name"],

@@ -9,12 +9,15 @@ from typing import TypeAlias
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from strongroom.access import ANONYMOUS_OWNER
 from strongroom.attest.evidence import Evidence
 from strongroom.models.info import AdmissionLimits
 from strongroom.oip import InferRequest
 from strongroom.quotas import QuotaLimits
+from strongroom.reduction import Reduction
 from strongroom.runner import Encode
 from strongroom.store import ModelVersion
+from strongroom.tokens import Principal
 
 Body: TypeAlias = AsyncIterator[bytes]
 
@@ -92,3 +95,22 @@ class Clocks:
 
     now: Callable[[], datetime]
     monotonic: Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intent:
+    """What an upload is to become."""
+
+    principal: Principal | None
+    name: str
+    access: str
+    format: str | None
+    sha256: str | None
+    reduction: Reduction | None
+    partition: str
+    batching: bool
+
+    @property
+    def owner(self) -> str:
+        """Whose model it will be."""
+        return self.principal.id if self.principal else ANONYMOUS_OWNER

@@ -7,11 +7,13 @@ Rules
 
 from __future__ import annotations
 
-import socket
 import struct
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from strongroom.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    import socket
 
 WORD: Final = struct.Struct("<II")
 """The number of a run, counted from 1 on both sides, and that of a stage."""

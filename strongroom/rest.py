@@ -38,6 +38,7 @@ from strongroom.handover_source import HandoverSource
 from strongroom.jobs import engine
 from strongroom.names import check_name
 from strongroom.oip import WireLimits
+from strongroom.partition import AUTO, read_partition
 from strongroom.problems import problem, status_of
 from strongroom.recovery import Recovery
 from strongroom.reduction_fields import ACCEPT, read_accepted, read_fields
@@ -215,7 +216,7 @@ class Rest:
                 precision=accepted,
             ),
         )
-        return Response(data, 200, _served(model, self._service.stages(model)), JSON)
+        return Response(data, 200, _served(model, self._service.stages_of(model)), JSON)
 
     async def _report(self, request: Request) -> Response:
         evidence = self._epoch_of(request.scope).boot_evidence
@@ -293,7 +294,7 @@ class Rest:
                 body=body,
                 reduction=reduction,
                 batching=batching,
-                partition=request.headers.get("strongroom-partition", "auto"),
+                partition=read_partition(request.headers.get("strongroom-partition", AUTO)),
             )
 
         # Making less precision takes minutes, which nobody is to spend for a caller who has gone.
@@ -369,7 +370,7 @@ class Rest:
                 precision=accepted,
             ),
         )
-        return Response(data, 200, _served(model, self._service.stages(model)), answer)
+        return Response(data, 200, _served(model, self._service.stages_of(model)), answer)
 
 
 class _Methods:

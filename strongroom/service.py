@@ -27,7 +27,7 @@ import asyncio
 import contextlib
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final, Literal, TypeVar
 
 from strongroom.access import ANONYMOUS, ANONYMOUS_OWNER, not_found
@@ -36,7 +36,7 @@ from strongroom.access import check as check_access
 from strongroom.admission import Admit
 from strongroom.batcher import Attests, Batcher
 from strongroom.batching import with_batching
-from strongroom.dealings import Body, Call, Clocks, Epoch, Question, ServiceLimits, View
+from strongroom.dealings import Body, Call, Clocks, Epoch, Intent, Question, ServiceLimits, View
 from strongroom.errors import AccessRefused, Conflict, InvalidRequest, NotFound
 from strongroom.expectations import check_expected, shown
 from strongroom.formats import detect
@@ -44,7 +44,6 @@ from strongroom.jobs import engine
 from strongroom.models.report import report_of_model
 from strongroom.names import check_name
 from strongroom.oip import InferRequest
-from strongroom.partition import MOST, check_partition
 from strongroom.parts import Arriving
 from strongroom.preparation import Prepare, Waiting
 from strongroom.proof import Prove, write
@@ -71,24 +70,6 @@ _EMPTY: Final = hashlib.sha256(b"").hexdigest()
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Intent:
-    """What an upload is to become."""
-
-    principal: Principal | None
-    name: str
-    access: str
-    format: str | None
-    sha256: str | None
-    reduction: Reduction | None
-    partition: str
-    batching: bool
-
-    @property
-    def owner(self) -> str:
-        return self.principal.id if self.principal else ANONYMOUS_OWNER
-
-
 class Service:
     """The data plane of one server. Belongs to one event loop."""
 
@@ -111,6 +92,7 @@ class Service:
         self.limits = limits
         self.simulated = simulated
         self.nonces = nonces
+        self.stages_of = runner.stages
         self._store = store
         self._runner = runner
         self._activate = activate
@@ -270,10 +252,7 @@ class Service:
         """
         check_name(name, length=self.limits.name_length)
         principal = self._authenticate_change(call, sha256)
-        if not check_partition(partition):
-            message = f"partition: expected auto, off or a number of stages from 2 to {MOST}"
-            raise InvalidRequest(message, code="partition_unsupported")
-        intent = _Intent(
+        intent = Intent(
             principal=principal,
             name=name,
             access=access,
@@ -296,7 +275,7 @@ class Service:
             arriving = Arriving(part, most=self.limits.calibration_bytes)
             try:
                 model = await self._receive(intent, body, arriving, take, hold)
-                return View(model=model, loaded=self._runner.is_loaded(model))
+                return self._view(model, principal)
             finally:
                 arriving.erase()
 
@@ -490,7 +469,7 @@ class Service:
             raise AccessRefused("the model is part of this server", code="model_reserved")
         return self._authorised(action, principal, name, version)
 
-    def _authorise_upload(self, intent: _Intent) -> None:
+    def _authorise_upload(self, intent: Intent) -> None:
         if intent.access not in ("private", "public"):
             raise InvalidRequest("access: expected private or public", code="access_invalid")
         if intent.name in self._preloaded:
@@ -517,7 +496,7 @@ class Service:
 
     async def _receive(
         self,
-        intent: _Intent,
+        intent: Intent,
         body: Body,
         arriving: Arriving,
         take: Callable[[int], None],
@@ -571,7 +550,7 @@ class Service:
             if upload is not None:
                 await self._disk.run(upload.abort)
 
-    async def _begin(self, intent: _Intent, head: bytearray) -> tuple[Upload, str]:
+    async def _begin(self, intent: Intent, head: bytearray) -> tuple[Upload, str]:
         """Looks at the first bytes before it takes the rest: most mistakes show there."""
         detected = detect(head)
         if intent.format not in (None, detected):
@@ -593,18 +572,10 @@ class Service:
 
     def _view(self, model: ModelVersion, principal: Principal | None) -> View:
         return View(
-            model=shown(model, principal), loaded=self._runner.is_loaded(model), stages=self.stages(model)
+            model=shown(model, principal),
+            loaded=self._runner.is_loaded(model),
+            stages=self._runner.stages(model),
         )
-
-    def stages(self, model: ModelVersion) -> int:
-        """In how many stages a model runs; 1: as a whole."""
-        if model.name in self._preloaded:
-            return 1
-        try:
-            form = self._store.form(model)
-        except NotFound:  # deleted meanwhile
-            return 1
-        return len(form.stages) if form is not None else 1
 
     def _seed_name(self, principal: Principal | None) -> str:
         """The model that `/model/predict` means where its body names none.
