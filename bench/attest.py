@@ -403,7 +403,7 @@ def machine() -> dict[str, Any]:
             line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line
         ]
         cpu = names[0] if names else cpu
-    packages = ("cryptography", "dcap-qvl", "httpx", "uvicorn")
+    packages = ("cryptography", "dcap-qvl", "httpx", "httptools")
     from cryptography.hazmat.backends.openssl import backend
 
     return {

@@ -77,7 +77,7 @@ def _serve(quotes_per_s: float, batch: int) -> None:
     from strongroom.engine import Engine, InProcess
     from strongroom.epochs import Epochs, Origin
     from strongroom.errors import InvalidRequest
-    from strongroom.listener import EdgeServer, edge_config
+    from strongroom.listener import EdgeServer
     from strongroom.models import admit
     from strongroom.platforms import PLATFORMS
     from strongroom.rest import Rest
@@ -133,8 +133,7 @@ def _serve(quotes_per_s: float, batch: int) -> None:
         )
         sock = socket.create_server(("127.0.0.1", 0), backlog=512)
         edge = server._edge_limits(settings)
-        config = edge_config(rest, context=epochs.context, limits=edge, shutdown_s=1, lifespan="off")
-        listening = EdgeServer(config, sock=sock, limits=edge)
+        listening = EdgeServer(rest, sock=sock, context=epochs.context, limits=edge, shutdown_s=1)
         policy = policy_for_measurement(MEASUREMENT, root=origin.roots[0], now=datetime.now(UTC))
         print(json.dumps({"port": sock.getsockname()[1], "policy": policy}), flush=True)
 

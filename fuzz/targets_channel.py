@@ -13,10 +13,8 @@ import hashlib
 import ssl
 from typing import Any
 
-import uvicorn
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from uvicorn.server import ServerState
 
 from strongroom import edge, ratls, tokens
 from strongroom.attest.evidence import Evidence
@@ -138,16 +136,24 @@ class _Transport(asyncio.Transport):
     resume_reading = pause_reading
 
 
-async def _application(scope: Any, receive: Any, send: Any) -> None:
-    scope["state"]["executed"].append(scope["path"])
-    more = True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return
-        more = message["more_body"]
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
-    await send({"type": "http.response.body", "body": b"ok"})
+class _Application:
+    """Answers with what it was sent."""
+
+    def __init__(self) -> None:
+        self.executed: list[str] = []
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.executed.append(f"{scope['method']} {scope['path']}?{scope['query_string']} {scope['headers']}")
+        body, more = b"", True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            body += message["body"]
+            more = message["more_body"]
+        fields = [(b"content-length", b"%d" % len(body))]
+        await send({"type": "http.response.start", "status": 200, "headers": fields})
+        await send({"type": "http.response.body", "body": body})
 
 
 LIMITS = edge.EdgeLimits(
@@ -158,34 +164,41 @@ LIMITS = edge.EdgeLimits(
     send_idle_s=60,
     keep_alive_s=60,
 )
-CONFIG = uvicorn.Config(_application, http=edge.guarded(LIMITS), ws="none", log_config=None, lifespan="off")
 
 
-async def _exchange(data: bytes) -> tuple[bytes, list[str]]:
-    executed: list[str] = []
-    transport = _Transport()
-    protocol: Any = edge.guarded(LIMITS)(CONFIG, ServerState(), {"executed": executed})
+async def _exchange(*pieces: bytes) -> tuple[bytes, list[str]]:
+    """What a connection answers that sends these pieces, each into the buffer that it is given for it."""
+    transport, application = _Transport(), _Application()
+    protocol = edge.GuardedProtocol(application, limits=LIMITS, crowd=edge.Crowd())
     protocol.connection_made(transport)
-    half = len(data) // 2
-    for piece in (data[:half], data[half:]):
-        if piece and not transport.closed:
-            protocol.data_received(piece)
+    for piece in pieces:
+        while piece and not transport.closed:
+            buffer = protocol.get_buffer(-1)
+            size = min(len(piece), len(buffer))
+            buffer[:size], piece = piece[:size], piece[size:]
+            del buffer
+            protocol.buffer_updated(size)
     for _ in range(4):
         await asyncio.sleep(0)
     protocol.connection_lost(ConnectionResetError())
     for _ in range(2):
         await asyncio.sleep(0)
-    return transport.written, executed
+    return transport.written, application.executed
 
 
 def fuzz_http(data: bytes) -> None:
-    """Bytes of a connection: at most one request is executed, at most one framed answer is given."""
+    """Bytes of a connection: at most one request is executed, at most one framed answer is given, and the same
+    however the bytes are cut.
+    """
     written, executed = asyncio.run(_exchange(data))
     assert len(executed) <= 1
     if written:
-        written = written.removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n")
-        head, _, body = written.partition(b"\r\n\r\n")
-        assert not written or b"content-length: %d" % len(body) in head.split(b"\r\n"), written
+        answer = written.removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n")
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert not answer or b"content-length: %d" % len(body) in head.split(b"\r\n"), written
+    cut = len(data) * (sum(data) % 97) // 97
+    for pieces in ((data[:cut], data[cut:]), [data[i : i + 1] for i in range(len(data))]):
+        assert asyncio.run(_exchange(*pieces)) == (written, executed), (data, pieces)
 
 
 HOST = b"Host: localhost\r\n"

@@ -40,7 +40,7 @@ from strongroom.errors import Error, Failure, InvalidConfig, InvalidPolicy, NotF
 from strongroom.handover import MAX_TAKE
 from strongroom.key_broker import Kept, KeyBroker
 from strongroom.key_release import NAME
-from strongroom.listener import SignalledServer, edge_config
+from strongroom.listener import SignalledServer
 from strongroom.planned import MAX_HANDOVER_POLICY
 from strongroom.problems import problem
 from strongroom.ratls import plain_server_context
@@ -244,7 +244,6 @@ async def _listen(config: BrokerConfig, broker: KeyBroker, signing_key: Ed25519P
         raise InvalidConfig(f"bind: {config.bind} cannot be listened on", code="bind_failed") from exc
     context = plain_server_context(hosts=("localhost",), now=datetime.now(UTC), lifetime_s=CERTIFICATE_S)
     app = BrokerApp(broker)
-    edge = edge_config(app, context=context, limits=_LIMITS, shutdown_s=SHUTDOWN_S, lifespan="off")
     shown = f"[{host}]" if ":" in host else host
     lines = (
         f"strongroom: broker key {signing_key.public_key().public_bytes_raw().hex()}",
@@ -255,7 +254,9 @@ async def _listen(config: BrokerConfig, broker: KeyBroker, signing_key: Ed25519P
     def announce() -> None:
         print(*lines, sep="\n", flush=True)  # noqa: T201 - the one thing that the broker says on stdout
 
-    server = SignalledServer(edge, sock=sock, limits=_LIMITS, announce=announce)
+    server = SignalledServer(
+        app, sock=sock, context=context, limits=_LIMITS, shutdown_s=SHUTDOWN_S, announce=announce
+    )
     try:
         await server.serve()
     finally:

@@ -74,7 +74,6 @@ _DEPENDENCIES: Final = (
     "onnxruntime",
     "rfc8785",
     "starlette",
-    "uvicorn",
 )
 """Top-level modules whose folders go on the path; their own dependencies lie beside them."""
 

@@ -1,4 +1,4 @@
-"""Accepting connections: uvicorn's server with bounded TLS handshakes in front of the guarded protocol
+"""Accepting connections, and ending: a server with bounded TLS handshakes in front of the guarded protocol
 (docs/spec/channel.md part 6).
 
 asyncio's own listener gives every TCP connection 60 s and a buffer of 256 KiB before it has said a word, and
@@ -9,104 +9,92 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
 import socket
 import ssl
+import threading
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, cast
+from types import FrameType
 
-import uvicorn
-
-from strongroom.edge import EdgeLimits, GuardedProtocol, guarded
-from strongroom.errors import InvalidConfig
+from strongroom.edge import Application, Crowd, EdgeLimits, GuardedProtocol
+from strongroom.link import Link, shake_hands
 
 _ACCEPT_PAUSE_S = 0.2
 """Seconds without accepting after the system was out of descriptors."""
+_TICK_S = 0.1
+"""Seconds between two looks at whether to end."""
+
+_logger = logging.getLogger("strongroom.edge")
 
 
-def edge_config(
-    app: Any, *, context: ssl.SSLContext, limits: EdgeLimits, shutdown_s: int, lifespan: Literal["on", "off"]
-) -> uvicorn.Config:
-    """Returns the one uvicorn configuration that the server runs with (§6.1).
+class EdgeServer:
+    """Serves `app` (ASGI) over TLS on a socket that is bound and listening, and is closed in the end (§6.3).
 
-    `context`: of `ratls.EpochListener`. `shutdown_s`: seconds for requests under way at the end. `lifespan`:
-    "on" or "off".
+    `context`: of `ratls.EpochListener`. `shutdown_s`: seconds for requests under way at the end. Whoever sets
+    `should_exit`, from whichever thread, ends it.
     """
-    return uvicorn.Config(
-        app,
-        http=guarded(limits),
-        ws="none",
-        interface="asgi3",
-        lifespan=lifespan,
-        loop="asyncio",
-        proxy_headers=False,  # anybody could claim any address
-        access_log=False,
-        log_config=None,
-        server_header=False,
-        date_header=False,
-        ssl_context_factory=lambda _config, _default: context,
-        timeout_graceful_shutdown=shutdown_s,
-    )
-
-
-class EdgeServer(uvicorn.Server):
-    """uvicorn's server on `Acceptor` in place of asyncio's listener (§6.3)."""
-
-    def __init__(self, config: uvicorn.Config, *, sock: socket.socket, limits: EdgeLimits) -> None:
-        """`sock` is bound and listening; it is closed when the server ends."""
-        super().__init__(config)
-        self._sock = sock
-        self._limits = limits
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begins to accept.
-
-        Raises:
-            InvalidConfig: `httptools_missing`, the configuration would serve without the guard.
-        """
-        kind: Any = self.config.http_protocol_class
-        if not (isinstance(kind, type) and issubclass(kind, GuardedProtocol)) or self.config.ssl is None:
-            raise InvalidConfig("the server needs its guarded protocol and TLS", code="httptools_missing")
-        await self.lifespan.startup()
-        if self.lifespan.should_exit:
-            self._sock.close()
-            self.should_exit = True
-            return
-
-        def make() -> asyncio.Protocol:
-            return kind(self.config, self.server_state, self.lifespan.state)
-
-        acceptor = Acceptor(self._sock, make=make, context=self.config.ssl, limits=self._limits)
-        self.servers = [cast(asyncio.Server, acceptor)]
-        self.started = True
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn does it, and then without those connections that outstayed the time for it."""
-        await super().shutdown(sockets)
-        for connection in tuple(self.server_state.connections):
-            cast(GuardedProtocol, connection).transport.abort()
-        await asyncio.sleep(0)  # for the transports to let go of their sockets
-
-
-class SignalledServer(EdgeServer):
-    """An `EdgeServer` of a process of its own: says when it listens, and leaves by returning."""
 
     def __init__(
-        self, config: uvicorn.Config, *, sock: socket.socket, limits: EdgeLimits, announce: Callable[[], None]
+        self,
+        app: Application,
+        *,
+        sock: socket.socket,
+        context: ssl.SSLContext,
+        limits: EdgeLimits,
+        shutdown_s: float,
     ) -> None:
-        super().__init__(config, sock=sock, limits=limits)
-        self._announce = announce
+        self.started = False
+        self.should_exit = False
+        self.crowd = Crowd()
+        self._app = app
+        self._sock = sock
+        self._context = context
+        self._limits = limits
+        self._shutdown_s = shutdown_s
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begins to accept, and says so."""
-        await super().startup(sockets)
-        self._announce()
+    async def serve(self) -> None:
+        """Accepts connections until it is told to end, and then ends them."""
+        with self._signals():
+            acceptor = Acceptor(self._sock, make=self._make, context=self._context, limits=self._limits)
+            self.started = True
+            self.announce()
+            while not self.should_exit:
+                await asyncio.sleep(_TICK_S)
+            acceptor.close()
+            await acceptor.wait_closed()
+            await self.shutdown()
+
+    def announce(self) -> None:
+        """Called once it listens."""
+
+    def _make(self) -> GuardedProtocol:
+        return GuardedProtocol(self._app, limits=self._limits, crowd=self.crowd)
+
+    async def shutdown(self) -> None:
+        """Lets requests under way end, in the time that they have for it; then their tasks, and their connections."""
+        for connection in tuple(self.crowd.connections):
+            connection.shutdown()
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._shutdown_s
+        while (self.crowd.connections or self.crowd.tasks) and loop.time() < until:
+            await asyncio.sleep(_TICK_S)
+        if tasks := tuple(self.crowd.tasks):
+            _logger.error("requests that outlasted the time for them at the end: %d", len(tasks))
+            for task in tasks:
+                task.cancel()
+        for connection in tuple(self.crowd.connections):
+            connection.transport.abort()
+        await asyncio.sleep(0)  # for the transports to let go of their sockets
 
     @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """As uvicorn's, but does not raise the signal again at the end: the store is still to be closed."""
+    def _signals(self) -> Iterator[None]:
+        """SIGINT and SIGTERM end it, and nothing else: the store is still to be closed."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
         previous = {
-            number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)
+            number: signal.signal(number, self._handle_signal) for number in (signal.SIGINT, signal.SIGTERM)
         }
         try:
             yield
@@ -114,15 +102,39 @@ class SignalledServer(EdgeServer):
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
+    def _handle_signal(self, number: int, frame: FrameType | None) -> None:
+        self.should_exit = True
+
+
+class SignalledServer(EdgeServer):
+    """An `EdgeServer` that says when it listens."""
+
+    def __init__(
+        self,
+        app: Application,
+        *,
+        sock: socket.socket,
+        context: ssl.SSLContext,
+        limits: EdgeLimits,
+        shutdown_s: float,
+        announce: Callable[[], None],
+    ) -> None:
+        super().__init__(app, sock=sock, context=context, limits=limits, shutdown_s=shutdown_s)
+        self._announce = announce
+
+    def announce(self) -> None:
+        """See `EdgeServer`."""
+        self._announce()
+
 
 class Acceptor:
-    """Accepts on a listening socket; what `asyncio.Server` is to uvicorn."""
+    """Accepts on a listening socket, which it closes in the end."""
 
     def __init__(
         self,
         sock: socket.socket,
         *,
-        make: Callable[[], asyncio.Protocol],
+        make: Callable[[], GuardedProtocol],
         context: ssl.SSLContext,
         limits: EdgeLimits,
     ) -> None:
@@ -133,11 +145,6 @@ class Acceptor:
         self._limits = limits
         self._handshakes: dict[asyncio.Task[None], None] = {}  # in the order in which they began
         self._task = asyncio.get_running_loop().create_task(self._accept())
-
-    @property
-    def sockets(self) -> tuple[socket.socket, ...]:
-        """The listening socket."""
-        return (self._sock,)
 
     def close(self) -> None:
         """Stops accepting and gives up handshakes under way; established connections are not touched."""
@@ -187,10 +194,6 @@ class Acceptor:
             peer.close()
             return
         with contextlib.suppress(OSError):  # TLS failures and time-outs are OSErrors
-            await asyncio.get_running_loop().connect_accepted_socket(
-                self._make,
-                peer,
-                ssl=self._context,
-                ssl_handshake_timeout=self._limits.handshake_s,
-                ssl_shutdown_timeout=self._limits.send_idle_s,
-            )
+            async with asyncio.timeout(self._limits.handshake_s):
+                tls = await shake_hands(peer, self._context)
+            Link(asyncio.get_running_loop(), tls, self._make()).start()

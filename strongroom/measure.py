@@ -62,7 +62,6 @@ REQUIREMENTS: Final = (
     "pyjwt",
     "rfc8785",
     "starlette",
-    "uvicorn",
 )
 """The package's own requirements with the `server` extra, as pyproject.toml has them (a test compares):
 stated here because a clone need not be installed to be measured.

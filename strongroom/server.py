@@ -42,7 +42,7 @@ from strongroom.boot import Boot, planned_measurement
 from strongroom.cache import SessionCache
 from strongroom.checking import CheckResult, check_outside
 from strongroom.config import Config, Preload
-from strongroom.edge import EdgeLimits, GuardedProtocol
+from strongroom.edge import EdgeLimits
 from strongroom.engine_options import identity
 from strongroom.epochs import Epochs, Origin
 from strongroom.errors import Error, InvalidConfig, SealRefused
@@ -51,7 +51,7 @@ from strongroom.forms import Forms
 from strongroom.jobs import Host
 from strongroom.kernel import trim_heap
 from strongroom.launch import ROOM
-from strongroom.listener import SignalledServer, edge_config
+from strongroom.listener import SignalledServer
 from strongroom.models.info import STANDARD_BUDGET, STANDARD_LIMITS, AdmissionLimits
 from strongroom.names import check_name
 from strongroom.oip import WireLimits
@@ -192,12 +192,15 @@ async def _listen(
     settings: Config, rest: Rest, epochs: Epochs, *, lines: Callable[[str], tuple[str, ...]]
 ) -> None:
     sock = _bind(settings)
-    limits = _edge_limits(settings)
-    edge = edge_config(
-        rest, context=epochs.context, limits=limits, shutdown_s=settings.shutdown_s, lifespan="off"
-    )
     url = _url(settings, sock)
-    server = _Server(edge, sock=sock, limits=limits, announce=lambda: _print(lines(url)))
+    server = _Server(
+        rest,
+        sock=sock,
+        context=epochs.context,
+        limits=_edge_limits(settings),
+        shutdown_s=settings.shutdown_s,
+        announce=lambda: _print(lines(url)),
+    )
     rotation = asyncio.get_running_loop().create_task(_rotate(epochs))
     try:
         await server.serve()
@@ -210,9 +213,9 @@ async def _listen(
 class _Server(SignalledServer):
     """The listener; says when it listens, and leaves by returning."""
 
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+    async def shutdown(self) -> None:
         hanging_up = asyncio.get_running_loop().create_task(self._hang_up())
-        await super().shutdown(sockets)
+        await super().shutdown()
         hanging_up.cancel()
 
     async def _hang_up(self) -> None:
@@ -222,11 +225,9 @@ class _Server(SignalledServer):
         """
         while True:
             await asyncio.sleep(1)
-            for connection in list(self.server_state.connections):
-                guarded = cast(GuardedProtocol, connection)
-                cycle: object = guarded.cycle  # None before the first request, whatever the base class says
-                if (cycle is None or guarded.cycle.response_complete) and not guarded.flow.write_paused:
-                    guarded.transport.abort()
+            for connection in tuple(self.crowd.connections):
+                if connection.idle():
+                    connection.transport.abort()
 
 
 async def _rotate(epochs: Epochs) -> None:
@@ -590,7 +591,6 @@ def _log_to_stderr() -> None:
     root = logging.getLogger()
     root.handlers[:] = [logging.NullHandler()]
     root.setLevel(logging.CRITICAL + 1)
-    logging.getLogger("uvicorn").setLevel(logging.CRITICAL + 1)
     logging.lastResort = None
 
 

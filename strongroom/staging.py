@@ -96,7 +96,10 @@ class Loaded:
             whole = np.frombuffer(stage, np.uint8)
             self._weights = [_placed(whole, tensor) for tensor in found.tensors]
             options = _whole_options(packing=True)
+            # Both: see `engine._prepared`.
             options.add_external_initializers([tensor.name for tensor in found.tensors], self._weights)
+            for tensor, value in zip(found.tensors, self._weights, strict=True):
+                options.add_initializer(tensor.name, value)
             self._native = _session(graph, options)
             drops = json.loads(self._native.get_modelmeta().custom_metadata_map.get(DROPS, "[]"))
         except (ValueError, KeyError, RecursionError):

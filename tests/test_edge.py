@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any
 
 import httpx
 import pytest
@@ -115,13 +115,12 @@ class World:
     def open(self) -> int:
         """How many connections the server has."""
         assert self.server is not None
-        return len(self.server.server_state.connections)
+        return len(self.server.crowd.connections)
 
     def heads(self) -> int:
         """How many connections have begun a request whose head is not complete."""
         assert self.server is not None
-        connections = cast("set[edge.GuardedProtocol]", self.server.server_state.connections)
-        return sum(one._phase is edge._Phase.HEAD for one in tuple(connections))
+        return sum(one._phase is edge._Phase.HEAD for one in tuple(self.server.crowd.connections))
 
     def connect(self) -> ssl.SSLSocket:
         """A TLS connection of a well-behaved stack."""
@@ -174,10 +173,9 @@ def drain(tls: socket.socket) -> bytes:
 def world(**changes: Any) -> Iterator[World]:
     """Runs a server with `LIMITS` and `changes` in a thread of its own."""
     here = World(replace(LIMITS, **changes))
-    config = listener.edge_config(
-        here.app, context=here.epochs.context, limits=here.limits, shutdown_s=1, lifespan="off"
+    here.server = server = listener.EdgeServer(
+        here.app, sock=here.sock, context=here.epochs.context, limits=here.limits, shutdown_s=1
     )
-    here.server = server = listener.EdgeServer(config, sock=here.sock, limits=here.limits)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()))
     thread.start()
     try:
@@ -699,15 +697,10 @@ def test_plain_tcp_behind_the_protocol_is_not_served() -> None:
         executed.append(scope)
 
     async def run() -> bytes:
-        import uvicorn
-
-        config = uvicorn.Config(app, http=edge.guarded(LIMITS), ws="none", log_config=None)
-        config.load()
-        state = uvicorn.server.ServerState()
         loop = asyncio.get_running_loop()
         server = await loop.create_server(
-            lambda: config.http_protocol_class(config, state, {}), "127.0.0.1", 0
-        )  # type: ignore[call-arg, arg-type]
+            lambda: edge.GuardedProtocol(app, limits=LIMITS, crowd=edge.Crowd()), "127.0.0.1", 0
+        )
         reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
         writer.write(GET + b"\r\n")
         received = b""
@@ -721,7 +714,7 @@ def test_plain_tcp_behind_the_protocol_is_not_served() -> None:
 
 
 def test_the_edge_does_not_import_without_httptools() -> None:
-    """And says which package is missing, where uvicorn would take h11 without a word."""
+    """And says which package is missing."""
     script = (
         "import sys; sys.modules['httptools'] = None\n"
         "from strongroom.errors import InvalidConfig\n"

@@ -1,16 +1,12 @@
-"""The listener: bounded handshakes, no start without the guard, no connection left behind."""
+"""The listener: bounded handshakes, no connection left behind."""
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import time
 
 import pytest
-from test_edge import GET, HOST, IDENTITY, LIMITS, drain, wait_for, world
-
-from strongroom import listener, ratls
-from strongroom.errors import InvalidConfig
+from test_edge import GET, HOST, drain, wait_for, world
 
 
 @pytest.mark.slow
@@ -40,19 +36,6 @@ def test_handshakes_are_capped() -> None:
             tcp.close()
 
 
-def test_the_server_does_not_start_without_the_guard() -> None:
-    """A configuration with another protocol is refused, since it would execute smuggled requests."""
-    config = listener.edge_config(
-        None, context=ratls.server_context(IDENTITY), limits=LIMITS, shutdown_s=1, lifespan="off"
-    )
-    config.http = "h11"
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        server = listener.EdgeServer(config, sock=sock, limits=LIMITS)
-        with pytest.raises(InvalidConfig) as caught:
-            asyncio.run(server.serve())
-    assert caught.value.code == "httptools_missing"
-
-
 @pytest.mark.slow
 def test_connections_that_outstay_the_shutdown_are_cut() -> None:
     """A request that never ends does not keep the server: after `shutdown_s` its connection is gone."""
@@ -69,10 +52,10 @@ def test_connections_that_outstay_the_shutdown_are_cut() -> None:
 
 
 def test_answers_do_not_wait_for_acknowledgements() -> None:
-    """TCP_NODELAY on every connection: head and body of an answer are two records, 40 ms apart without it."""
+    """TCP_NODELAY on every connection: parts of an answer are 40 ms apart without it."""
     with world() as here, here.connect():
         wait_for(lambda: here.open() == 1)
         assert here.server is not None
-        (connection,) = here.server.server_state.connections
+        (connection,) = here.server.crowd.connections
         sock = connection.transport.get_extra_info("socket")
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

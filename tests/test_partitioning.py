@@ -47,7 +47,8 @@ pytestmark = [
 MAKING = Making(engine="engine/1 options 0", processor="some features 1")
 LIMITS = ChildLimits(wall_s=60, cpu_s=60, memory_bytes=1 << 30)
 RUNS = WorkerLimits(
-    processes=4, idle_bytes=1 << 30, run_bytes=1 << 30, run_longest_s=60, input_bytes=32 << 20, response_bytes=16 << 20, elements=1 << 20
+    processes=4, idle_bytes=1 << 30, run_bytes=1 << 30, run_longest_s=60,
+    input_bytes=32 << 20, response_bytes=16 << 20, elements=1 << 20
 )  # fmt: skip
 OWNER = "a" * 64
 FLOAT = TensorProto.FLOAT

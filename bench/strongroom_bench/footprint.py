@@ -54,7 +54,6 @@ PURPOSES: Final = {
     "protobuf": "onnx's file format",
     "ml-dtypes": "onnx's small float types",
     "httptools": "parses HTTP",
-    "uvicorn": "runs the HTTP server",
     "starlette": "routes of the HTTP interface",
     "httpx": "fetches endorsements",
     "httpcore": "of httpx",

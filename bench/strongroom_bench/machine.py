@@ -18,7 +18,6 @@ _PACKAGES = (
     "numpy",
     "onnx",
     "onnxruntime",
-    "uvicorn",
     "httptools",
     "httpx",
     "cryptography",
