@@ -73,6 +73,7 @@ def model_json(view: View, *, simulated: bool) -> dict[str, Any]:
         "feature_names": list(info.feature_names),
         "notes": {name: list(value) if isinstance(value, tuple) else value for name, value in info.notes},
         "precision": info.precision.to_json(),
+        "batching": info.batching,
         "engine": engine(),
         "partition": info.partition,
         "stages": view.stages,

@@ -325,11 +325,16 @@ def keygen(file: Path, as_json: bool) -> None:
     "--partition", default="auto", show_default=True, metavar="auto|off|N",
     help="Run it in stages where it is larger than the server's memory for models, never, or in N of them.",
 )  # fmt: skip
+@click.option(
+    "--batching", is_flag=True,
+    help="Small requests of one caller may share a run; for models whose rows do not depend on one another.",
+)  # fmt: skip
 @precision_options
 @_to_server
 def upload(
-    file: Path, name: str | None, access: str, format_: str | None, as_json: bool, partition: str, precision: str,
-    calibrate: Path | None, ranges: Path | None, method: str, exclude: tuple[str, ...], per_tensor: bool,
+    file: Path, name: str | None, access: str, format_: str | None, batching: bool, partition: str, as_json: bool,
+    precision: str, calibrate: Path | None, ranges: Path | None, method: str,
+    exclude: tuple[str, ...], per_tensor: bool,
     **server: Any,
 ) -> None:  # fmt: skip
     """Upload a model, sealed, to a server that the policy accepts. Needs a key.
@@ -340,7 +345,7 @@ def upload(
     with _connect(**server) as client, progress(f"uploading {file.name}", quiet=as_json) as bar:
         model = client.upload_model(
             file, name=name or file.stem, access=access, format=format_, progress=bar, precision=asked,
-            calibration=calibrate, ranges=ranges, partition=partition,
+            calibration=calibrate, ranges=ranges, batching=batching, partition=partition,
         )  # fmt: skip
     metadata = model.metadata
     if as_json:

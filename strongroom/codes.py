@@ -56,6 +56,7 @@ CODES: dict[str, str] = {
     "overloaded": "As many requests are under way as this server takes.",
     "owner_record_full": "The owner's models take as many bytes of the store's record as one owner may have.",
     "owner_bytes_quota": "The owner's models have as many bytes as those of one owner may have.",
+    "one_owner": "All models run in one process (`in_process`), and it has models of another owner.",
     "owner_quota": "The owner has as many model versions as one owner may have.",
     "batching_invalid": "Strongroom-Batching is neither `on` nor `off`.",
     "batching_unsupported": "Requests to this model cannot share a run; the message says why.",

@@ -174,7 +174,11 @@ def _prepared(stage: memoryview) -> tuple[Any, list[Any]]:
     options = _options(0)
     # What there was to be optimised, was; what is done to the result again would be done to no plain session's.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    # Both: the first copies every tensor for as long as the graph is built, for a file could not be read; without the
+    # second the copies would be what kernels use.
     options.add_external_initializers([tensor.name for tensor in found.tensors], values)
+    for tensor, value in zip(found.tensors, values, strict=True):
+        options.add_initializer(tensor.name, value)
     graph = bytes(stage[found.weights : found.weights + found.graph])
     native = onnxruntime.InferenceSession(graph, sess_options=options, providers=["CPUExecutionProvider"])
     return native, values

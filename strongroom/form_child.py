@@ -22,7 +22,7 @@ from typing import Any, Final
 
 import onnx
 
-from strongroom import admission_child, frames, sandbox
+from strongroom import admission_child, frames, kernel, sandbox
 from strongroom.stages import GRAPH_BYTES, PIPES, TYPES, Tensor, tail
 
 FACTOR: Final = 4
@@ -52,6 +52,7 @@ def _formed(end: socket.socket, model: int, weights: int, header: dict[str, Any]
     """What follows the weights in the stage."""
     from strongroom import engine
 
+    kernel.return_large_blocks()  # the model is laid out anew, tensor by tensor
     graph = os.memfd_create("graph")
     for descriptor in (model, weights):
         os.fchmod(descriptor, 0o666)  # they are opened again by another user

@@ -30,6 +30,7 @@ from strongroom import disk
 from strongroom.admission import SPARE_S, ChildLimits
 from strongroom.errors import Error, LimitExceeded, NotFound
 from strongroom.frames import receive, send
+from strongroom.kernel import trim_heap
 from strongroom.models.parting import stage_limit
 from strongroom.partition import AUTO, OFF
 from strongroom.partitioning import Reading, parts_of, pieces_of
@@ -113,6 +114,7 @@ class Forms:
             except (Error, OSError, EOFError, MemoryError, ValueError) as fault:
                 why = fault.code if isinstance(fault, Error) else type(fault).__name__
                 log.warning("model %s version %d: no prepared form: %s", model.name, model.version, why)
+            trim_heap()  # a model passed through here, in the clear
 
     def make_later(self, model: ModelVersion) -> None:
         """The same in a thread of its own."""

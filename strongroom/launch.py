@@ -10,7 +10,7 @@ also under `python -I`. So the server runs after an exec as
   - `-B`, `pycache_prefix`: byte code is neither written nor found, every module is compiled from its source. Below
     a device no file can be. An empty folder of ours would do on a machine of ours; but the state folder is the
     host's under SGX, which could put byte code of the standard library there while the server starts;
-  - with the variables of `FIXED`, `KEPT` and `STRONGROOM_*`, and no others;
+  - with the variables of `FIXED`, `SERVER`, `KEPT` and `STRONGROOM_*`, and no others;
   - with an import hook that is there before anything is on the path but the standard library (`importing`);
   - with the standard library and the dependencies' own folders on the path. The folder around the package (a
     clone, for an editable install) is never on it: the package is loaded by its own path;
@@ -49,6 +49,9 @@ FIXED: Final[Mapping[str, str]] = {
 }
 CHILD: Final[Mapping[str, str]] = FIXED
 """What processes that the server executes have in their environment."""
+SERVER: Final[Mapping[str, str]] = {"MALLOC_MMAP_THRESHOLD_": str(4 << 20)}
+"""What the server has besides: a model that passed through it goes back to the system, and is not kept for the next
+one. Processes that run models keep theirs: the next run needs it."""
 KEPT: Final = ("LANG", "LC_ALL")
 """What else is passed on, besides `STRONGROOM_*`. TMPDIR is not: nothing is written to a temporary folder."""
 
@@ -140,7 +143,11 @@ def command(
         "launched": _measured_start(settings, folders),
         "errand": dict(errand),
     }
-    environment = {**{k: v for k, v in variables.items() if _passed_on(k, settings.platform)}, **FIXED}
+    environment = {
+        **{k: v for k, v in variables.items() if _passed_on(k, settings.platform)},
+        **FIXED,
+        **SERVER,
+    }
     flags = ("-I", "-S", "-B", "-X", NO_BYTE_CODE, "-X", "utf8")
     return Command(
         arguments=(sys.executable, *flags, "-c", _BOOTSTRAP, json.dumps(message)),

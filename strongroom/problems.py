@@ -54,6 +54,7 @@ CODES: Final[dict[str, int]] = {
     "owner_bytes_quota": 507,
     "preparation_limits": 422,
     "output_shape": 422,
+    "one_owner": 409,
     "owner_quota": 409,
     "owner_record_full": 409,
     "response_too_large": 400,

@@ -34,6 +34,9 @@ class QuotaLimits:
     concurrent_uploads_per_caller: int
     uploads_per_minute: int
     upload_bytes_per_minute: int
+    one_owner: bool
+    """Whether all models have to be one owner's (those of callers without a key count as one, the operator's preloaded
+    ones are beside): where one process runs them all, a model that takes it over has every other one."""
 
 
 class Quotas:
@@ -69,7 +72,7 @@ class Quotas:
         Raises:
             Unavailable: too many uploads, or bytes of uploads, in a minute (code `upload_rate`), too many at
                 once (`uploads_busy`), or of this caller (`caller_too_busy`).
-            LimitExceeded: here, and from the function: `owner_quota`, `owner_bytes_quota`, `store_quota`.
+            LimitExceeded: here, and from the function: `owner_quota`, `owner_bytes_quota`, `store_quota`, `one_owner`.
         """
         with self._slots.hold(caller):
             self.check(owner, more=0)
@@ -99,9 +102,13 @@ class Quotas:
         """Returns where one version more, of `more` bytes besides those that arrive, is within the quotas.
 
         Raises:
-            LimitExceeded: `owner_quota`, `owner_bytes_quota`, `store_quota`.
+            LimitExceeded: `owner_quota`, `owner_bytes_quota`, `store_quota`, `one_owner`.
         """
         stored, forms, limits = self._stored(), self._forms(), self._limits
+        if limits.one_owner and any(model.owner != owner for model in stored):
+            raise LimitExceeded(
+                "all models run in one process here, and it has another owner's", code="one_owner"
+            )
         mine = [model.size for model in stored if model.owner == owner]
         if len(mine) >= limits.models_per_owner:
             raise LimitExceeded(

@@ -453,6 +453,7 @@ def _service(
             quotas=QuotaLimits(
                 models=limits.models,
                 models_per_owner=limits.models_per_owner,
+                one_owner=settings.security.isolation == "in_process",
                 store_bytes=limits.store_bytes,
                 owner_bytes=limits.owner_bytes,
                 concurrent_uploads=limits.concurrent_uploads,

@@ -52,7 +52,7 @@ from strongroom.reduction import Reduction
 from strongroom.runner import SMALL, Encode, Runner
 from strongroom.store import ModelVersion, Store, Upload
 from strongroom.tokens import Action, NonceBook, Principal, check_token
-from strongroom.traffic import Arrival, Budget, Lane, Rate, Slots, network, pieces
+from strongroom.traffic import Arrival, Budget, Lane, Rate, Slots, caller_of, pieces
 from strongroom.turns import Turn
 
 __all__ = ["Call", "Clocks", "Epoch", "Question", "Service", "ServiceLimits", "View"]
@@ -102,9 +102,8 @@ class Service:
         self._prove = Prove(admit=admit, prepare=prepare)
         places, uploads = limits.concurrent_requests, limits.quotas.concurrent_uploads
         self._slots = Slots(total=places, per_caller=limits.concurrent_requests_per_caller, code="overloaded")
-        self._quotas = Quotas(
-            limits.quotas, stored=store.models, forms=store.form_bytes, clock=clocks.monotonic
-        )
+        stored, forms = store.models, store.form_bytes
+        self._quotas = Quotas(limits.quotas, stored=stored, forms=forms, clock=clocks.monotonic)
         room = limits.body_bytes_in_flight  # half of it for one caller, but any one request that may come
         self._budget = Budget(total=room, per_caller=max(room // 2, limits.request_bytes))
         # Making less precision takes minutes: other uploads have at least half of the places meanwhile.
@@ -190,7 +189,7 @@ class Service:
                 tuple(self._view(model, principal) for model in found if self._may_see(principal, model))
             )
 
-        turn = Turn(_caller(call, principal), "")
+        turn = Turn(caller_of(principal, call.address), "")
         return await self._parsing.run_for(turn, collect)  # thousands of models take a while to write out
 
     async def model(self, call: Call, *, name: str, version: int | None) -> View:
@@ -263,7 +262,7 @@ class Service:
             batching=batching,
         )
         self._authorise_upload(intent)
-        caller = _caller(call, principal)
+        caller = caller_of(principal, call.address)
         keys = (principal.id, call.address) if principal else (call.address,)
         with (
             self._slots.hold(caller),
@@ -298,7 +297,7 @@ class Service:
         """
         principal = self._authenticate_change(call, _EMPTY)
         self._authorise_change("delete", principal, name, version)
-        caller = _caller(call, principal)
+        caller = caller_of(principal, call.address)
         with self._slots.hold(caller):
             gone = await self._disk.run_for(Turn(caller, ""), self._store.delete, name, version)
             for model in gone:
@@ -313,7 +312,7 @@ class Service:
         """
         principal = self._authenticate_change(call, _EMPTY)
         model = self._authorise_change("load", principal, name, version)
-        with self._slots.hold(_caller(call, principal)):
+        with self._slots.hold(caller_of(principal, call.address)):
             await self._runner.load(model)
         return self._view(model, principal)
 
@@ -325,7 +324,7 @@ class Service:
         """
         principal = self._authenticate_change(call, _EMPTY)
         model = self._authorise_change("unload", principal, name, version)
-        with self._slots.hold(_caller(call, principal)):
+        with self._slots.hold(caller_of(principal, call.address)):
             await self._runner.unload(model)
         return self._view(model, principal)
 
@@ -352,7 +351,7 @@ class Service:
         """
         principal = self._authenticate(call)
         model = self._authorised("run", principal, name, version)
-        caller = _caller(call, principal)
+        caller = caller_of(principal, call.address)
         with self._slots.hold(caller), self._budget.account(caller) as take:
             data = await self._collect(body, take)
             check_expected(model, expect_sha256, precision)
@@ -383,7 +382,7 @@ class Service:
             As `infer`.
         """
         principal = self._authenticate(call)
-        caller = _caller(call, principal)
+        caller = caller_of(principal, call.address)
         with self._slots.hold(caller), self._budget.account(caller) as take:
             data = await self._collect(body, take)
             if len(data) <= SMALL:
@@ -523,17 +522,9 @@ class Service:
                 raise InvalidRequest("expected a model, got zero bytes", code="body_empty")
             waiting, lane = Waiting(), self._admission if intent.reduction is None else self._preparation
             info, canonical_sha256 = await lane.run_until(
-                waiting.give_up,
-                turn,
-                self._prove,
-                upload,
-                arriving,
-                format=format,
-                said=intent.sha256,
-                reduction=intent.reduction,
-                limits=self.limits.admission,
-                waiting=waiting,
-            )
+                waiting.give_up, turn, self._prove, upload, arriving, format=format, said=intent.sha256,
+                reduction=intent.reduction, limits=self.limits.admission, waiting=waiting,
+            )  # fmt: skip
             if intent.batching:
                 info = with_batching(info)
             # One commit at a time; what may have changed since the first byte is checked again.
@@ -591,8 +582,3 @@ class Service:
             if mine:
                 return max(mine, key=lambda model: (model.created, model.version)).name
         return DEFAULT_SEED_NAME
-
-
-def _caller(call: Call, principal: Principal | None) -> str:
-    """Whose places a request takes: the principal's, or the address's where nobody showed a key."""
-    return principal.id if principal else f"address {network(call.address)}"

@@ -23,7 +23,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final, NoReturn, ParamSpec, TypeVar
+from typing import Final, NoReturn, ParamSpec, Protocol, TypeVar
 
 from strongroom.deadlines import Deadlines
 from strongroom.errors import LimitExceeded, Unavailable
@@ -161,6 +161,16 @@ class Rate:
             code=self._code,
             retry_after_s=max(1, int(lacking * 60 / self._size + 0.999)),
         )
+
+
+class _Identified(Protocol):
+    @property
+    def id(self) -> str: ...
+
+
+def caller_of(principal: _Identified | None, address: str) -> str:
+    """Whose places a request takes: the principal's, or the address's where nobody showed a key."""
+    return principal.id if principal else f"address {network(address)}"
 
 
 def network(address: str) -> str:

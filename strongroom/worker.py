@@ -86,11 +86,24 @@ def _staying(server: socket.socket, stages: list[dict[str, int]]) -> Iterator[me
         yield ring.receive_stage(server, length=stage["length"], chunk_size=stage["chunk_size"])
 
 
-def _give_up(header: dict[str, Any], *, fork: bool, more: tuple[int, ...] = ()) -> bool:
-    """Whether all layers that the server promised hold from here on. `more`: descriptors besides its socket."""
-    own = (_CONTROL,) if fork else (_WORKER, *more)
+def _give_up(header: dict[str, Any], *, fork: bool) -> bool:
+    """Whether all layers that the server promised hold from here on."""
+    held = sandbox.lock_down(_profile(header, fork=fork))
+    if fork:
+        # One free number: whoever wants a second descriptor has to close the first; 0 to 2 cannot be closed.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (_WORKER + 1, _WORKER + 1))
+        sandbox.prepare(_profile(header, fork=False))
+    return set(header["layers"]) <= set(held)
+
+
+def _profile(header: dict[str, Any], *, fork: bool) -> sandbox.Profile:
+    """What is left to the template, which forks, and to a worker, which does not."""
+    form = header["stage"]
+    # The socket by which a worker asks for stages takes the first free number (`_fed`).
+    staged = form is not None and form["plan"] is not None
+    own = (_CONTROL,) if fork else (_WORKER, *((_CONTROL,) if staged else ()))
     memory = _occupied() + header["memory_bytes"] if fork else resource.getrlimit(resource.RLIMIT_AS)[1]
-    profile = sandbox.Profile(
+    return sandbox.Profile(
         memory_bytes=memory,
         cpu_s=header["cpu_s"],
         read_fds=own,
@@ -100,11 +113,6 @@ def _give_up(header: dict[str, Any], *, fork: bool, more: tuple[int, ...] = ()) 
         tend=False,
         processes=header["processes"] if fork else None,
     )
-    held = sandbox.lock_down(profile)
-    if fork:
-        # One free number: whoever wants a second descriptor has to close the first; 0 to 2 cannot be closed.
-        resource.setrlimit(resource.RLIMIT_NOFILE, (_WORKER + 1, _WORKER + 1))
-    return set(header["layers"]) <= set(held)
 
 
 def _occupied() -> int:
@@ -143,8 +151,9 @@ def _work(session: Session | Staged, header: dict[str, Any], *, parent: int) -> 
             return 1
         area = _map(descriptors[0], int.from_bytes(message[1:], "little"))
         os.close(descriptors[0])
-        feed = _fed(server, session) if isinstance(session, Staged) else None  # kept open
-        if not _give_up(header, fork=False, more=() if feed is None else (feed.fileno(),)):
+        if isinstance(session, Staged) and not _fed(server, session):
+            return 1
+        if not _give_up(header, fork=False):
             return 1
         while True:
             try:
@@ -154,8 +163,10 @@ def _work(session: Session | Staged, header: dict[str, Any], *, parent: int) -> 
             server.sendall(_run(session, area, places, wanted))
 
 
-def _fed(server: socket.socket, session: Staged) -> socket.socket:
-    """Takes the slots that stages come into, and the socket by which they are asked for."""
+def _fed(server: socket.socket, session: Staged) -> bool:
+    """Takes the slots that stages come into, and the socket by which they are asked for; whether that is where the
+    profile has it.
+    """
     received = []
     for _ in range(2):
         message, descriptors, _, _ = socket.recv_fds(server, 1, 1)
@@ -166,9 +177,8 @@ def _fed(server: socket.socket, session: Staged) -> socket.socket:
             size = max(2 * session.slot, resource.getpagesize())
             slots = _map(descriptors[0], size, writable=False)
             os.close(descriptors[0])  # its number is the socket's
-    feed = socket.socket(fileno=received[1])
-    session.feed(feed, slots.data)
-    return feed
+    session.feed(socket.socket(fileno=received[1]), slots.data)
+    return received[1] == _CONTROL
 
 
 def _map(descriptor: int, size: int, *, writable: bool = True) -> Array:

@@ -498,13 +498,14 @@ class _Under:
         Raises:
             As `jobs.Loaded.run`.
         """
-        while self.step() is None:
+        while True:
             left = self._until - time.monotonic()
             if left <= 0:
                 self.stop()
                 raise too_long(self._job.seconds)
-            self._one.wait(left)
-        return self.results()
+            self._one.wait(left)  # first: hardly any answer is there already
+            if self.step() is not None:
+                return self.results()
 
     def died(self) -> NoReturn:
         """The worker has ended; unless it was us, that is counted.

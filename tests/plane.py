@@ -128,8 +128,11 @@ def plane(
     verify_on_load: str = "tags",
     preloaded: tuple[Preloaded, ...] = (),
     host: Host | None = None,
+    one_owner: bool = False,
 ) -> Iterator[World]:
-    """A world over the store in `folder`; the same folder again means the same store."""
+    """A world over the store in `folder`; the same folder again means the same store. `one_owner`: as a server that
+    runs models in one process is; else several owners share this one, as they share a server with workers.
+    """
     settings = Config(
         platform="simulated",
         state_dir=str(folder),
@@ -176,6 +179,8 @@ def plane(
         host=host or InProcess(Engine()),
         forms=None,
     )
+    quotas = service._quotas
+    quotas._limits = replace(quotas._limits, one_owner=quotas._limits.one_owner and one_owner)
     rest = Rest(
         service,
         wire=_wire_limits(settings),

@@ -22,11 +22,15 @@ sys.path.insert(0, str(REPOSITORY / "tests" / "models"))
 sys.path.insert(0, str(REPOSITORY / "fuzz"))
 
 import hostile
+import own_corpus
 import targets_data
+from onnx import TensorProto, helper
 
 from strongroom import admission
 from strongroom.admission import STANDARD_CHILD, ChildLimits, Examiner
+from strongroom.admission_child import FACTORS
 from strongroom.errors import Error, Failure, LimitExceeded, MalformedInput
+from strongroom.formats import HEAD_BYTES, detect
 from strongroom.frames import receive, send
 from strongroom.groups import Group
 from strongroom.launch import CHILD, dependency_folders
@@ -119,6 +123,37 @@ def test_a_child_that_reaches_a_limit_is_a_refusal(nursery: Nursery, limits: Chi
         # Where free memory of the zygote's heap lets the parser begin, it is what runs out, and says no more than that.
         assert caught.value.code in ("admission_limits", "onnx_malformed")
     assert nursery.pid == before and nursery._current.process.poll() is None
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="not exercised here: address space is limited on Linux")
+@pytest.mark.parametrize(("times", "more", "admitted"), [(2.2, 200 << 20, True), (1.05, 0, False)])
+def test_examining_takes_little_more_than_the_file(
+    nursery: Nursery, times: float, more: int, admitted: bool
+) -> None:
+    """Of a network of 100 MB: 2.2 times the file and 200 MB are enough for all that its examination takes, the file
+    as it arrived among it, counted in address space; next to nothing is not, so the limit is one.
+    """
+    size = 25 << 20
+    weights = helper.make_tensor("w", TensorProto.FLOAT, [size], bytes(4 * size), raw=True)
+    made = hostile.model(
+        hostile.node("Slice", ["w", "zero", "four"], ["few"]),
+        hostile.node("Add", ["x", "few"]),
+        constants=[weights, hostile.constant("zero", [0]), hostile.constant("four", [4])],
+    )
+    data = hostile.encoded(made)
+    # The file is there already when the limit is set, and a multiple of it is given beside.
+    given = int((times - 1) * len(data)) + more - FACTORS["onnx"] * len(data)
+    examiner = Examiner(nursery, limits=ChildLimits(wall_s=60, cpu_s=50, memory_bytes=given))
+    if admitted:
+        assert (
+            examiner.admit(data, format="onnx", limits=STANDARD_LIMITS).info.admission.tensor_bytes
+            == 4 * size + 16
+        )
+        return
+    with pytest.raises(Error) as caught:
+        examiner.admit(data, format="onnx", limits=STANDARD_LIMITS)
+    assert caught.value.code in ("admission_limits", "onnx_malformed")  # protobuf does not tell the two apart
 
 
 @pytest.mark.slow
@@ -328,7 +363,37 @@ def test_a_zygote_that_did_not_start_is_not_the_last(alone: bool, monkeypatch: p
     raise AssertionError("no zygote starts any more")
 
 
-# The corpus of hostile models, where it is beside this checkout
+# Hostile models: those that this clone makes, and the corpus where it is beside this checkout
+
+
+@pytest.mark.slow
+def test_our_own_corpus_comes_out_as_it_says(nursery: Nursery) -> None:
+    """Each hostile file is refused with its code within 2 s of a core and 1 GB, each innocent one is admitted."""
+    examiner = Examiner(nursery, limits=ChildLimits(wall_s=60, cpu_s=2, memory_bytes=1 << 30))
+    wrong, counted = [], {"hostile": 0, "innocent": 0}
+    for file in own_corpus.files():
+        counted["hostile" if file.codes else "innocent"] += 1
+        try:
+            detected = detect(file.data[:HEAD_BYTES]) if file.data else file.format  # as uploads are
+            examiner.admit(file.data, format=detected, limits=STANDARD_LIMITS)
+            code = ""
+        except Error as error:
+            code = error.code
+        if code not in (file.codes or ("",)):
+            wrong.append((file.what, code, file.codes))
+    assert not wrong
+    assert counted["hostile"] > 300 and counted["innocent"] > 50, counted
+
+
+def test_our_own_corpus_can_be_written(tmp_path: Path) -> None:
+    """As files, with what is expected of each; all are named, and small."""
+    own_corpus.write(tmp_path)
+    listing = json.loads((tmp_path / "manifest.json").read_text())
+    assert {entry["file"] for entry in listing} == {path.name for path in tmp_path.iterdir()} - {
+        "manifest.json"
+    }
+    assert all(path.stat().st_size < 1 << 20 for path in tmp_path.iterdir())
+
 
 REASONS: dict[str, set[str]] = {
     "admission_limits": {"memory_limit", "compute_limit"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import tomllib
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1] / "strongroom"
@@ -195,3 +196,9 @@ def test_telemetry_is_off_before_onnxruntime_is_imported() -> None:
                     wrong.append(str(path.relative_to(PACKAGE.parent)))
     assert "engine.py" in seen, "the search found nothing"
     assert not wrong, wrong
+
+
+def test_the_types_of_every_tool_are_read() -> None:
+    """mypy is told of each by name; a new one is not forgotten."""
+    named = set(tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["tool"]["mypy"]["modules"])
+    assert named == {path.stem for path in (PACKAGE.parent / "tools").glob("*.py")}

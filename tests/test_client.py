@@ -668,6 +668,17 @@ def test_a_connection_that_ended_while_idle_carries_nothing(connect: Connect, se
     assert server.paths().count("/v1/models/up") == 1 and server.handshakes == 2
 
 
+def test_batching_is_asked_for_by_its_owner_alone(connect: Connect, server: FakeServer) -> None:
+    """A field of the upload; without the word there is none."""
+    client = connect(server.url, key=KEY)
+    client.upload_model(ONNX, name="on", batching=True)
+    client.upload_model(ONNX, name="off")
+    fields = {
+        got.target: got.headers.get("strongroom-batching") for got in server.requests if got.method == "PUT"
+    }
+    assert fields == {"/v1/models/on": "on", "/v1/models/off": None}
+
+
 def test_connections_are_kept_and_used_again(connect: Connect, server: FakeServer) -> None:
     """Twenty requests, one handshake; and a connection that says that it ends is not used again."""
     client = connect(server.url)

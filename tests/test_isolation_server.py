@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import library_os
 import numpy as np
+import own_corpus
 import pytest
 from conftest import SHARED
 from plane import ALICE, BOB, content_digest, linear_onnx
@@ -24,6 +25,10 @@ import strongroom
 from strongroom import planned
 from strongroom.attest.evidence import parse_answer
 from strongroom.attest.keyset import parse_keyset
+from strongroom.engine import Engine
+from strongroom.models import admit
+from strongroom.models.info import STANDARD_LIMITS, TensorSpec
+from strongroom.oip import DATATYPES
 
 CORPUS = SHARED / "hostile-models"
 pytestmark = pytest.mark.slow
@@ -153,6 +158,72 @@ def _state(pid: int) -> str:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
         return ""
+
+
+def test_the_server_survives_our_own_corpus(owner: Serving) -> None:
+    """Of a bare clone's files each hostile one is refused at its upload with its code; each innocent one answers what
+    the engine answers here, or refuses what we sent in a sentence. No process of the server ends.
+    """
+    caller, engine = Caller(owner.url, timeout=120), Engine()
+    log = owner.log.read_text()
+    wrong: list[Any] = []
+    answered = 0
+    for number, file in enumerate((*own_corpus.of_kinds(), *own_corpus.innocent())):
+        name = f"own-{number}"
+        headers = {"Content_Digest": content_digest(file.data), "Strongroom_Format": file.format}
+        put = caller.request("PUT", f"/v1/models/{name}", file.data, changes=True, **headers)
+        if file.codes:
+            # An upload's first bytes are looked at before it is examined, and by themselves.
+            codes = (*file.codes, "format_unknown", "format_mismatch", "body_empty")
+            if put.status_code not in (400, 409, 413, 422) or put.json()["code"] not in codes:
+                wrong.append((file.what, put.status_code, put.text[:200]))
+            continue
+        if put.status_code != 201:
+            wrong.append((file.what, put.status_code, put.text[:200]))
+            continue
+        admitted = admit(file.data, format="onnx", limits=STANDARD_LIMITS)
+        feed = {spec.name: _sample(spec) for spec in admitted.info.inputs}
+        ran = _feed(caller, name, {key: _spelled(array) for key, array in feed.items()})
+        try:
+            here = engine.load(admitted).run(feed, outputs=())
+        except strongroom.InvalidRequest:  # what we sent does not fit
+            if ran.status_code not in (200, 400, 413, 422):
+                wrong.append((file.what, ran.status_code, ran.text[:200]))
+        else:
+            answered += 1
+            if ran.status_code != 200:
+                wrong.append((file.what, ran.status_code, ran.text[:200]))
+                continue
+            got = {output["name"]: output for output in ran.json()["outputs"]}
+            wrong += [
+                (file.what, key)
+                for key, value in here.items()
+                if value.dtype.kind in "fiub"
+                and not np.allclose(np.array(got[key]["data"]).reshape(value.shape), value, equal_nan=True)
+            ]
+        assert caller.request("DELETE", f"/v1/models/{name}", changes=True).status_code == 200
+    assert not wrong
+    assert answered > 40
+    assert caller.http.get("/health").status_code == 200
+    assert "made anew" not in owner.log.read_text()[len(log) :]
+
+
+def _sample(spec: TensorSpec) -> Any:
+    """An input of ones; two where a size is the caller's to choose."""
+    shape = [size if isinstance(size, int) else 2 for size in spec.shape or ()]
+    if spec.datatype == "BYTES":
+        array = np.empty(shape, object)
+        array[...] = b"a"
+        return array
+    return np.ones(shape, DATATYPES[spec.datatype])
+
+
+def _spelled(array: Any) -> dict[str, Any]:
+    data = (
+        [one.decode() for one in array.reshape(-1)] if array.dtype.kind == "O" else array.reshape(-1).tolist()
+    )
+    kind = "string" if array.dtype.kind == "O" else array.dtype.name
+    return {"shape": list(array.shape), "dtype": kind, "data": data}
 
 
 @pytest.mark.skipif(not CORPUS.is_dir(), reason="not exercised here: the corpus is not beside this checkout")

@@ -54,6 +54,7 @@ def test_the_environment_is_an_allow_list(tmp_path: Path) -> None:
         "ORT_DISABLE_TELEMETRY": "1",
         "MALLOC_PERTURB_": "165",
         "MALLOC_ARENA_MAX": "2",
+        "MALLOC_MMAP_THRESHOLD_": "4194304",
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
         "HOME": "/nonexistent",

@@ -51,7 +51,7 @@ class Case(NamedTuple):
 
 def case(**limits: int) -> Case:
     """Limits that a test does not name are out of reach."""
-    wide = dict.fromkeys(QuotaLimits.__dataclass_fields__, 1 << 40)
+    wide = {**dict.fromkeys(QuotaLimits.__dataclass_fields__, 1 << 40), "one_owner": False}
     stored: list[Any] = []
     clock = Clock()
     made = QuotaLimits(**{**wide, **limits})
@@ -96,6 +96,31 @@ def test_a_full_owner_is_refused_before_a_byte() -> None:
     with pytest.raises(Error) as caught, here.upload():
         raise AssertionError("the body would be read")
     assert caught.value.code == "owner_quota"
+
+
+def test_where_one_process_runs_all_models_they_are_one_owners() -> None:
+    """Whoever is first; also of two that arrive at once the one that is stored second is refused, at its commit."""
+    here = case(one_owner=True)
+    with here.upload("a"), here.upload("b"):
+        here.store("a", 1)
+        here.quotas.check("a", more=0)
+        with pytest.raises(LimitExceeded) as caught:
+            here.quotas.check("b", more=0)
+    assert caught.value.code == "one_owner"
+    assert refusal(here.upload("b"))[0] == refusal(here.upload(""))[0] == "one_owner"
+    with here.upload("a"):
+        pass
+    here.stored.clear()
+    with here.upload("b"):
+        pass
+
+
+def test_where_models_have_processes_owners_do_not_matter() -> None:
+    """The next owner is as welcome as the first."""
+    here = case(one_owner=False)
+    here.store("a", 1)
+    with here.upload("b"), here.upload(""):
+        pass
 
 
 def test_bytes_of_prepared_forms_count_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import fcntl
 import gc
@@ -690,3 +691,27 @@ def test_the_document_explains_every_layer() -> None:
     text = table.DOCUMENT.read_text(encoding="utf-8")
     assert all(f"| `{layer}` |" in text for layer in sandbox.LAYERS)
     assert set(seccomp.NUMBERS) == {"x86_64", "aarch64"}
+
+
+def test_a_filter_made_for_children_is_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The very one that a child would make: of its profile and its parent's id; another profile has another."""
+    if sys.platform != "linux":
+        pytest.skip("not exercised here: filters are Linux's")
+    profile = sandbox.Profile(
+        memory_bytes=1 << 30,
+        cpu_s=60,
+        read_fds=(4,),
+        write_fds=(4,),
+        fork=False,
+        receive_fds=False,
+        tend=False,
+    )
+    sandbox._assembled.cache_clear()
+    sandbox.prepare(profile)
+    monkeypatch.setattr(os, "getppid", os.getpid)  # as in a child
+    made = sandbox._program(profile, parent=os.getppid())
+    assert sandbox._assembled.cache_info().misses == 1
+    sandbox._assembled.cache_clear()
+    assert sandbox._program(profile, parent=os.getpid()) == made
+    other = dataclasses.replace(profile, read_fds=(5,))
+    assert sandbox._program(other, parent=os.getpid()) != made

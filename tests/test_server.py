@@ -490,7 +490,7 @@ def test_the_process_is_hardened(shared: Serving) -> None:
     names = {entry.split(b"=")[0].decode() for entry in environment if entry}
     fixed = {
         "OPENSSL_CONF", "ORT_DISABLE_TELEMETRY", "MALLOC_PERTURB_", "MALLOC_ARENA_MAX", "OMP_NUM_THREADS",
-        "OPENBLAS_NUM_THREADS", "TSS2_LOG", "HOME",
+        "OPENBLAS_NUM_THREADS", "TSS2_LOG", "HOME", "MALLOC_MMAP_THRESHOLD_",
     }  # fmt: skip
     assert fixed <= names <= fixed | {"LANG", "LC_ALL"}
     assert list(folder.parent.iterdir()) == [folder]

@@ -367,6 +367,20 @@ def test_names_that_can(name: str) -> None:
     check_name(name, length=128)
 
 
+def test_one_process_has_one_owners_models(tmp_path: Path) -> None:
+    """`in_process`: whoever is first, until nothing of theirs is left; the settings of a server with workers do not
+    say so (`plane` has several owners in one process, which no server has).
+    """
+    with plane(tmp_path / "a", one_owner=True) as world:
+        upload(world, linear_onnx())
+        upload(world, linear_onnx(), name="n")
+        assert code_of(lambda: upload(world, linear_onnx(), name="o", key=BOB)) == "one_owner"
+        assert [model.name for model in world.store.models()] == ["m", "n"]
+    with plane(tmp_path / "b") as world:
+        upload(world, linear_onnx())
+        upload(world, linear_onnx(), name="n", key=BOB)
+
+
 def test_quotas(tmp_path: Path) -> None:
     """Versions of one owner, versions in all, bytes in all: each refused by its code, others not affected."""
     size = len(linear_onnx())

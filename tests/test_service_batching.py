@@ -35,6 +35,7 @@ def put(world: World, data: bytes, *, name: str = "m", format: str = "onnx", bat
     fields = {"strongroom_access": "public", "strongroom_batching": batching}
     answer = asyncio.run(world.put(name, data, format=format, **fields))
     assert answer.status_code == 201, answer.text
+    assert answer.json()["batching"] is (batching == "on")
 
 
 def encode(response: InferResponse) -> bytes:

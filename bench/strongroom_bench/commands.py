@@ -34,8 +34,12 @@ CACHE: Final = Path.home() / ".cache" / "strongroom-bench"
 SMALL: Final = ("trees30", "mlp", "trees500")
 PRECISE: Final = ("trained", "resnet50", "bert_base")
 QUICK: Final = ("trees30", "squeezenet", "resnet50")
-MANY: Final = {"concurrent_requests": 512, "concurrent_requests_per_caller": 512}
-"""`[limits]` of our server for `throughput`, whose connections are one caller's; the default is 32 for one."""
+MANY: Final = {
+    "concurrent_requests": 512,
+    "concurrent_requests_per_caller": 512,
+    "waiting_runs_per_caller": 512,
+}
+"""`[limits]` of our server for `throughput`, whose connections are one caller's; 32 by default."""
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 

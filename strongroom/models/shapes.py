@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
-from onnx import numpy_helper
+from onnx import TensorProto, numpy_helper
 
 from strongroom.models.sizes import Expr, Number, Size, known, lower, upper
 from strongroom.models.values import (
@@ -262,6 +262,10 @@ def constant(op: Op) -> list[Value]:
     name, value = next(iter(given.items()))
     if isinstance(value, Value):
         return [value]
+    if name == "value":  # handed on by a function's parameter, of which nobody knew before what it is for
+        if not isinstance(value, TensorProto):
+            refuse("Constant: expected a tensor as its value", "onnx_attribute")
+        return [tensor(value)]
     kind = {"value_float": T.FLOAT, "value_floats": T.FLOAT, "value_int": T.INT64, "value_ints": T.INT64}.get(
         name, T.STRING
     )

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from models.networks import FLOAT, images, layers, network, node, numbers, residual, words
 from onnx import TensorProto, helper, numpy_helper
 
+from strongroom.errors import Error
 from strongroom.models import admit
 from strongroom.models.info import STANDARD_LIMITS, ModelInfo
 from strongroom.models.precision import Options, measure, reduce_precision
@@ -133,6 +135,77 @@ def test_models_that_arrive_in_less(data: bytes, narrow: dict[str, int]) -> None
     """`as-uploaded`, with what they have; never fp32."""
     found = said(data)
     assert (found.name, dict(found.narrow), found.made) == ("as-uploaded", narrow, None)
+
+
+def refers(made: Any, name: str, parameter: str, kind: int) -> Any:
+    """The node with an attribute that is a parameter of the function around it."""
+    made.attribute.add(name=name, ref_attr_name=parameter, type=kind)
+    return made
+
+
+def called(*functions: Any, **attributes: Any) -> bytes:
+    """A model that calls the first of these functions."""
+    call = helper.make_node("F", ["x"], ["y"], domain="local", **attributes)
+    model = onnx.ModelProto.FromString(made(call))
+    model.functions.extend(functions)
+    model.opset_import.append(helper.make_opsetid("local", 1))
+    return bytes(model.SerializeToString())
+
+
+def function(name: str, *nodes: Any, takes: tuple[str, ...] = (), defaults: tuple[Any, ...] = ()) -> Any:
+    """From `a` to `b`."""
+    opsets = [helper.make_opsetid("", 19), helper.make_opsetid("local", 1)]
+    return helper.make_function("local", name, ["a"], ["b"], list(nodes), opsets, list(takes), list(defaults))
+
+
+INT, TENSOR = 2, 4  # AttributeProto's INT and TENSOR
+HALVES = (refers(node("Cast", ["a"], ["h"]), "to", "kind", INT), node("Cast", ["h"], ["b"], to=FLOAT))
+THROUGH = refers(helper.make_node("G", ["a"], ["b"], domain="local"), "kind", "what", INT)
+WEIGHTS = (
+    refers(node("Constant", [], ["q"]), "value", "weights", TENSOR),
+    node("Cast", ["q"], ["f"], to=FLOAT),
+    node("Mul", ["a", "f"], ["b"]),
+)
+
+
+@pytest.mark.parametrize(
+    ("data", "narrow"),
+    [
+        (called(function("F", *HALVES, takes=("kind",)), kind=TensorProto.FLOAT16), {"FLOAT16": 1}),
+        (
+            called(
+                function("F", THROUGH, takes=("what",)), function("G", *HALVES, takes=("kind",)),
+                what=TensorProto.BFLOAT16,
+            ),
+            {"BFLOAT16": 1},
+        ),
+        (
+            called(function("F", *HALVES, defaults=(helper.make_attribute("kind", TensorProto.FLOAT16),))),
+            {"FLOAT16": 1},
+        ),
+        (
+            called(
+                function("F", *WEIGHTS, takes=("weights",)),
+                weights=helper.make_tensor("w", TensorProto.INT8, [4], [1, 2, 3, 4]),
+            ),
+            {"INT8": 1},
+        ),
+        (called(function("F", *HALVES, takes=("kind",)), kind=TensorProto.DOUBLE), {}),
+    ],
+    ids=["a datatype", "through two functions", "as the function has it", "weights", "doubles"],
+)  # fmt: skip
+def test_what_functions_are_given(data: bytes, narrow: dict[str, int]) -> None:
+    """A datatype or a constant that a call hands on stands nowhere else."""
+    found = said(data)
+    assert dict(found.narrow) == narrow and (found == PLAIN) is not bool(narrow)
+
+
+@pytest.mark.parametrize("given", [3, 1.5, b"text", [1, 2]])
+def test_a_constant_is_given_a_tensor(given: Any) -> None:
+    """What a call hands on for a tensor is one."""
+    with pytest.raises(Error) as caught:
+        said(called(function("F", *WEIGHTS, takes=("weights",)), weights=given))
+    assert caught.value.code == "onnx_attribute"
 
 
 def test_what_is_made_here_arrives_as_uploaded() -> None:
