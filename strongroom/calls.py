@@ -469,7 +469,6 @@ def read_metadata(value: object) -> ModelMetadata:
         ("loaded", bool),
         ("threads", int),
         ("simulated", bool),
-        ("stages", int),
         ("notes", dict),
     ]
     if any(not isinstance(t, str) for t in texts.values()) or any(
@@ -488,7 +487,7 @@ def read_metadata(value: object) -> ModelMetadata:
         created=value["created"],
         loaded=value["loaded"],
         threads=value["threads"],
-        stages=value["stages"],
+        stages=value["stages"] if type(value.get("stages")) is int else 1,  # earlier servers' have none
         simulated=value["simulated"],
         notes=value["notes"],
         precision=precision["name"],
