@@ -171,13 +171,13 @@ def _tensor_json(spec: TensorSpec) -> dict[str, Any]:
 
 def decoder(
     form: str, *, outputs: tuple[str, ...], answer: str, limits: WireLimits
-) -> Callable[[bytes, ModelVersion], InferRequest]:
+) -> Callable[[bytes | bytearray, ModelVersion], InferRequest]:
     """How to read a body of media type `form`.
 
     `outputs` are those that the query names, `answer` is the media type of the response.
     """
 
-    def decode(data: bytes, model: ModelVersion) -> InferRequest:
+    def decode(data: bytes | bytearray, model: ModelVersion) -> InferRequest:
         request = _READERS[form](data, model, limits)
         if outputs and request.outputs:
             _refuse("outputs are named in the body and in the query", "parameter_invalid")
@@ -191,18 +191,18 @@ def decoder(
     return decode
 
 
-def _read_json(data: bytes, model: ModelVersion, limits: WireLimits) -> InferRequest:
+def _read_json(data: bytes | bytearray, model: ModelVersion, limits: WireLimits) -> InferRequest:
     return oip.parse_request(data, limits=limits)
 
 
-def _read_npy(data: bytes, model: ModelVersion, limits: WireLimits) -> InferRequest:
+def _read_npy(data: bytes | bytearray, model: ModelVersion, limits: WireLimits) -> InferRequest:
     inputs = model.info.inputs
     if len(inputs) != 1:
         _refuse(f"the model has {len(inputs)} inputs: send a .npz file with one array each", "input_names")
     return _request({inputs[0].name: npy.decode_npy(data, limits=limits)})
 
 
-def _read_npz(data: bytes, model: ModelVersion, limits: WireLimits) -> InferRequest:
+def _read_npz(data: bytes | bytearray, model: ModelVersion, limits: WireLimits) -> InferRequest:
     return _request(npy.decode_npz(data, limits=limits))
 
 
@@ -232,7 +232,7 @@ _SIMULATED: Final = (("simulated", True),)
 # /model/predict
 
 
-def parse_question(data: bytes, *, limits: WireLimits) -> Question:
+def parse_question(data: bytes | bytearray, *, limits: WireLimits) -> Question:
     """Reads `{"features": [...], "model_id": "..."}`: one or several rows of numbers; null is a missing one.
 
     Raises:

@@ -469,6 +469,7 @@ def read_metadata(value: object) -> ModelMetadata:
         ("loaded", bool),
         ("threads", int),
         ("simulated", bool),
+        ("stages", int),
         ("notes", dict),
     ]
     if any(not isinstance(t, str) for t in texts.values()) or any(
@@ -487,7 +488,7 @@ def read_metadata(value: object) -> ModelMetadata:
         created=value["created"],
         loaded=value["loaded"],
         threads=value["threads"],
-        stages=value["stages"] if type(value.get("stages")) is int else 1,  # earlier servers' have none
+        stages=value["stages"],
         simulated=value["simulated"],
         notes=value["notes"],
         precision=precision["name"],

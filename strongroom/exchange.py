@@ -77,6 +77,7 @@ class Exchange:
         self, carrier: Carrier, scope: dict[str, Any], *, keep_alive: bool, expects_continue: bool
     ) -> None:
         self.scope = scope
+        scope["strongroom.exchange"] = self
         self.keep_alive = keep_alive
         self.body = bytearray()
         self.more_body = True

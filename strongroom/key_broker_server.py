@@ -27,9 +27,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
 from strongroom.attest.policy import DEVELOPMENT, PRODUCTION, Policy, parse_policy
 from strongroom.attester import load_or_create_root, read_operator_key
@@ -44,6 +41,7 @@ from strongroom.listener import SignalledServer
 from strongroom.planned import MAX_HANDOVER_POLICY
 from strongroom.problems import problem
 from strongroom.ratls import plain_server_context
+from strongroom.routes import Receive, Request, Response, Scope, Send
 from strongroom.traffic import Arrival, Lane
 
 log = logging.getLogger("strongroom.keybroker")
@@ -185,12 +183,14 @@ class BrokerApp:
         except Exception as fault:  # noqa: BLE001 - the caller gets our words only, the log no words at all
             log.error("internal_error: %s", type(fault).__name__)
             response = problem(Failure("a fault of the broker"))
-        response.headers["cache-control"] = "no-store"
-        await response(scope, receive, send)
+        await response.send_to(send, [(b"cache-control", b"no-store")])
 
     async def _answer(self, request: Request) -> bytes:
-        path = request.url.path
-        if request.method != "POST" or path not in ("/v1/key-release/challenge", "/v1/key-release/release"):
+        path: str = request.scope["path"]
+        if request.scope["method"] != "POST" or path not in (
+            "/v1/key-release/challenge",
+            "/v1/key-release/release",
+        ):
             raise NotFound("no such path")
         body = await self._collect(request)
         if path.endswith("challenge"):

@@ -76,7 +76,6 @@ _DEPENDENCIES: Final = (
     "onnx",
     "onnxruntime",
     "rfc8785",
-    "starlette",
 )
 """Top-level modules whose folders go on the path; their own dependencies lie beside them."""
 

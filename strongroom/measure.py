@@ -61,7 +61,6 @@ REQUIREMENTS: Final = (
     "onnxruntime",
     "pyjwt",
     "rfc8785",
-    "starlette",
 )
 """The package's own requirements with the `server` extra, as pyproject.toml has them (a test compares):
 stated here because a clone need not be installed to be measured.

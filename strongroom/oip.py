@@ -232,7 +232,7 @@ def _load(body: bytes | bytearray | memoryview, *, limits: WireLimits) -> dict[s
     return value
 
 
-def check_text(data: bytes, *, limits: WireLimits) -> None:
+def check_text(data: bytes | bytearray, *, limits: WireLimits) -> None:
     """Bounds depth, digits and the number of values of a JSON text before any object is made of them.
 
     Linear, whatever the text: it is looked at as arrays of `_SCAN` bytes, and nothing is copied but those.

@@ -11,8 +11,6 @@ import json
 from http import HTTPStatus
 from typing import Final
 
-from starlette.responses import Response
-
 from strongroom.errors import (
     AccessRefused,
     AdmissionRefused,
@@ -23,6 +21,7 @@ from strongroom.errors import (
     Unavailable,
     Unusable,
 )
+from strongroom.routes import Response
 
 FAMILIES: Final[tuple[tuple[type[Error], int], ...]] = (
     (AdmissionRefused, 422),

@@ -22,18 +22,14 @@ import base64
 import binascii
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, Final, TypeVar
-
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route, Router
-from starlette.types import Message, Receive, Scope, Send
 
 from strongroom import __version__, bodies
 from strongroom.attest.evidence import parse_nonce
 from strongroom.bodies import JSON, NPY, NPZ
 from strongroom.errors import Error, Failure, InvalidRequest, MalformedInput, NotFound, Unavailable
+from strongroom.exchange import Exchange
 from strongroom.handover_source import HandoverSource
 from strongroom.jobs import engine
 from strongroom.names import check_name
@@ -42,6 +38,7 @@ from strongroom.partition import AUTO, read_partition
 from strongroom.problems import problem, status_of
 from strongroom.recovery import Recovery
 from strongroom.reduction_fields import ACCEPT, read_accepted, read_fields
+from strongroom.routes import Receive, Request, Response, Route, Router, Scope, Send
 from strongroom.service import DEFAULT_SEED_NAME, ERASURE, Call, Epoch, Service, View
 from strongroom.store import ModelVersion
 
@@ -49,7 +46,6 @@ log = logging.getLogger("strongroom.rest")
 
 _T = TypeVar("_T")
 BYTES: Final = "application/octet-stream"
-Handler = Callable[[Request], Awaitable[Response]]
 
 DATA_DEPENDENT: Final = "data_dependent_output"
 """The flag of admission for models the shape of whose outputs depends on the content of their inputs (§8.3)."""
@@ -87,64 +83,63 @@ class Rest:
         self._current_epoch = current_epoch
         model, version = "/v1/models/{name}", "/versions/{version}"
         routes = [
-            _route("/health", GET=self._health),
-            _route("/model/upload", "name", POST=self._upload_seed),
-            _route("/model/predict", "name", POST=self._predict),
-            _route("/attestation/report", GET=self._report),
-            _route("/v1/evidence", "nonce", GET=self._evidence),
-            _route("/v1/tpm/activate", POST=self._activate),
-            _route("/v1/handover/challenge", POST=self._handover_challenge),
-            _route("/v1/handover/take", POST=self._handover_take),
-            _route("/v1/handover/done", POST=self._handover_done),
-            _route("/v1/recovery/challenge", POST=self._recovery_challenge),
-            _route("/v1/recovery/restore", POST=self._recovery_restore),
-            _route("/v1/models", "after", GET=self._models),
-            _route(model, GET=self._model, PUT=self._upload, DELETE=self._delete),
-            _route("/v2", GET=self._server),
-            _route("/v2/health/live", GET=self._live),
-            _route("/v2/health/ready", GET=self._ready),
+            Route("/health", GET=self._health),
+            Route("/model/upload", "name", POST=self._upload_seed),
+            Route("/model/predict", "name", POST=self._predict),
+            Route("/attestation/report", GET=self._report),
+            Route("/v1/evidence", "nonce", GET=self._evidence),
+            Route("/v1/tpm/activate", POST=self._activate),
+            Route("/v1/handover/challenge", POST=self._handover_challenge),
+            Route("/v1/handover/take", POST=self._handover_take),
+            Route("/v1/handover/done", POST=self._handover_done),
+            Route("/v1/recovery/challenge", POST=self._recovery_challenge),
+            Route("/v1/recovery/restore", POST=self._recovery_restore),
+            Route("/v1/models", "after", GET=self._models),
+            Route(model, GET=self._model, PUT=self._upload, DELETE=self._delete),
+            Route("/v2", GET=self._server),
+            Route("/v2/health/live", GET=self._live),
+            Route("/v2/health/ready", GET=self._ready),
         ]
-        routes += [_route(model + version, GET=self._model, DELETE=self._delete)]
+        routes += [Route(model + version, GET=self._model, DELETE=self._delete)]
         for place in ("", version):
             routes += [
-                _route(model + place + "/admission", GET=self._admission),
-                _route(model + place + "/load", POST=self._load),
-                _route(model + place + "/unload", POST=self._unload),
-                _route("/v2/models/{name}" + place, GET=self._metadata),
-                _route("/v2/models/{name}" + place + "/ready", GET=self._model_ready),
-                _route("/v2/models/{name}" + place + "/infer", "output", POST=self._infer),
+                Route(model + place + "/admission", GET=self._admission),
+                Route(model + place + "/load", POST=self._load),
+                Route(model + place + "/unload", POST=self._unload),
+                Route("/v2/models/{name}" + place, GET=self._metadata),
+                Route("/v2/models/{name}" + place + "/ready", GET=self._model_ready),
+                Route("/v2/models/{name}" + place + "/infer", "output", POST=self._infer),
             ]
-        self._router = Router(routes, redirect_slashes=False, default=_unknown_path)
+        self._router = Router(routes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, one response, whatever happens inside."""
         if scope["type"] != "http":
             raise AssertionError(f"not an HTTP request: {scope['type']}")
-        started = False
-
-        async def answer(message: Message) -> None:
-            nonlocal started
-            if message["type"] == "http.response.start":
-                started = True
-                message["headers"] = [*message["headers"], *self._common(scope)]
-            await send(message)
-
         try:
-            await self._router(scope, receive, answer)
-            return
+            response = await self._answer(scope, receive)
         except BodyLost:
             return
         except Error as error:
             if status_of(error) == 500:
                 _log_fault(error)
-            refusal = error
+            if isinstance(error, Unavailable):
+                await _hold_back()
+            response = problem(error)
         except Exception as fault:  # noqa: BLE001 - the caller gets our words only, the log no words at all
             _log_fault(fault)
-            refusal = Failure("a fault of this server")
-        if not started:
-            if isinstance(refusal, Unavailable):
-                await _hold_back()
-            await problem(refusal)(scope, receive, answer)
+            response = problem(Failure("a fault of this server"))
+        await response.send_to(send, self._common(scope))
+
+    async def _answer(self, scope: Scope, receive: Receive) -> Response:
+        route, names = self._router.find(scope["path"])
+        handler = route.handler(scope["method"])
+        if handler is None:
+            error = InvalidRequest(f"expected one of {route.allow}", code="method_not_allowed")
+            return problem(error, headers=(("Allow", route.allow),))
+        request = Request(scope, receive, names)
+        route.check_query(request)
+        return await handler(request)
 
     def _common(self, scope: Scope) -> list[tuple[bytes, bytes]]:
         fields = [
@@ -208,10 +203,10 @@ class Rest:
         accepted = read_accepted(request.headers.get(ACCEPT))
         model, data = await _while_connected(
             request,
-            lambda body: self._service.predict(
+            self._service.predict(
                 self._call(request),
                 name=name,
-                body=body,
+                body=_Whole(request),
                 parse=lambda data: bodies.parse_question(data, limits=self._wire),
                 precision=accepted,
             ),
@@ -284,21 +279,19 @@ class Rest:
             raise InvalidRequest("state the model's format in Strongroom-Format", code="format_required")
         reduction, batching = read_fields(request.headers), _batching(request)
 
-        def upload(body: AsyncIterator[bytes]) -> Coroutine[Any, Any, View]:
-            return self._service.upload(
-                self._call(request),
-                name=name,
-                access=request.headers.get("strongroom-access", "private"),
-                format=declared,
-                sha256=_content_digest(request, required=True),
-                body=body,
-                reduction=reduction,
-                batching=batching,
-                partition=read_partition(request.headers.get("strongroom-partition", AUTO)),
-            )
-
+        work = self._service.upload(
+            self._call(request),
+            name=name,
+            access=request.headers.get("strongroom-access", "private"),
+            format=declared,
+            sha256=_content_digest(request, required=True),
+            body=_body(request),
+            reduction=reduction,
+            batching=batching,
+            partition=read_partition(request.headers.get("strongroom-partition", AUTO)),
+        )
         # Making less precision takes minutes, which nobody is to spend for a caller who has gone.
-        view = await (upload(_body(request)) if reduction is None else _while_connected(request, upload))
+        view = await (work if reduction is None else _while_connected(request, work))
         return _json(self._document(view), status=201)
 
     async def _delete(self, request: Request) -> Response:
@@ -359,12 +352,12 @@ class Rest:
         accepted = read_accepted(request.headers.get(ACCEPT))
         model, data = await _while_connected(
             request,
-            lambda body: self._service.infer(
+            self._service.infer(
                 self._call(request),
                 name=name,
                 version=version,
                 expect_sha256=_expected(request),
-                body=body,
+                body=_Whole(request),
                 decode=bodies.decoder(form, outputs=outputs, answer=answer, limits=self._wire),
                 encode=lambda response: bodies.encode(answer, response, simulated=self._service.simulated),
                 precision=accepted,
@@ -373,42 +366,8 @@ class Rest:
         return Response(data, 200, _served(model, self._service.stages_of(model)), answer)
 
 
-class _Methods:
-    """The methods of one path. An ASGI application, so that Starlette leaves methods to it."""
-
-    def __init__(self, handlers: dict[str, Handler], parameters: tuple[str, ...]) -> None:
-        self._handlers = handlers
-        self._parameters = frozenset(parameters)
-        self._allow = ", ".join(sorted({*handlers, *(("HEAD",) if "GET" in handlers else ())}))
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        method = "GET" if scope["method"] == "HEAD" else scope["method"]
-        if method in self._handlers:
-            request = Request(scope, receive)
-            self._check_query(request)
-            response = await self._handlers[method](request)
-        else:
-            error = InvalidRequest(f"expected one of {self._allow}", code="method_not_allowed")
-            response = problem(error, headers=(("Allow", self._allow),))
-        await response(scope, receive, send)
-
-    def _check_query(self, request: Request) -> None:
-        """Nothing in a query is passed over: who writes `?name=` on a path without it means something."""
-        if set(request.query_params.keys()) - self._parameters:
-            known = ", ".join(sorted(self._parameters)) or "none"
-            raise InvalidRequest(f"query parameters expected here: {known}", code="parameter_invalid")
-
-
 async def _hold_back() -> None:
     await asyncio.sleep(PAUSE_S)
-
-
-def _route(path: str, *parameters: str, **handlers: Handler) -> Route:
-    return Route(path, _Methods(handlers, parameters))
-
-
-async def _unknown_path(scope: Scope, receive: Receive, send: Send) -> None:
-    raise NotFound("no such path")
 
 
 def _log_fault(fault: Exception) -> None:
@@ -439,10 +398,14 @@ def _served(model: ModelVersion, stages: int) -> dict[str, str]:
     }
 
 
-async def _body(request: Request) -> AsyncIterator[bytes]:
-    """The body as it arrives. The first `receive` is what sends 100 Continue."""
+def _check_coding(request: Request) -> None:
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise InvalidRequest("send the body without a content coding", code="media_type_unsupported")
+
+
+async def _body(request: Request) -> AsyncIterator[bytes]:
+    """The body as it arrives. The first `receive` is what sends 100 Continue."""
+    _check_coding(request)
     more = True
     while more:
         message = await request.receive()
@@ -453,39 +416,48 @@ async def _body(request: Request) -> AsyncIterator[bytes]:
             yield chunk
 
 
-async def _while_connected(
-    request: Request, work: Callable[[AsyncIterator[bytes]], Coroutine[Any, Any, _T]]
-) -> _T:
-    """What `work` makes of the body; cancels it where the caller hangs up after having sent that.
+class _Whole:
+    """The body in one piece, without a copy where the edge has it like that."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+
+    async def whole(self, count: Callable[[int], None]) -> bytes | bytearray:
+        """See `dealings.Whole`."""
+        _check_coding(self._request)
+        exchange: Exchange | None = self._request.scope.get("strongroom.exchange")
+        if exchange is None:
+            data = bytearray()
+            async for chunk in _body(self._request):
+                count(len(chunk))
+                data += chunk
+            return data
+        found = await exchange.whole(count)
+        if found is None:
+            raise BodyLost
+        return found
+
+
+async def _while_connected(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
+    """What `work` comes to; cancels it where the caller hangs up.
 
     Raises:
         BodyLost: the caller hung up. Whatever `work` raises.
     """
-    arrived = asyncio.Event()
-
-    async def body() -> AsyncIterator[bytes]:
-        async for chunk in _body(request):
-            yield chunk
-        arrived.set()
-
-    async def watch() -> None:
-        await arrived.wait()  # until then it is the body's reader that notices
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    task, watcher = asyncio.ensure_future(work(body())), asyncio.ensure_future(watch())
+    exchange: Exchange | None = request.scope.get("strongroom.exchange")
+    task = asyncio.current_task()
+    if exchange is None or task is None:  # on another server than our own nobody says so
+        return await work
+    exchange.when_gone(task.cancel)
     try:
-        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise BodyLost
+        return await work
+    except asyncio.CancelledError:
+        if not exchange.disconnected:
+            raise
+        task.uncancel()
+        raise BodyLost from None
     finally:
-        watcher.cancel()
-        task.cancel()
-        await asyncio.wait({task, watcher})
-        for one in (task, watcher):
-            if not one.cancelled():
-                one.exception()  # looked at here, for nobody else will
+        exchange.when_gone(None)
 
 
 def _token(request: Request) -> str | None:
@@ -507,7 +479,7 @@ def _operator(request: Request) -> str | None:
 
 def _parameters(request: Request, name: str) -> list[str]:
     """All values of a query parameter."""
-    return request.query_params.getlist(name)
+    return request.values(name)
 
 
 def _parameter(request: Request, name: str, *, default: str) -> str:

@@ -32,8 +32,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, cast
 
-from starlette.types import Scope
-
 from strongroom import boot, moving
 from strongroom.admission import Admit, ChildLimits, Examiner
 from strongroom.attest.keyset import SecurityConfiguration
@@ -62,6 +60,7 @@ from strongroom.processes import MOST_TEMPLATES, WorkerLimits
 from strongroom.processor import features
 from strongroom.quotas import QuotaLimits
 from strongroom.rest import Rest
+from strongroom.routes import Scope
 from strongroom.runner import Preloaded, RunLimits, Runner
 from strongroom.service import Clocks, Epoch, Service, ServiceLimits
 from strongroom.store import ModelVersion, Store

@@ -52,7 +52,7 @@ from strongroom.reduction import Reduction
 from strongroom.runner import SMALL, Encode, Runner
 from strongroom.store import ModelVersion, Store, Upload
 from strongroom.tokens import Action, NonceBook, Principal, check_token
-from strongroom.traffic import Arrival, Budget, Lane, Rate, Slots, caller_of, pieces
+from strongroom.traffic import Arrival, Budget, Lane, Rate, Slots, Whole, caller_of, collect, pieces
 from strongroom.turns import Turn
 
 __all__ = ["Call", "Clocks", "Epoch", "Question", "Service", "ServiceLimits", "View"]
@@ -337,8 +337,8 @@ class Service:
         name: str,
         version: int | None,
         expect_sha256: str | None,
-        body: Body,
-        decode: Callable[[bytes, ModelVersion], InferRequest],
+        body: Body | Whole,
+        decode: Callable[[bytes | bytearray, ModelVersion], InferRequest],
         encode: Encode,
         precision: tuple[str, ...] = (),
     ) -> tuple[ModelVersion, bytes]:
@@ -370,8 +370,8 @@ class Service:
         call: Call,
         *,
         name: str | None,
-        body: Body,
-        parse: Callable[[bytes], Question],
+        body: Body | Whole,
+        parse: Callable[[bytes | bytearray], Question],
         precision: tuple[str, ...] = (),
     ) -> tuple[ModelVersion, bytes]:
         """`POST /model/predict`: the body itself may name the model, so it is read before access is decided.
@@ -484,14 +484,8 @@ class Service:
     def _arrival(self, limit: int) -> Arrival:
         return Arrival(limit=limit, rate=self.limits.body_rate, clock=self._clocks.monotonic)
 
-    async def _collect(self, body: Body, take: Callable[[int], None]) -> bytes:
-        arrival = self._arrival(self.limits.request_bytes)
-        chunks = []
-        async for chunk in body:
-            arrival.take(len(chunk))
-            take(len(chunk))
-            chunks.append(chunk)
-        return b"".join(chunks)
+    async def _collect(self, body: Body | Whole, take: Callable[[int], None]) -> bytes | bytearray:
+        return await collect(body, self._arrival(self.limits.request_bytes), take)
 
     async def _receive(
         self,

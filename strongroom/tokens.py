@@ -207,10 +207,15 @@ class NonceBook:
         self._capacity = capacity
         self._lock = threading.Lock()
         self._used: dict[int, set[bytes]] = {}
+        self._last = (-1, b"", "")  # the bucket that was issued for last, its nonce, and that as text
 
     def issue(self) -> str:
         """Returns the current nonce, for the `Strongroom-Nonce` field: 32 base64url characters."""
-        return _b64url(self._nonce(self._bucket()))
+        bucket = self._bucket()
+        if self._last[0] != bucket:
+            nonce = self._nonce(bucket)
+            self._last = (bucket, nonce, _b64url(nonce))
+        return self._last[2]
 
     def check(self, nonce: str) -> None:
         """Returns if `nonce` is one that this book issued and is fresh.
@@ -255,6 +260,9 @@ class NonceBook:
         return int(self._clock() // NONCE_BUCKET_S)
 
     def _nonce(self, bucket: int) -> bytes:
+        last, nonce, _ = self._last
+        if bucket == last:
+            return nonce
         head = bucket.to_bytes(8, "big")
         return head + hmac.digest(self._key, _NONCE_LABEL + head, "sha256")[:16]
 

@@ -366,6 +366,31 @@ class Arrival:
             )
 
 
+class Whole(Protocol):
+    """A body that can be had in one piece."""
+
+    async def whole(self, count: Callable[[int], None]) -> bytes | bytearray:
+        """All of it. `count` is told of bytes as they arrive, and may raise, which ends it."""
+
+
+async def collect(
+    body: AsyncIterator[bytes] | Whole, arrival: Arrival, take: Callable[[int], None]
+) -> bytes | bytearray:
+    """The whole body; `take` is told of its bytes as they arrive."""
+
+    def count(size: int) -> None:
+        arrival.take(size)
+        take(size)
+
+    if not isinstance(body, AsyncIterator):
+        return await body.whole(count)
+    chunks = []
+    async for chunk in body:
+        count(len(chunk))
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
 async def pieces(
     body: AsyncIterator[bytes], arrival: Arrival, take: Callable[[int], None]
 ) -> AsyncIterator[bytearray]:

@@ -54,11 +54,10 @@ PURPOSES: Final = {
     "protobuf": "onnx's file format",
     "ml-dtypes": "onnx's small float types",
     "httptools": "parses HTTP",
-    "starlette": "routes of the HTTP interface",
     "httpx": "fetches endorsements",
     "httpcore": "of httpx",
     "h11": "of httpx's transport",
-    "anyio": "of starlette and httpx",
+    "anyio": "of httpx",
     "certifi": "of httpx",
     "idna": "of httpx",
     "click": "the command",
@@ -68,7 +67,7 @@ PURPOSES: Final = {
     "packaging": "of onnxruntime",
     "cffi": "of cryptography",
     "pycparser": "of cffi",
-    "typing-extensions": "of onnx and starlette",
+    "typing-extensions": "of onnx",
 }
 """What each distribution in the server is for."""
 TORCH: Final = {
