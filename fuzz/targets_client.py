@@ -16,7 +16,7 @@ MODEL = calls.read_metadata(
     {
         "name": "m", "version": "1", "format": "onnx", "sha256": "0" * 64, "canonical_sha256": "0" * 64, "size": 1,
         "owner": "", "access": "public", "created": 1, "loaded": False, "erasure": "not_against_host_copies",
-        "feature_names": ["a", "b"], "notes": {}, "threads": 1, "cpu": "x86-64-v3", "simulated": True,
+        "feature_names": ["a", "b"], "notes": {}, "threads": 1, "stages": 1, "cpu": "x86-64-v3", "simulated": True,
         "engine": "onnxruntime/1", "precision": {"name": "fp32", "narrow": {}, "made": None},
         "primary_output": "y",
         "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 2]}],

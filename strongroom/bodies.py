@@ -75,6 +75,8 @@ def model_json(view: View, *, simulated: bool) -> dict[str, Any]:
         "precision": info.precision.to_json(),
         "batching": info.batching,
         "engine": engine(),
+        "partition": info.partition,
+        "stages": view.stages,
         "threads": THREADS,
         "cpu": processor.level(),
         "simulated": simulated,
@@ -117,7 +119,10 @@ def protocol_metadata(view: View, *, versions: tuple[int, ...]) -> dict[str, Any
         "platform": _PLATFORMS[view.model.format],
         "inputs": [_tensor_json(spec) for spec in info.inputs],
         "outputs": [_tensor_json(spec) for spec in info.outputs],
-        "parameters": _parameters_json(info.precision),
+        "parameters": {
+            **_parameters_json(info.precision),
+            **({"stages": view.stages} if view.stages > 1 else {}),
+        },
     }
 
 

@@ -240,6 +240,8 @@ class ModelMetadata:
     """What runs it, `onnxruntime/VERSION`."""
     threads: int
     """Threads of a run."""
+    stages: int
+    """In which it runs, one after the other (docs/partitioning.md); 1: as a whole."""
     cpu: str
     """Level of the server's processor, such as `x86-64-v3`. The same canonical bytes, threads, level and versions of
     the engine (in the admission report) give the same bits again.
@@ -278,7 +280,7 @@ class ModelMetadata:
             "erasure": self.erasure, "inputs": tensors(self.inputs), "outputs": tensors(self.outputs),
             "primary_output": self.primary_output, "feature_names": list(self.feature_names),
             "notes": dict(self.notes), "precision": {"name": self.precision, **self.reduced}, "engine": self.engine,
-            "threads": self.threads, "cpu": self.cpu, "simulated": self.simulated,
+            "threads": self.threads, "stages": self.stages, "cpu": self.cpu, "simulated": self.simulated,
         }  # fmt: skip
 
 
@@ -467,6 +469,7 @@ def read_metadata(value: object) -> ModelMetadata:
         ("loaded", bool),
         ("threads", int),
         ("simulated", bool),
+        ("stages", int),
         ("notes", dict),
     ]
     if any(not isinstance(t, str) for t in texts.values()) or any(
@@ -485,6 +488,7 @@ def read_metadata(value: object) -> ModelMetadata:
         created=value["created"],
         loaded=value["loaded"],
         threads=value["threads"],
+        stages=value["stages"],
         simulated=value["simulated"],
         notes=value["notes"],
         precision=precision["name"],

@@ -322,14 +322,19 @@ def keygen(file: Path, as_json: bool) -> None:
     help="Its format; else found out from its bytes.",
 )  # fmt: skip
 @click.option(
+    "--partition", default="auto", show_default=True, metavar="auto|off|N",
+    help="Run it in stages where it is larger than the server's memory for models, never, or in N of them.",
+)  # fmt: skip
+@click.option(
     "--batching", is_flag=True,
     help="Small requests of one caller may share a run; for models whose rows do not depend on one another.",
 )  # fmt: skip
 @precision_options
 @_to_server
 def upload(
-    file: Path, name: str | None, access: str, format_: str | None, batching: bool, as_json: bool, precision: str,
-    calibrate: Path | None, ranges: Path | None, method: str, exclude: tuple[str, ...], per_tensor: bool,
+    file: Path, name: str | None, access: str, format_: str | None, batching: bool, partition: str, as_json: bool,
+    precision: str, calibrate: Path | None, ranges: Path | None, method: str,
+    exclude: tuple[str, ...], per_tensor: bool,
     **server: Any,
 ) -> None:  # fmt: skip
     """Upload a model, sealed, to a server that the policy accepts. Needs a key.
@@ -340,7 +345,7 @@ def upload(
     with _connect(**server) as client, progress(f"uploading {file.name}", quiet=as_json) as bar:
         model = client.upload_model(
             file, name=name or file.stem, access=access, format=format_, progress=bar, precision=asked,
-            calibration=calibrate, ranges=ranges, batching=batching,
+            calibration=calibrate, ranges=ranges, batching=batching, partition=partition,
         )  # fmt: skip
     metadata = model.metadata
     if as_json:
@@ -349,6 +354,8 @@ def upload(
         click.echo(f"{metadata.id}  {metadata.format}, {metadata.size} bytes, sha256 {metadata.sha256}")
         if metadata.precision != FP32:
             click.echo(f"  {metadata.precision}, runs as sha256 {metadata.canonical_sha256}")
+        if metadata.stages > 1:
+            click.echo(f"  partitioned: runs in {metadata.stages} stages")
         note_simulated(metadata.simulated)
 
 

@@ -195,6 +195,7 @@ class Client(_ClientBase):
         precision: str | Options = FP32,
         calibration: CalibrationSource | None = None,
         ranges: RangesSource | None = None,
+        partition: str | int = "auto",
         batching: bool = False,
     ) -> Model:
         """Uploads a model: a path, bytes, or a file opened in binary mode. A name that exists gets a new
@@ -207,6 +208,9 @@ class Client(_ClientBase):
         makes of the same file, options and examples, byte for byte (docs/precision.md). With "int8", `calibration` (a
         `.npz`, or arrays by input name) or `ranges` (what `quantize --ranges-out` wrote) make it static; the set is not
         kept. `reduction.Options` in the place of the word say more: nodes to exclude, and the like.
+
+        `partition`: "auto" has a model that is larger than the server's memory for models run in stages, a number has
+        it run in so many, "off" never (docs/partitioning.md); results are the same bytes.
 
         `batching`: small requests of one caller may share a run, for a model whose rows are independent of one another
         (docs/performance.md).
@@ -229,6 +233,7 @@ class Client(_ClientBase):
             progress=progress,
             less=less,
             batching=batching,
+            partition=str(partition),
         )
         return Model(self, self._drive(flow))
 
@@ -318,6 +323,7 @@ class AsyncClient(_ClientBase):
         precision: str | Options = FP32,
         calibration: CalibrationSource | None = None,
         ranges: RangesSource | None = None,
+        partition: str | int = "auto",
         batching: bool = False,
     ) -> AsyncModel:
         """As `Client.upload_model`; files are read in a thread."""
@@ -334,6 +340,7 @@ class AsyncClient(_ClientBase):
             progress=progress,
             less=less,
             batching=batching,
+            partition=str(partition),
         )
         return AsyncModel(self, await self._drive(flow))
 

@@ -426,6 +426,7 @@ CODES: dict[str, str] = {
     "precision_size": "Less precision would take more bytes than the model: its constants are read in many ways.",
     "precision_twice": "The model computes with eight bits already.",
     "precision_unsupported": "A precision that is not made here; the message says why, and what to use instead.",
+    "partition_unsupported": "Stages that a model cannot be cut into: neither `auto`, `off` nor a number of them.",
     "preparation_limits": "Making a model's precision took more time or memory than it may, or ended its process.",
     "calibration_too_large": "What is sent to measure a model with is larger than the limit, or than was said.",
     "onnx_unknown_field": "The file has fields that its format does not have.",

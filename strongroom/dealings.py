@@ -75,6 +75,8 @@ class View:
 
     model: ModelVersion
     loaded: bool
+    stages: int = 1
+    """In which it runs, one after the other; 1: as a whole."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,9 +107,10 @@ class Intent:
     format: str | None
     sha256: str | None
     reduction: Reduction | None
+    partition: str
     batching: bool
 
     @property
     def owner(self) -> str:
-        """Whose the model will be."""
+        """Whose model it will be."""
         return self.principal.id if self.principal else ANONYMOUS_OWNER

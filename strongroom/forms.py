@@ -22,20 +22,24 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from strongroom import disk
 from strongroom.admission import SPARE_S, ChildLimits
 from strongroom.errors import Error, LimitExceeded, NotFound
 from strongroom.frames import receive, send
 from strongroom.kernel import trim_heap
+from strongroom.models.parting import stage_limit
+from strongroom.partition import AUTO, OFF
+from strongroom.partitioning import Reading, parts_of, pieces_of
 from strongroom.prepared import Making
 from strongroom.sealed import TAG_BYTES, Opening, Sealer
 from strongroom.stages import GRAPH_BYTES, LENGTHS, PIPES, TABLE_BYTES, layout
 from strongroom.state import ModelVersion
 from strongroom.store import Store
+from strongroom.upload import begin_file
 from strongroom.zygote import PREPARER, Nursery, Timely
 
 log = logging.getLogger("strongroom.forms")
@@ -45,6 +49,8 @@ WORTH_BYTES: Final = 256 << 10
 MORE: Final = 64 << 20
 """Bytes that the weights may have beyond twice the canonical form: constants that were computed."""
 _PIECE: Final = 1 << 20
+_File: TypeAlias = tuple[Sealer, Path, int]
+"""A sealed file: what sealed it, where it is, bytes of plaintext."""
 
 
 class Forms:
@@ -59,8 +65,14 @@ class Forms:
         limits: ChildLimits,
         layers: tuple[str, ...],
         keep_free: int,
+        budget: int,
+        room: int,
     ) -> None:
-        """`layers` of the sandbox have to hold in a preparer; `keep_free`: bytes of the disk that stay free."""
+        """`layers` of the sandbox have to hold in a preparer; `keep_free`: bytes of the disk that stay free; `budget`:
+        bytes of memory of all loaded models; `room`: of one in stages.
+        """
+        self._budget = budget
+        self.room = room
         self._store, self._nursery = store, nursery
         self._making = making
         self._limits, self._layers, self._keep_free = limits, layers, keep_free
@@ -127,41 +139,93 @@ class Forms:
             form = self._store.form(model)
         except Error:
             return False
-        return form is None or form.making != self._making
+        if form is None or form.making != self._making:
+            return True
+        return (len(form.stages) > 1) != (self._cut(model, form.length) is not None)
+
+    def _cut(self, model: ModelVersion, length: int) -> tuple[int | None, int] | None:
+        """Into how many stages the model is to be cut (None: as few as may be), and how many bytes one may have; None:
+        not at all.
+        """
+        word, limit = model.info.partition, stage_limit(self.room)
+        if word == AUTO:
+            return (None, limit) if 2 * length > self._budget else None
+        return None if word == OFF else (int(word), limit)
 
     # Making one
 
     def _make(self, model: ModelVersion) -> None:
         started = time.monotonic()
         with self._store.canonical(model) as canonical:
-            if canonical.length < WORTH_BYTES:
+            if canonical.length < WORTH_BYTES and model.info.partition in (AUTO, OFF):
                 return
             sealer, path = self._store.begin_stage()
             made = _Making(self._nursery, canonical, limits=self._limits, layers=self._layers)
             try:
                 disk.check_room(path.parent, keep=self._keep_free + 2 * canonical.length)
-                length = _seal(sealer, path, made)
+                length = _seal(sealer, path, made.pieces())
             except BaseException:
                 self._store.discard(path)
                 raise
-        self._store.put_form(model, self._making, ((sealer, path, length),))
+        stages: tuple[_File, ...] = ((sealer, path, length),)
+        if (wanted := self._cut(model, length)) is not None:
+            stages = self._split(model, stages[0], *wanted)
+        self._store.put_form(model, self._making, stages)
         log.info(
-            "model %s version %d: a prepared form of %d bytes in %.1f s",
+            "model %s version %d: a prepared form of %d bytes, in %d stages, in %.1f s",
             model.name,
             model.version,
             length,
+            len(stages),
             time.monotonic() - started,
         )
 
+    def _split(self, model: ModelVersion, whole: _File, count: int | None, limit: int) -> tuple[_File, ...]:
+        """The files of the stages that a whole form was cut into; its own goes. The whole, where nothing can be cut."""
+        sealer, path, length = whole
+        made: list[_File] = []
+        fd = disk.open_to_read(path)
+        try:
+            reading = Reading(
+                begin_file(
+                    fd,
+                    data_key=sealer.data_key,
+                    file_id=sealer.file_id,
+                    chunk_size=sealer.chunk_size,
+                    length=length,
+                )
+            )
+            parts = parts_of(
+                reading, self._nursery, count=count, limit=limit, child=self._limits, layers=self._layers
+            )
+            for part in parts if len(parts) > 1 else ():
+                disk.check_room(path.parent, keep=self._keep_free + part.weights)
+                stage, place = self._store.begin_stage()
+                made.append((stage, place, 0))
+                made[-1] = stage, place, _seal(stage, place, pieces_of(reading, part))
+            reading.finish()
+        except (Error, OSError, EOFError, MemoryError, ValueError) as fault:
+            for _, place, _ in made:
+                self._store.discard(place)
+            why = fault.code if isinstance(fault, Error) else type(fault).__name__
+            log.warning("model %s version %d: it is not cut into stages: %s", model.name, model.version, why)
+            return (whole,)
+        finally:
+            disk.close(fd)
+        if not made:
+            return (whole,)
+        self._store.discard(path)
+        return tuple(made)
 
-def _seal(sealer: Sealer, path: Path, made: _Making) -> int:
+
+def _seal(sealer: Sealer, path: Path, pieces: Iterable[bytes | memoryview]) -> int:
     """Writes what comes as one synced data file; bytes of plaintext."""
     length = 0
     with disk.faults("write a data file"):
         fd = disk.create(path)
         try:
             disk.write(fd, sealer.header)
-            for piece in made.pieces():
+            for piece in pieces:
                 length += len(piece)
                 for chunk in sealer.update(piece):
                     disk.write(fd, chunk)

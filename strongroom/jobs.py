@@ -89,6 +89,8 @@ class Source:
     """The stages of its prepared form, opened; () where it has none."""
     spoilt: Callable[[str], None] = field(default=lambda _why: None)
     """To be told, with a code, that the prepared form could not be used."""
+    room: int = 0
+    """Bytes of memory that it may take where it has several stages."""
 
 
 def too_long(seconds: float) -> LimitExceeded:

@@ -90,6 +90,16 @@ def trim_heap() -> None:
         trim(0)
 
 
+def keep_heap(size: int) -> None:
+    """Has the heap keep so many free bytes at its end, and give larger blocks from it than it would, mallopt(3): pages
+    that are used again need not be made again. Nothing happens where the C library has no such function.
+    """
+    option = getattr(_libc, "mallopt", None)
+    if option is not None:
+        option(-1, min(size, 1 << 30))  # M_TRIM_THRESHOLD
+        option(-3, 32 << 20)  # M_MMAP_THRESHOLD, of which this is the most
+
+
 def return_large_blocks() -> None:
     """Has the heap give every block of 128 KiB or more back as soon as it is freed, mallopt(3); nothing happens where
     the C library has no such function. glibc moves that bound up on its own and then keeps up to 64 MiB.

@@ -122,6 +122,14 @@ class Limits:
         low=1,
         high=1 << 50,
     )
+    partition_bytes: int = _setting(
+        256 << 20,
+        "Memory of one model in stages: those under way, and those that stay; three of the largest where single "
+        "stages are too large for it (docs/partitioning.md).",
+        unit="bytes",
+        low=1,
+        high=1 << 50,
+    )
     connections: int = _setting(512, "Open connections.", unit="connections", low=1, high=100_000)
     concurrent_requests: int = _setting(
         64,

@@ -30,6 +30,7 @@ def upload_flow(
     format: str | None,
     progress: Progress | None,
     less: Less | None = None,
+    partition: str = "auto",
     batching: bool = False,
 ) -> Flow[ModelMetadata]:
     """Sends a prepared model; its metadata, once the server's digests of it, and of what was sent to make less
@@ -43,7 +44,11 @@ def upload_flow(
         format=format or detected,
         access=access,
         progress=progress,
-        more=(*fields, *((("Strongroom-Batching", "on"),) if batching else ())),
+        more=(
+            *fields,
+            *((("Strongroom-Batching", "on"),) if batching else ()),
+            *((("Strongroom-Partition", partition),) if partition != "auto" else ()),
+        ),
     )
     answer = yield from _expect(session, request)
     metadata = calls.read_metadata(calls.json_object(answer))

@@ -24,12 +24,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 import numpy as np
 
 from strongroom import frames, records
 from strongroom.errors import AdmissionRefused, Error, Failure, InvalidRequest, LimitExceeded, SealRefused
+from strongroom.feeding import Feeding, Plan
 from strongroom.jobs import Source, too_long
 from strongroom.models.info import ModelInfo, TensorSpec
 from strongroom.oip import DATATYPES, Array
@@ -128,9 +129,12 @@ class Template:
         """
         self.child: Child
         """The process."""
+        self.memory_bytes: int
         self.resident = 0
         """Bytes of memory that it had once the model was loaded: what each of its workers begins with."""
         self._limits, self._layers = limits, layers
+        self.feeding: Feeding | None = None
+        """Of a model in stages: what its workers get them from."""
         if not self._from_form(nursery, source):
             whole = [source.read()]  # before it is forked: what cannot be read needs no process
             self._born(
@@ -140,28 +144,46 @@ class Template:
     def _from_form(self, nursery: Nursery, source: Source) -> bool:
         """Loads the prepared form, where there is one; False: what was admitted has to be loaded."""
         with source.stages() as stages:
-            if len(stages) != 1:
+            if not stages:
                 return False
-            opening = stages[0]
-            stage = {"length": opening.length, "chunk_size": opening.chunk_size}
+            plan = Plan([stage.length for stage in stages], source.room) if len(stages) > 1 else None
+            staying = [stages[number] for number in (sorted(plan.stay) if plan else (0,))]
+            header = {
+                "staying": [{"length": stage.length, "chunk_size": stage.chunk_size} for stage in staying],
+                "plan": None if plan is None else plan.to_json(),
+            }
+
+            def give(timely: Timely) -> None:
+                for number, stage in enumerate(staying):
+                    # One behind the other: what comes next must not come together with the last word of this one.
+                    if number and timely.recv(1) != records.STAGE:
+                        raise EOFError
+                    send_stage(self.child.end, timely, stage)
+
+            size = sum(stage.length for stage in staying)
             try:
-                self._born(
-                    nursery,
-                    source,
-                    stage,
-                    lambda timely: send_stage(self.child.end, timely, opening),
-                    opening.length,
-                )
+                self._born(nursery, source, header, give, size)
+                if plan is not None:
+                    self.feeding = Feeding(plan)
+                    self.memory_bytes = max(self.memory_bytes - size, plan.memory_bytes) + FIXED
             except (SealRefused, AdmissionRefused, LimitExceeded, Failure) as fault:
                 source.spoilt(fault.code)
+                if plan is not None:  # as a whole it is not taken into memory
+                    raise
                 return False
             return True
+
+    def bear(self, size: int, *, most: int) -> Worker:
+        """Has a worker forked; parameters and exceptions are those of `Worker`."""
+        if self.feeding is None:
+            return Worker(self, size, most=most)
+        return StagedWorker(self, self.feeding, size, most=most)
 
     def _born(
         self,
         nursery: Nursery,
         source: Source,
-        stage: dict[str, int] | None,
+        stage: dict[str, Any] | None,
         give: Callable[[Timely], None],
         size: int,
     ) -> None:
@@ -179,7 +201,7 @@ class Template:
         return self.child.pid
 
     def _loaded(
-        self, source: Source, stage: dict[str, int] | None, give: Callable[[Timely], None], size: int
+        self, source: Source, stage: dict[str, Any] | None, give: Callable[[Timely], None], size: int
     ) -> int:
         limits, end = self._limits, self.child.end
         timely = Timely(end, limits.run_longest_s)
@@ -225,6 +247,8 @@ class Template:
     def close(self) -> None:
         """Ends it; the zygote ends what it forked."""
         self.child.close()
+        if self.feeding is not None:
+            self.feeding.close()
 
 
 _REFUSALS: Final[Mapping[object, tuple[type[Error], str]]] = {
@@ -477,6 +501,45 @@ class Worker:
         self._end.close()
         # Given back with the last reference: an exception that is on its way may still hold one.
         self._area = self._shared = None
+
+
+class StagedWorker(Worker):
+    """A worker of a model in stages: it has a second socket, by which it asks for them."""
+
+    def __init__(self, template: Template, feeding: Feeding, size: int, *, most: int) -> None:
+        self._feeding = feeding
+        self._number = 0  # of its run
+        self._feed, self._theirs = socket.socketpair()
+        try:
+            super().__init__(template, size, most=most)
+        except BaseException:
+            self._feed.close()
+            self._theirs.close()
+            raise
+
+    def settle(self) -> None:
+        """As `Worker.settle`; then the slots, to be read, and the socket."""
+        super().settle()
+        with self._theirs:
+            for descriptor in (self._feeding.readable, self._theirs.fileno()):
+                socket.send_fds(self._end, [records.MEMORY], [descriptor])
+
+    def begin(self, inputs: Mapping[str, Array], wanted: list[int], info: ModelInfo, seconds: float) -> None:
+        """As `Worker.begin`, within `Feeding.turn`."""
+        self._number += 1
+        self._feeding.serve(self._feed, self._number)
+        super().begin(inputs, wanted, info, seconds)
+
+    def over(self) -> None:
+        """As `Worker.over`."""
+        self._feeding.stop()
+        super().over()
+
+    def close(self) -> None:
+        """As `Worker.close`."""
+        super().close()
+        self._feed.close()
+        self._theirs.close()
 
 
 def _refuse(outcome: bytes) -> NoReturn:

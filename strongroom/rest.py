@@ -34,6 +34,7 @@ from strongroom.handover_source import HandoverSource
 from strongroom.jobs import engine
 from strongroom.names import check_name
 from strongroom.oip import WireLimits
+from strongroom.partition import AUTO, read_partition
 from strongroom.problems import problem, status_of
 from strongroom.recovery import Recovery
 from strongroom.reduction_fields import ACCEPT, read_accepted, read_fields
@@ -210,7 +211,7 @@ class Rest:
                 precision=accepted,
             ),
         )
-        return Response(data, 200, _served(model), JSON)
+        return Response(data, 200, _served(model, self._service.stages_of(model)), JSON)
 
     async def _report(self, request: Request) -> Response:
         evidence = self._epoch_of(request.scope).boot_evidence
@@ -287,6 +288,7 @@ class Rest:
             body=_body(request),
             reduction=reduction,
             batching=batching,
+            partition=read_partition(request.headers.get("strongroom-partition", AUTO)),
         )
         # Making less precision takes minutes, which nobody is to spend for a caller who has gone.
         view = await (work if reduction is None else _while_connected(request, work))
@@ -361,7 +363,7 @@ class Rest:
                 precision=accepted,
             ),
         )
-        return Response(data, 200, _served(model), answer)
+        return Response(data, 200, _served(model, self._service.stages_of(model)), answer)
 
 
 async def _hold_back() -> None:
@@ -382,7 +384,7 @@ def _json(document: dict[str, Any], *, status: int = 200) -> Response:
     return Response(bodies.dump(document), status, {}, JSON)
 
 
-def _served(model: ModelVersion) -> dict[str, str]:
+def _served(model: ModelVersion, stages: int) -> dict[str, str]:
     dependent = DATA_DEPENDENT in model.info.admission.flags
     return {
         # Content of the request shows in the length of the answer.
@@ -392,6 +394,7 @@ def _served(model: ModelVersion) -> dict[str, str]:
         "Strongroom-Model-SHA256": model.sha256,
         "Strongroom-Precision": model.info.precision.name,
         "Strongroom-Engine": engine(),
+        **({"Strongroom-Stages": str(stages)} if stages > 1 else {}),
     }
 
 

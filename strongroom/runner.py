@@ -28,7 +28,15 @@ from strongroom import oip
 from strongroom.admission import Admit
 from strongroom.batching import TRIAL_ROWS, Joiner, Trials, alike, differ, join, most_rows, rows_of, split
 from strongroom.cache import SessionCache
-from strongroom.errors import Error, Failure, InvalidRequest, LimitExceeded, SealRefused, Unavailable
+from strongroom.errors import (
+    Error,
+    Failure,
+    InvalidRequest,
+    LimitExceeded,
+    NotFound,
+    SealRefused,
+    Unavailable,
+)
 from strongroom.forms import Forms
 from strongroom.inputs import check_inputs, check_outputs, room_for
 from strongroom.jobs import Host, Job, Loaded, Run, Source, Ticket, too_long
@@ -167,6 +175,16 @@ class Runner:
             self._forms.close()
         self._preparing.close()
         self._cache.close()
+
+    def stages(self, model: ModelVersion) -> int:
+        """In how many stages a model runs; 1: as a whole."""
+        if model.name in self._preloaded:
+            return 1
+        try:
+            form = self._store.form(model)
+        except NotFound:  # deleted meanwhile
+            return 1
+        return len(form.stages) if form is not None else 1
 
     def is_loaded(self, model: ModelVersion) -> bool:
         """Whether a run would start warm."""
@@ -381,6 +399,7 @@ class Runner:
                 source,
                 stages=partial(forms.stages, model),
                 spoilt=partial(forms.spoilt, model),
+                room=forms.room,
             )
 
         def load() -> Loaded:

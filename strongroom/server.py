@@ -362,8 +362,9 @@ def _host_of(ready: Boot, nursery: Nursery) -> Host:
     if security.isolation == "in_process":
         # Imported here alone: otherwise the process that holds the keys has no engine in it.
         from strongroom.engine import Engine, InProcess
+        from strongroom.staged_here import Here
 
-        return InProcess(Engine())
+        return Here(InProcess(Engine())) if sys.platform == "linux" else InProcess(Engine())
     if isinstance(ready.group, str):
         log.info("no control group for the processes that run models: %s", ready.group)
     else:
@@ -393,6 +394,8 @@ def _forms(ready: Boot, store: Store, nursery: Nursery) -> Forms:
         limits=_child_limits(settings, seconds=settings.limits.preparation_s),
         layers=ready.security.sandbox,
         keep_free=settings.limits.disk_free_bytes,
+        budget=settings.limits.loaded_bytes,
+        room=min(settings.limits.partition_bytes, settings.limits.loaded_bytes),
     )
 
 

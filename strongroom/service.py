@@ -27,6 +27,7 @@ import asyncio
 import contextlib
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final, Literal, TypeVar
 
 from strongroom.access import ANONYMOUS, ANONYMOUS_OWNER, not_found
@@ -91,6 +92,7 @@ class Service:
         self.limits = limits
         self.simulated = simulated
         self.nonces = nonces
+        self.stages_of = runner.stages
         self._store = store
         self._runner = runner
         self._activate = activate
@@ -233,13 +235,15 @@ class Service:
         sha256: str | None,
         body: Body,
         reduction: Reduction | None = None,
+        partition: str = "auto",
         batching: bool = False,
     ) -> View:
         """Takes a model: a new, immutable version of `name`. `sha256` (hex) is what the caller means to send.
 
         `format` None finds it out from the bytes. `sha256` None is for callers without a key only: a key's
         token is bound to it. `reduction`: the precision that is to be made of it; its part stands in the body, in
-        front of the model, and `sha256` is of both. `batching`: one caller's requests may share a run (`batching`).
+        front of the model, and `sha256` is of both. `batching`: one caller's requests may share a run (`batching`);
+        `partition`: whether it is cut into stages (docs/partitioning.md).
 
         Raises:
             AccessRefused, Conflict, LimitExceeded, Unavailable, InvalidRequest, MalformedInput,
@@ -254,6 +258,7 @@ class Service:
             format=format,
             sha256=sha256,
             reduction=reduction,
+            partition=partition,
             batching=batching,
         )
         self._authorise_upload(intent)
@@ -269,7 +274,7 @@ class Service:
             arriving = Arriving(part, most=self.limits.calibration_bytes)
             try:
                 model = await self._receive(intent, body, arriving, take, hold)
-                return View(model=model, loaded=self._runner.is_loaded(model))
+                return self._view(model, principal)
             finally:
                 arriving.erase()
 
@@ -520,6 +525,7 @@ class Service:
             async with self._committing:
                 self._authorise_upload(intent)
                 self._quotas.check(intent.owner, more=0)
+                info = replace(info, partition=intent.partition)
                 committed = await self._disk.run_for(
                     turn, upload.commit, info=info, canonical_sha256=canonical_sha256
                 )
@@ -550,7 +556,11 @@ class Service:
     # Small things
 
     def _view(self, model: ModelVersion, principal: Principal | None) -> View:
-        return View(model=shown(model, principal), loaded=self._runner.is_loaded(model))
+        return View(
+            model=shown(model, principal),
+            loaded=self._runner.is_loaded(model),
+            stages=self._runner.stages(model),
+        )
 
     def _seed_name(self, principal: Principal | None) -> str:
         """The model that `/model/predict` means where its body names none.

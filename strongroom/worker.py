@@ -21,16 +21,18 @@ import os
 import resource
 import signal
 import socket
+from collections.abc import Iterator
 from typing import Any, Final
 
 import numpy as np
 
-from strongroom import frames, kernel, models, records, ring, sandbox
+from strongroom import frames, kernel, models, records, ring, sandbox, staging
 from strongroom.engine import Engine, Session
-from strongroom.errors import Error, InvalidRequest, LimitExceeded
+from strongroom.errors import AdmissionRefused, Error, InvalidRequest, LimitExceeded
 from strongroom.models.info import ModelInfo
 from strongroom.oip import Array
 from strongroom.records import Place
+from strongroom.staging import Staged
 
 _CONTROL: Final = 3
 """Descriptor of the template's socket to the server."""
@@ -69,16 +71,25 @@ def template(descriptor: int) -> int:
         return _fork_workers(server, session, header)
 
 
-def _load(server: socket.socket, header: dict[str, Any]) -> Session:
-    info, stage = ModelInfo.from_json(header["info"]), header["stage"]
-    if stage is not None:
-        whole = ring.receive_stage(server, length=stage["length"], chunk_size=stage["chunk_size"])
-        return Engine().load_prepared(whole, info)
+def _load(server: socket.socket, header: dict[str, Any]) -> Session | Staged:
+    info, form = ModelInfo.from_json(header["info"]), header["stage"]
+    if form is not None:
+        staying = _staying(server, form["staying"])
+        if form["plan"] is not None:
+            return staging.of_plan(info, form["plan"], staying)
+        return Engine().load_prepared(next(staying), info)
     _, data = frames.receive_bytes(server)
     admitted = models.reopen(
         data, info=info, sha256=header["sha256"], canonical_sha256=header["canonical_sha256"]
     )
     return Engine().load(admitted)
+
+
+def _staying(server: socket.socket, stages: list[dict[str, int]]) -> Iterator[memoryview]:
+    for number, stage in enumerate(stages):
+        if number:
+            server.sendall(records.STAGE)
+        yield ring.receive_stage(server, length=stage["length"], chunk_size=stage["chunk_size"])
 
 
 def _give_up(header: dict[str, Any], *, fork: bool) -> bool:
@@ -93,7 +104,10 @@ def _give_up(header: dict[str, Any], *, fork: bool) -> bool:
 
 def _profile(header: dict[str, Any], *, fork: bool) -> sandbox.Profile:
     """What is left to the template, which forks, and to a worker, which does not."""
-    own = (_CONTROL,) if fork else (_WORKER,)
+    form = header["stage"]
+    # The socket by which a worker asks for stages takes the first free number (`_fed`).
+    staged = form is not None and form["plan"] is not None
+    own = (_CONTROL,) if fork else (_WORKER, *((_CONTROL,) if staged else ()))
     memory = _occupied() + header["memory_bytes"] if fork else resource.getrlimit(resource.RLIMIT_AS)[1]
     return sandbox.Profile(
         memory_bytes=memory,
@@ -113,7 +127,7 @@ def _occupied() -> int:
         return int(file.read().split()[0]) * resource.getpagesize()
 
 
-def _fork_workers(server: socket.socket, session: Session, header: dict[str, Any]) -> int:
+def _fork_workers(server: socket.socket, session: Session | Staged, header: dict[str, Any]) -> int:
     while True:
         message, descriptors, _, _ = socket.recv_fds(server, 1, 1)
         if message != records.FORK or descriptors != [_WORKER]:
@@ -132,7 +146,7 @@ def _fork_workers(server: socket.socket, session: Session, header: dict[str, Any
 # A worker
 
 
-def _work(session: Session, header: dict[str, Any], *, parent: int) -> int:
+def _work(session: Session | Staged, header: dict[str, Any], *, parent: int) -> int:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
     if os.getppid() != parent:
         return 1
@@ -143,6 +157,8 @@ def _work(session: Session, header: dict[str, Any], *, parent: int) -> int:
             return 1
         area = _map(descriptors[0], int.from_bytes(message[1:], "little"))
         os.close(descriptors[0])
+        if isinstance(session, Staged) and not _fed(server, session):
+            return 1
         if not _give_up(header, fork=False):
             return 1
         while True:
@@ -153,18 +169,36 @@ def _work(session: Session, header: dict[str, Any], *, parent: int) -> int:
             server.sendall(_run(session, area, places, wanted))
 
 
-def _map(descriptor: int, size: int) -> Array:
+def _fed(server: socket.socket, session: Staged) -> bool:
+    """Takes the slots that stages come into, and the socket by which they are asked for; whether that is where the
+    profile has it.
+    """
+    received = []
+    for _ in range(2):
+        message, descriptors, _, _ = socket.recv_fds(server, 1, 1)
+        if message != records.MEMORY or len(descriptors) != 1:
+            raise EOFError
+        received.append(descriptors[0])
+        if len(received) == 1:
+            size = max(2 * session.slot, resource.getpagesize())
+            slots = _map(descriptors[0], size, writable=False)
+            os.close(descriptors[0])  # its number is the socket's
+    session.feed(socket.socket(fileno=received[1]), slots.data)
+    return received[1] == _CONTROL
+
+
+def _map(descriptor: int, size: int, *, writable: bool = True) -> Array:
     """The memory that is shared with the server, uint8 [size]. Not by `mmap`, which keeps another descriptor of it."""
     call = ctypes.CDLL(None, use_errno=True).mmap
     call.restype = ctypes.c_void_p
     call.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
-    address = call(None, size, 3, 1, descriptor, 0)  # PROT_READ | PROT_WRITE, MAP_SHARED
+    address = call(None, size, 3 if writable else 1, 1, descriptor, 0)  # PROT_READ, PROT_WRITE; MAP_SHARED
     if address in (None, ctypes.c_void_p(-1).value):
         raise OSError(ctypes.get_errno(), "the shared memory cannot be mapped")
     return np.frombuffer(memoryview((ctypes.c_uint8 * size).from_address(address)), np.uint8)
 
 
-def _run(session: Session, area: Array, places: list[Place], wanted: list[int]) -> bytes:
+def _run(session: Session | Staged, area: Array, places: list[Place], wanted: list[int]) -> bytes:
     """One run, and the record that answers it."""
     info = session.info
     try:
@@ -181,6 +215,8 @@ def _run(session: Session, area: Array, places: list[Place], wanted: list[int]) 
         return records.pack_answer(records.FAILED)
     except InvalidRequest as refusal:
         return records.pack_answer(records.NO_TEXT if refusal.code == "input_not_text" else records.FAILED)
+    except AdmissionRefused:  # a stage cannot be loaded
+        return records.pack_answer(records.FAILED)
     except (LimitExceeded, MemoryError):
         return records.pack_answer(records.NO_MEMORY)
 

@@ -26,9 +26,11 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, Final, NoReturn
 
 from strongroom.errors import Error, Failure, InvalidRequest, LimitExceeded, Unavailable
+from strongroom.feeding import Feeding
 from strongroom.jobs import Job, Source, too_long
 from strongroom.oip import Array
 from strongroom.processes import Died, Template, Worker, WorkerLimits
@@ -164,6 +166,19 @@ class Model:
     def run(self, inputs: Mapping[str, Array], *, outputs: tuple[str, ...], job: Job) -> dict[str, Array]:
         """See `jobs.Loaded`."""
         names = self._names(outputs)
+        feeding = self._feeding()
+        if feeding is None:
+            return self._run(inputs, names, job)
+        seconds = job.seconds + feeding.plan.seconds
+        with feeding.turn(self._source, seconds=seconds):
+            return self._run(inputs, names, replace(job, seconds=seconds))
+
+    def _feeding(self) -> Feeding | None:
+        """Of a model in stages: what gives them to its workers."""
+        template = self._template
+        return None if template is None else template.feeding
+
+    def _run(self, inputs: Mapping[str, Array], names: tuple[str, ...], job: Job) -> dict[str, Array]:
         under = _Under(self, self._take(job, self._caller(job)), job, names)
         try:
             under.start(inputs)
@@ -174,7 +189,11 @@ class Model:
     def begin(self, inputs: Mapping[str, Array], *, outputs: tuple[str, ...], job: Job) -> _Under | None:
         """See `jobs.Loaded`."""
         names = self._names(outputs)
-        if len(self.info.inputs) + len(names) > FEW or (one := self._at_hand(job)) is None:
+        if (
+            self._feeding() is not None
+            or len(self.info.inputs) + len(names) > FEW
+            or (one := self._at_hand(job)) is None
+        ):
             return None
         under = _Under(self, one, job, names)
         try:
@@ -313,7 +332,7 @@ class Model:
         """Asks for a worker, which gets ready on its own; None where none can be had. Callers hold the lock."""
         self._workers.place(needed=needed)
         try:
-            return Worker(template, self._room, most=self._workers.limits.answer_bytes)
+            return template.bear(self._room, most=self._workers.limits.answer_bytes)
         except OSError:  # the template has ended, or there are no descriptors
             self._workers.leave()
             return None

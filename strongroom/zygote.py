@@ -3,6 +3,7 @@
     server --executes--> zygote --forks--> examiner of one model (`admission`)
                                 --forks--> one step of making its precision (`preparation`)
                                 --forks--> preparer of its form (`forms`)
+                                --forks--> what finds out where to cut it (`partitioning`)
                                 --forks--> template of one model (`workers`) --forks--> workers
 
 Rules
@@ -43,8 +44,9 @@ log = logging.getLogger("strongroom.zygote")
 EXAMINER: Final = b"e"
 REDUCER: Final = b"r"
 PREPARER: Final = b"p"
+PARTER: Final = b"s"
 TEMPLATE: Final = b"t"
-KINDS: Final = (EXAMINER, REDUCER, PREPARER, TEMPLATE)
+KINDS: Final = (EXAMINER, REDUCER, PREPARER, PARTER, TEMPLATE)
 """What may be asked of it: one byte, with the socket of the process to be."""
 SPARE_S: Final = 5
 """Seconds that it may take to fork, and to end."""

@@ -19,7 +19,16 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from strongroom import admission_child, form_child, frames, kernel, models, preparation_child, zygote
+from strongroom import (
+    admission_child,
+    form_child,
+    frames,
+    kernel,
+    models,
+    parting_child,
+    preparation_child,
+    zygote,
+)
 
 CHILDREN: Final = 256
 """Children at one time: examiners that hang, and a template for each loaded model."""
@@ -133,6 +142,8 @@ def _become(kind: bytes, end: int) -> int:
         return form_child.prepare(end)
     if kind == zygote.REDUCER:
         return preparation_child.prepare(end)
+    if kind == zygote.PARTER:
+        return parting_child.part(end)
     from strongroom import worker
 
     return worker.template(end)

@@ -366,7 +366,7 @@ def metadata(name: str, data: bytes, *, version: str = "1", owner: str = "") -> 
         "name": name, "version": version, "format": "onnx", "sha256": digest, "canonical_sha256": digest,
         "size": len(data), "owner": owner, "access": "public", "created": 1_700_000_000, "loaded": False,
         "erasure": "not_against_host_copies", "feature_names": [], "notes": {}, "simulated": True,
-        "threads": 1, "cpu": "x86-64-v3", "engine": "onnxruntime/1",
+        "threads": 1, "stages": 1, "cpu": "x86-64-v3", "engine": "onnxruntime/1",
         "precision": {"name": "fp32", "narrow": {}, "made": None},
         "primary_output": "y",
         "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 2]}],

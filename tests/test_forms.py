@@ -48,12 +48,12 @@ OTHER = Making(engine="engine/2 options 0", processor="some features 1")
 LIMITS = ChildLimits(wall_s=60, cpu_s=60, memory_bytes=1 << 30)
 RUNS = WorkerLimits(
     processes=4,
+    idle_bytes=1 << 30,
     run_bytes=1 << 30,
     run_longest_s=60,
     input_bytes=32 << 20,
     response_bytes=16 << 20,
     elements=1 << 20,
-    idle_bytes=64 << 20,
 )
 OWNER = "a" * 64
 FLOAT = TensorProto.FLOAT
@@ -127,7 +127,7 @@ def put(store: Store, admitted: Admitted, name: str = "net", owner: str = OWNER)
 
 def kept(store: Store, nursery: Nursery, making: Making = MAKING, **more: Any) -> Forms:
     """The forms of a store."""
-    given = {"limits": LIMITS, "layers": FEWEST, "keep_free": 0, **more}
+    given = {"limits": LIMITS, "layers": FEWEST, "keep_free": 0, "budget": 1 << 40, "room": 1 << 30, **more}
     return Forms(store, nursery, making=making, **given)
 
 

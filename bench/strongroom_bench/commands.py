@@ -9,9 +9,19 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from strongroom_bench import attested, catalogue, examples, footprint, latency, memory, precision, throughput
-from strongroom_bench.contender import unknown
-from strongroom_bench.machine import choose_cores, staying_on
+from strongroom_bench import (
+    attested,
+    catalogue,
+    examples,
+    footprint,
+    latency,
+    memory,
+    partition,
+    precision,
+    throughput,
+)
+from strongroom_bench.contender import Unable, unknown
+from strongroom_bench.machine import Cores, choose_cores, staying_on
 from strongroom_bench.merge import merge
 from strongroom_bench.ours import Ours
 from strongroom_bench.peer import NAMES
@@ -337,6 +347,40 @@ def memory_command(
         rounds=1, warmups=0, isolation=isolation, target=None, policy=None, key=None, cache=cache
     )
     _show(_memory(models, options), as_json=as_json, out=out)
+
+
+@main.command("partition")
+@_models("encoder_830mb")
+@click.option("--room", default=100, show_default=True, metavar="MB",
+              help="Memory of a model in stages (`limits.partition_bytes`).")  # fmt: skip
+@click.option("--stages", default=80, show_default=True, help="Stages that it is cut into, or fewer.")
+@click.option("--batches", default="4", show_default=True, callback=_names, metavar="ROWS,...",
+              help="Rows of the requests that show what a batch saves.")  # fmt: skip
+@click.option("--rounds", default=10, show_default=True, help="Requests of each, in turns.")
+@_cache
+@_json
+@_out
+def partition_command(
+    models: tuple[str, ...], room: int, stages: int, batches: tuple[str, ...], rounds: int, cache: Path,
+    as_json: bool, out: Path | None,
+) -> None:  # fmt: skip
+    """A model in stages against the whole, on one server: latency, memory, and what a batch saves."""
+    options = _options(
+        rounds=rounds, warmups=1, target=None, policy=None, key=None, cache=cache,
+        limits={"partition_bytes": room * 10**6, "loaded_bytes": 8 << 30},
+    )  # fmt: skip
+    cores = Cores(None, None)
+    result = new_result("partition", partition.WHOLE, options, cores)
+    for workload in catalogue.select(models, options.cache / "models"):
+        ours = start_ours(options, cores)
+        try:
+            rows = tuple(map(int, batches))
+            partition.measure(result, workload, ours, stages=stages, rounds=rounds, batches=rows, say=_say)
+        except Unable as reason:
+            result.miss("strongroom", workload.name, str(reason))
+        finally:
+            ours.close()
+    _show(result, as_json=as_json, out=out)
 
 
 @main.command()

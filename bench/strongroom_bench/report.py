@@ -322,6 +322,25 @@ def _plain_charts(result: Result) -> list[tuple[str, str]]:
     return [(TITLES[result.command], _svg(figure))]
 
 
+def _partition_charts(result: Result) -> list[tuple[str, str]]:
+    """Times and bytes do not go on one axis."""
+    charts = []
+    for unit, title in (("s", TITLES[result.command]), ("bytes", "Resident memory of our server")):
+        rows = [row for row in result.rows if row.unit == unit]
+        figure, axes = _figure(8, 1.2 + 0.3 * len(rows))
+        axes.barh(
+            range(len(rows)),
+            [r.summary.median * (1e3 if unit == "s" else 1e-6) for r in rows],
+            color=COLOURS[0],
+        )
+        axes.set_yticks(range(len(rows)), [f"{r.subject}, {r.metric} ({r.contender})" for r in rows])
+        axes.invert_yaxis()
+        axes.set_xlabel("ms" if unit == "s" else "MB")
+        axes.spines[["top", "right"]].set_visible(False)
+        charts.append((title, _svg(figure)))
+    return charts
+
+
 _CHARTS: dict[str, Callable[[Result], list[tuple[str, str]]]] = {
     "warm": _latency_charts,
     "cold": _latency_charts,
@@ -330,5 +349,6 @@ _CHARTS: dict[str, Callable[[Result], list[tuple[str, str]]]] = {
     "footprint": _size_charts,
     "attest": _plain_charts,
     "memory": _plain_charts,
+    "partition": _partition_charts,
     "precision": _precision_charts,
 }

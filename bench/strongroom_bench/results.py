@@ -20,7 +20,17 @@ from click import ClickException
 from strongroom_bench.stats import Ratio, Summary, geometric_mean, ratio_of, summarise
 
 FORMAT: Final = "strongroom-bench/1"
-COMMANDS: Final = ("warm", "cold", "throughput", "attest", "footprint", "overload", "memory", "precision")
+COMMANDS: Final = (
+    "warm",
+    "cold",
+    "throughput",
+    "attest",
+    "footprint",
+    "overload",
+    "memory",
+    "precision",
+    "partition",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

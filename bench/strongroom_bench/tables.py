@@ -15,6 +15,7 @@ TITLES = {
     "footprint": "What must be trusted, in bytes (the paper's Figure 1)",
     "overload": "Overload",
     "memory": "Resident memory of our server",
+    "partition": "A model in stages, against the whole",
     "precision": "Latency and accuracy against precision",
 }
 

@@ -16,6 +16,7 @@ from typing import Any, Final, TypeVar
 
 from strongroom.errors import Failure, MalformedInput, check_member
 from strongroom.oip import DATATYPES
+from strongroom.partition import check_partition
 from strongroom.reduction import NOT_LOOKED_AT, Precision
 
 FORMATS: Final = ("onnx", "xgboost-json", "xgboost-ubj")
@@ -243,6 +244,8 @@ class ModelInfo:
     rules: InputRules
     admission: Admission
     precision: Precision = NOT_LOOKED_AT
+    partition: str = "auto"
+    """Whether it is cut into stages: `auto` where it is larger than memory, `off`, or a number of them."""
     batching: bool = False
     """Whether requests of one caller may share a run: the owner's word, not the model's."""
 
@@ -259,6 +262,7 @@ class ModelInfo:
             "rules": self.rules.to_json(),
             "admission": self.admission.to_json(),
             **({"precision": self.precision.to_json()} if looked else {}),
+            **({"partition": self.partition} if self.partition != "auto" else {}),
             **({"batching": True} if self.batching else {}),
         }
 
@@ -283,8 +287,9 @@ class ModelInfo:
         # Records of releases that did not look have no such member; written again they have none, either.
         looked = isinstance(value, dict) and "precision" in value
         batching = isinstance(value, dict) and "batching" in value
-        more = (*(("precision",) if looked else ()), *(("batching",) if batching else ()))
-        members = _members(value, (*names, *more))
+        asked = isinstance(value, dict) and "partition" in value
+        there = {"precision": looked, "batching": batching, "partition": asked}
+        members = _members(value, (*names, *(name for name, is_there in there.items() if is_there)))
         _check(not batching or members["batching"] is True, "batching is not true")
         _check(members["format"] in FORMATS, "format is not one of " + ", ".join(FORMATS))
         inputs = tuple(TensorSpec.from_json(entry) for entry in _list(members["inputs"], "inputs"))
@@ -307,6 +312,7 @@ class ModelInfo:
             rules=InputRules.from_json(members["rules"]),
             admission=Admission.from_json(members["admission"]),
             precision=Precision.from_json(members["precision"]) if looked else NOT_LOOKED_AT,
+            partition=_partition(members["partition"]) if asked else "auto",
             batching=batching,
         )
 
@@ -466,6 +472,12 @@ def _count(members: Mapping[str, Any], name: str) -> int:
     value = members[name]
     _check(type(value) is int and value >= 0, f"{name} is no count")
     return int(value)
+
+
+def _partition(value: object) -> str:
+    word = _of(str, value, "partition")
+    _check(word != "auto" and check_partition(word), "partition is neither off nor a number of stages")
+    return word
 
 
 def _dimension(value: object) -> Dimension:

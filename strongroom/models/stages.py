@@ -24,6 +24,7 @@ import onnx
 from onnx import TypeProto, ValueInfoProto
 
 from strongroom.models.rewrite import inner, reads_below
+from strongroom.partition import MOST
 
 SMALL: Final = 1 << 10
 """Bytes up to which a constant weighs nothing: axes, shapes and scalars lie between all nodes."""
@@ -33,8 +34,6 @@ UNKNOWN: Final = 1 << 20
 """Bytes of a value of which no size is known."""
 PLACES: Final = 512
 """Places at which cuts are considered; in a graph with more, neighbours are taken together."""
-MOST: Final = 512
-"""Stages of one model."""
 _BITS: Final[Mapping[int, int]] = {
     int(getattr(onnx.TensorProto, name)): bits
     for name, bits in {

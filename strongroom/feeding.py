@@ -1,0 +1,190 @@
+"""Stages on their way to the worker that runs them: opened while it runs the one before, into memory that it can read.
+
+    worker: "stage 7" ──► server: opens its chunks, writes them into one of two slots, "stage 7" ──► worker: runs it
+
+Rules
+  - Two slots, each as large as the largest stage that does not stay: never more than two stages are there.
+  - A worker maps the slots read-only, by a descriptor that cannot be written through: they are the same memory for all
+    workers of a model, which must not become a way from one caller's data to another's. One run at a time has them.
+  - A worker is told that a stage is there when every chunk of it was authentic (docs/spec/sealed.md §2.4), and uses
+    nothing before.
+  - A worker may ask for any stage, as often as it likes, while it runs: that costs its caller's time. What else it says
+    ends the run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import select
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+from strongroom.errors import Error, Failure, SealRefused, Unavailable
+from strongroom.fetching import AHEAD, GONE, WORD
+from strongroom.jobs import Source
+from strongroom.models.parting import needed, resident
+from strongroom.sealed import TAG_BYTES, Opening
+
+SLOTS: Final = AHEAD
+BYTES_A_SECOND: Final = 100e6
+"""At which stages are read, opened and loaded on a slow and busy machine: what a run's time grows by."""
+
+
+class Plan:
+    """Which stages of a form stay in memory. `lengths`: bytes of each; `room`: what the model may take."""
+
+    def __init__(self, lengths: Sequence[int], room: int) -> None:
+        self.lengths = tuple(lengths)
+        self.stay = resident(lengths, room)
+        self.moving = tuple(number for number in range(len(lengths)) if number not in self.stay)
+        """The others, in their order."""
+        largest = max((lengths[number] for number in self.moving), default=0)
+        self.slot = -(-largest // mmap.PAGESIZE) * mmap.PAGESIZE
+        """Bytes of a slot; 0 where all stay."""
+        self.memory_bytes = needed(lengths, self.stay)
+
+    @property
+    def seconds(self) -> float:
+        """What a run may take longer than one of the whole model."""
+        return sum(self.lengths[number] for number in self.moving) / BYTES_A_SECOND
+
+    def to_json(self) -> dict[str, Any]:
+        """What a template is told."""
+        return {
+            "lengths": list(self.lengths),
+            "stay": sorted(self.stay),
+            "moving": list(self.moving),
+            "slot": self.slot,
+        }
+
+    def place(self, number: int) -> int:
+        """Where in the slots a stage lies that does not stay."""
+        return self.moving.index(number) % SLOTS * self.slot
+
+
+class Feeding:
+    """The slots of one template, and the thread that fills them while one of its workers runs."""
+
+    def __init__(self, plan: Plan) -> None:
+        """Raises:
+        OSError: there are no descriptors.
+        """
+        self.plan = plan
+        self._turn = threading.Lock()
+        self._openings: tuple[Opening, ...] = ()
+        self._fault: Exception | None = None
+        self._thread: threading.Thread | None = None
+        self._wake = self._woken = -1
+        self._memory = os.memfd_create("stages", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(self._memory, max(SLOTS * plan.slot, mmap.PAGESIZE))
+            self.readable = os.open(f"/proc/self/fd/{self._memory}", os.O_RDONLY | os.O_CLOEXEC)
+            """A descriptor of the slots that cannot be written through."""
+        except BaseException:
+            os.close(self._memory)
+            raise
+
+    @contextlib.contextmanager
+    def turn(self, source: Source, *, seconds: float) -> Iterator[None]:
+        """One run has the slots for as long as the block lasts; others wait, so long at the most.
+
+        Raises:
+            Unavailable: they are taken (code `overloaded`).
+            SealRefused, NotFound, Failure: the stages cannot be read; from the block, if one could not be while it ran.
+        """
+        if not self._turn.acquire(timeout=seconds):
+            raise Unavailable("the model runs for others, stage by stage", code="overloaded")
+        try:
+            with source.stages() as openings:
+                if tuple(opening.length for opening in openings) != self.plan.lengths:
+                    raise Unavailable("the model's stages are being made anew", code="overloaded")
+                self._openings, self._fault = openings, None
+                try:
+                    yield
+                except Error:
+                    self._check()
+                    raise
+                finally:
+                    self.stop()
+                    self._openings = ()
+                self._check()
+        except SealRefused as refusal:
+            source.spoilt(refusal.code)
+            raise
+        finally:
+            self._turn.release()
+
+    def _check(self) -> None:
+        if isinstance(self._fault, Error):
+            raise self._fault from None
+        if self._fault is not None:
+            raise Failure("a stage of the model cannot be read") from None
+
+    def serve(self, end: socket.socket, run: int) -> None:
+        """Serves a worker, by its socket, in its run of that number, until `stop`."""
+        self._woken, self._wake = os.pipe()
+        self._thread = threading.Thread(target=self._serve, args=(end, run), name="stages", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Returns when nobody is served any more."""
+        if self._thread is None:
+            return
+        os.write(self._wake, b"x")
+        self._thread.join()
+        os.close(self._wake)
+        os.close(self._woken)
+        self._thread = None
+
+    def close(self) -> None:
+        """Gives the slots back."""
+        self.stop()
+        for descriptor in (self._memory, self.readable):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._memory = self.readable = -1
+
+    def _serve(self, end: socket.socket, run: int) -> None:
+        waiting = select.poll()
+        waiting.register(end, select.POLLIN)
+        waiting.register(self._woken, select.POLLIN)
+        asked = b""
+        try:
+            while all(descriptor != self._woken for descriptor, _ in waiting.poll()):
+                more = end.recv(WORD.size - len(asked))
+                if not more:
+                    return
+                asked += more
+                if len(asked) < WORD.size:
+                    continue
+                (of, number), asked = WORD.unpack(asked), b""
+                if of == run:  # else a word of a run that has ended
+                    end.sendall(WORD.pack(run, self._filled(number)))
+        except OSError:  # the worker has ended, which its other socket shows
+            return
+
+    def _filled(self, number: int) -> int:
+        try:
+            if number not in self.plan.moving:
+                raise Failure("a worker asks for a stage that there is not")
+            self._fill(self._openings[number], self.plan.place(number))
+        except (Error, OSError) as fault:  # raised again in `turn`
+            self._fault = fault
+            return GONE
+        return number
+
+    def _fill(self, opening: Opening, place: int) -> None:
+        """Through private memory: the slots are not mapped here, and nobody reads what is not authentic yet."""
+        scratch = memoryview(bytearray(min(opening.chunk_size, opening.length) + TAG_BYTES))
+        plain = memoryview(bytearray(min(opening.chunk_size, opening.length)))
+        for number in range(opening.chunks):
+            piece = plain[: opening.size_of(number)]
+            opening.open_chunk(number, piece, scratch=scratch)
+            at = place + number * opening.chunk_size
+            while piece:
+                done = os.pwrite(self._memory, piece, at)
+                piece, at = piece[done:], at + done

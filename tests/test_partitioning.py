@@ -1,0 +1,377 @@
+"""Models in stages: made by confined processes, sealed one by one, run stage by stage with the whole's bytes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import mmap
+import os
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from store_worker import open_store
+
+from strongroom import feeding, partitioning
+from strongroom.admission import ChildLimits
+from strongroom.engine import Engine, InProcess
+from strongroom.errors import Failure, InvalidRequest, NotFound, SealRefused, Unavailable
+from strongroom.feeding import Plan
+from strongroom.fetching import GONE, WORD
+from strongroom.forms import Forms
+from strongroom.jobs import Job, Source
+from strongroom.launch import CHILD, dependency_folders
+from strongroom.models import admit, parting
+from strongroom.models.info import STANDARD_LIMITS, Admitted
+from strongroom.partition import check_partition
+from strongroom.planned import FEWEST
+from strongroom.prepared import Making
+from strongroom.processes import WorkerLimits
+from strongroom.staged_here import Here
+from strongroom.state import ModelVersion
+from strongroom.store import Store
+from strongroom.workers import Workers
+from strongroom.zygote import Launch, Nursery
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="not exercised here: preparers are Linux's"),
+]
+
+MAKING = Making(engine="engine/1 options 0", processor="some features 1")
+LIMITS = ChildLimits(wall_s=60, cpu_s=60, memory_bytes=1 << 30)
+RUNS = WorkerLimits(
+    processes=4, idle_bytes=1 << 30, run_bytes=1 << 30, run_longest_s=60,
+    input_bytes=32 << 20, response_bytes=16 << 20, elements=1 << 20
+)  # fmt: skip
+OWNER = "a" * 64
+FLOAT = TensorProto.FLOAT
+LAYERS, WIDTH = 8, 256
+
+
+def network() -> Admitted:
+    """Eight products of 256 KiB each, the last of which adds what the first one gave; two inputs."""
+    values = np.random.default_rng(1)
+    nodes, weights = [], []
+    for n in range(LAYERS):
+        name = f"w{n}"
+        array = values.standard_normal((WIDTH, WIDTH), dtype=np.float32) / 16
+        weights.append(numpy_helper.from_array(array, name))
+        nodes.append(helper.make_node("MatMul", [f"v{n}" if n else "x", name], [f"v{n + 1}"]))
+    nodes.append(helper.make_node("Add", [f"v{LAYERS}", "v1"], ["s"]))
+    nodes.append(helper.make_node("Add", ["s", "z"], ["y"]))
+    graph = helper.make_graph(
+        nodes, "graph",
+        [helper.make_tensor_value_info(name, FLOAT, ["n", WIDTH]) for name in ("x", "z")],
+        [helper.make_tensor_value_info(name, FLOAT, ["n", WIDTH]) for name in ("y", "v1")], weights,
+    )  # fmt: skip
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return admit(made.SerializeToString(), format="onnx", limits=STANDARD_LIMITS)
+
+
+NETWORK = network()
+X = {
+    name: np.random.default_rng(n).standard_normal((3, WIDTH), dtype=np.float32)
+    for n, name in enumerate("xz")
+}
+WHOLE = Engine().load(NETWORK).run(X, outputs=())
+BYTES = LAYERS * WIDTH * WIDTH * 4
+
+
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[Nursery]:
+    """One zygote."""
+    launch = Launch(
+        paths=dependency_folders("simulated"), environment=CHILD, folder=Path("/"), measured=None,
+        flags=("-I", "-S"), workers=True,
+    )  # fmt: skip
+    with Nursery(launch) as made:
+        held = made.wait()
+        if not {*FEWEST, "landlock"} <= set(held):
+            pytest.skip(f"not exercised here: of the sandbox only {', '.join(held)} can be had")
+        yield made
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    """An empty one."""
+    with open_store(tmp_path / "store") as made:
+        yield made
+
+
+def put(store: Store, *, partition: str = "4", name: str = "net") -> ModelVersion:
+    """Uploads the network."""
+    upload = store.begin(name=name, owner=OWNER, access="private", format="onnx", max_bytes=1 << 30)
+    upload.write(NETWORK.onnx)
+    upload.seal()
+    info = dataclasses.replace(NETWORK.info, partition=partition)
+    return upload.commit(info=info, canonical_sha256=NETWORK.canonical_sha256)
+
+
+def kept(store: Store, nursery: Nursery, **more: Any) -> Forms:
+    """The forms of a store; by default nothing is too large for memory, and stages have little of it."""
+    given = {"limits": LIMITS, "layers": FEWEST, "keep_free": 0, "budget": 1 << 30, "room": 1 << 20, **more}
+    return Forms(store, nursery, making=MAKING, **given)
+
+
+def source(store: Store, kept: Forms, model: ModelVersion, *, room: int | None = None) -> Source:
+    """Where a host has it from."""
+    return Source(
+        info=model.info, sha256=model.sha256, canonical_sha256=model.canonical_sha256,
+        read=lambda: store.read(model, verify="tags"), stages=lambda: kept.stages(model),
+        spoilt=lambda why: kept.spoilt(model, why), room=kept.room if room is None else room,
+    )  # fmt: skip
+
+
+def count(store: Store, model: ModelVersion) -> int:
+    """Stages of its form."""
+    form = store.form(model)
+    return len(form.stages) if form else 0
+
+
+def job(caller: str = "a") -> Job:
+    return Job(caller=caller, seconds=30.0)
+
+
+def test_stage_by_stage_it_gives_the_wholes_bytes(store: Store, nursery: Nursery) -> None:
+    """For several owners and several batches, with nothing and with half of it staying."""
+    model, made = put(store), kept(store, nursery)
+    made.make(model)
+    assert count(store, model) == 4
+    for room in (0, 2 * BYTES - 1):
+        loaded = Workers(nursery, isolation="owner", layers=FEWEST, limits=RUNS).load(
+            source(store, made, model, room=room)
+        )
+        try:
+            for caller in ("a", "b", "a"):
+                got = loaded.run(X, outputs=(), job=job(caller))
+                assert all(got[name].tobytes() == WHOLE[name].tobytes() for name in WHOLE)
+            assert loaded.run(X, outputs=("v1",), job=job())["v1"].tobytes() == WHOLE["v1"].tobytes()
+            assert loaded.begin(X, outputs=(), job=job()) is None
+        finally:
+            loaded.close()
+
+
+def test_in_this_process_too(store: Store, nursery: Nursery) -> None:
+    model, made = put(store), kept(store, nursery)
+    made.make(model)
+    loaded = Here(InProcess(Engine())).load(source(store, made, model))
+    try:
+        for _ in range(2):
+            got = loaded.run(X, outputs=(), job=job())
+            assert all(got[name].tobytes() == WHOLE[name].tobytes() for name in WHOLE)
+        with pytest.raises(InvalidRequest):
+            loaded.run(X, outputs=("other",), job=job())
+    finally:
+        loaded.close()
+
+
+def test_auto_cuts_what_is_larger_than_memory_and_nothing_else(
+    store: Store, nursery: Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parting, "LEAST", 1 << 10)
+    tight = kept(store, nursery, budget=BYTES, room=BYTES)
+    small, large, off = (
+        put(store, partition=w, name=n) for n, w in (("s", "auto"), ("l", "auto"), ("o", "off"))
+    )
+    kept(store, nursery).make(small)
+    tight.make(large)
+    tight.make(off)
+    assert [count(store, model) for model in (small, large, off)] == [1, 8, 1]
+
+
+def test_a_form_is_made_anew_where_memory_has_changed(store: Store, nursery: Nursery) -> None:
+    model = put(store, partition="3")
+    kept(store, nursery).make(model)
+    first = store.form(model)
+    kept(store, nursery).make(model)
+    assert store.form(model) == first
+    assert count(store, model) == 3
+
+
+def workers(nursery: Nursery) -> Workers:
+    return Workers(nursery, isolation="owner", layers=FEWEST, limits=RUNS)
+
+
+def spoil(store: Store, model: ModelVersion, number: int) -> None:
+    """One byte of one stage's file, in its only or last chunk."""
+    form = store.form(model)
+    assert form is not None
+    path = store._data / form.stages[number].file
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_stage_that_was_changed_meanwhile_ends_the_run_with_the_stores_word(
+    store: Store, nursery: Nursery
+) -> None:
+    """And counts as nobody's death; nothing of it was used."""
+    model, made = put(store), kept(store, nursery)
+    made.make(model)
+    loaded = workers(nursery).load(source(store, made, model, room=0))
+    try:
+        loaded.run(X, outputs=(), job=job())
+        spoil(store, model, 2)
+        with pytest.raises(SealRefused, match="chunk"):
+            loaded.run(X, outputs=(), job=job())
+        assert store.form(model) is None  # it is made anew
+        with pytest.raises(Unavailable):
+            loaded.run(X, outputs=(), job=job())
+    finally:
+        loaded.close()
+
+
+def test_stages_that_change_places_are_refused(store: Store, nursery: Nursery) -> None:
+    model, made = put(store), kept(store, nursery)
+    made.make(model)
+    form = store.form(model)
+    assert form is not None
+    one, two = (store._data / form.stages[n].file for n in (1, 2))
+    first, second = one.read_bytes(), two.read_bytes()
+    one.write_bytes(second)
+    two.write_bytes(first)
+    with made.stages(model) as stages:
+        assert stages == ()
+
+
+def test_a_model_that_is_deleted_while_it_is_loaded_runs_no_more(store: Store, nursery: Nursery) -> None:
+    model, made = put(store), kept(store, nursery)
+    made.make(model)
+    loaded = workers(nursery).load(source(store, made, model))
+    try:
+        store.delete(model.name, None)
+        with pytest.raises(NotFound):
+            loaded.run(X, outputs=(), job=job())
+    finally:
+        loaded.close()
+
+
+def test_inputs_that_do_not_fit_fail_and_the_next_run_is_right(store: Store, nursery: Nursery) -> None:
+    """Words about stages that the failed run asked for do not reach the next one."""
+    model, made = put(store), kept(store, nursery)
+    made.make(model)
+    loaded = workers(nursery).load(source(store, made, model, room=0))
+    bad = {"x": X["x"][:2], "z": X["z"]}
+    try:
+        for _ in range(3):
+            with pytest.raises(InvalidRequest, match="cannot be run"):
+                loaded.run(bad, outputs=(), job=job())
+            got = loaded.run(X, outputs=("y",), job=job())
+            assert got["y"].tobytes() == WHOLE["y"].tobytes()
+    finally:
+        loaded.close()
+
+
+def test_runs_of_several_owners_take_turns(store: Store, nursery: Nursery) -> None:
+    model, made = put(store), kept(store, nursery)
+    made.make(model)
+    loaded = workers(nursery).load(source(store, made, model, room=0))
+    right: list[bool] = []
+
+    def run(caller: str) -> None:
+        for _ in range(3):
+            got = loaded.run(X, outputs=("y",), job=job(caller))
+            right.append(got["y"].tobytes() == WHOLE["y"].tobytes())
+
+    threads = [threading.Thread(target=run, args=(caller,)) for caller in "abc"]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert right == [True] * 9
+    finally:
+        loaded.close()
+
+
+def test_slots_cannot_be_written_by_who_reads_them() -> None:
+    made = feeding.Feeding(Plan([5000, 6000], 0))
+    try:
+        with pytest.raises(PermissionError):
+            mmap.mmap(made.readable, mmap.PAGESIZE)  # to be written, too
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.pwrite(made.readable, b"x", 0)
+        with mmap.mmap(made.readable, mmap.PAGESIZE, prot=mmap.PROT_READ) as seen:
+            assert seen[:4] == bytes(4)
+    finally:
+        made.close()
+
+
+@pytest.mark.parametrize("number", [9, 0xFFFFFFFF])
+def test_a_worker_that_asks_for_what_is_not_there_is_told_so(number: int) -> None:
+    made = feeding.Feeding(Plan([5000, 6000], 0))
+    ours, theirs = socket.socketpair()
+    try:
+        made.serve(ours, 1)
+        theirs.settimeout(10)
+        theirs.sendall(WORD.pack(7, 0))  # of another run: no answer
+        theirs.sendall(WORD.pack(1, number))
+        assert WORD.unpack(theirs.recv(WORD.size)) == (1, GONE)
+        made.stop()
+        with pytest.raises(Failure):
+            made._check()
+    finally:
+        made.close()
+        ours.close()
+        theirs.close()
+
+
+# What the process that cuts says
+
+
+GOOD = {"graphs": [3, 2]}
+TABLE = [[["w", 1, [4], 0, 0, 16]], [["w", 1, [4], 16, 0, 16], ["v", 1, [2], 32, 64, 8]]]
+
+
+def believed(answer: Any = GOOD, table: Any = TABLE, weights: int = 64) -> Any:
+    return partitioning._believed(answer, bytearray(b"abcde" + json.dumps(table).encode()), weights=weights)
+
+
+def test_a_partition_that_fits_is_believed() -> None:
+    parts = believed()
+    assert [part.graph for part in parts] == [b"abc", b"de"]
+    assert [part.weights for part in parts] == [16, 72]
+
+
+@pytest.mark.parametrize(
+    ("answer", "table", "weights"),
+    [
+        ({"graphs": []}, [], 64), ({"graphs": [3, 2], "more": 1}, TABLE, 64), ({"graphs": [3]}, TABLE, 64),
+        ({"graphs": [-3, 2]}, TABLE, 64), ({"graphs": [3, 1 << 40]}, TABLE, 64), ({"graphs": "ab"}, TABLE, 64),
+        (GOOD, {}, 64), (GOOD, [[], 1], 64), (GOOD, [[], [["w", 1, [4], 0, 0]]], 64), (GOOD, TABLE, 30),
+        (GOOD, [[], [["w", 1, [4], 0, 4, 16]]], 64), (GOOD, [[], [["w", 1, [4], -4, 0, 16]]], 64),
+        (GOOD, [[], [["w", 99, [4], 0, 0, 16]]], 64), (GOOD, [[], [["w", 1, [99], 0, 0, 16]]], 64),
+        (GOOD, [[], [[7, 1, [4], 0, 0, 16]]], 64), (GOOD, [[], [["w", True, [4], 0, 0, 16]]], 64),
+        (GOOD, [[], [["w", 1, [4], 0, n * 64, 16] for n in range(9)]], 64),
+    ],
+)  # fmt: skip
+def test_a_partition_that_does_not_is_not(answer: Any, table: Any, weights: int) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        believed(answer, table, weights)
+
+
+@pytest.mark.parametrize("word", ["", "1", "0", "02", "513", "-2", "2.5", "all", "²", "+2", " 2"])
+def test_words_that_are_no_partition(word: str) -> None:
+    assert not check_partition(word)
+
+
+@pytest.mark.parametrize("word", ["auto", "off", "2", "41", "512"])
+def test_words_that_are(word: str) -> None:
+    assert check_partition(word)
+
+
+def test_what_stays_fits_into_the_room() -> None:
+    for weights in ([10, 10, 10, 10], [1, 50, 3, 3, 3], [7]):
+        for room in range(2 * sum(weights) + 40):
+            plan = Plan(weights, room)
+            assert plan.memory_bytes <= max(room, 3 * max(weights))
+            assert sorted((*plan.stay, *plan.moving)) == list(range(len(weights)))
+    assert Plan([10] * 8, 160).moving == ()
+    assert Plan([10] * 8, 90).stay  # evenly spread
