@@ -179,7 +179,7 @@ def _outlook(
     from strongroom.admission import ChildLimits
     from strongroom.forms import WORTH_BYTES
     from strongroom.models.parting import stage_limit
-    from strongroom.outlook import room_of, staged, whole
+    from strongroom.outlook import room_of, staged, staged_room, whole
     from strongroom.rehearsal import stage_lengths
 
     sizes, operations, run_bytes = request
@@ -188,7 +188,7 @@ def _outlook(
     if loaded > room and model.runs_bytes >= WORTH_BYTES:
         seconds = settings.limits.preparation_s
         limits = ChildLimits(wall_s=seconds, cpu_s=seconds, memory_bytes=settings.limits.admission_bytes)
-        lengths = stage_lengths(admitted.onnx, nursery, limits=limits, limit=stage_limit(room))
+        lengths = stage_lengths(admitted.onnx, nursery, limits=limits, limit=stage_limit(staged_room(room)))
         if len(lengths) > 1:
             return staged(
                 lengths, room=room, run_bytes=run_bytes, operations=operations, sizes=sizes, rates=rates
@@ -273,7 +273,10 @@ def _show_ahead(models: list[Model], ahead: _Ahead, budget: int) -> None:
             f"{outlook.latency_s:.2g} s"
         )
         if outlook.stages > 1 and not ahead.missing(budget):
-            click.echo(f"    with limits.loaded_bytes = limits.partition_bytes = {outlook.room_bytes}")
+            click.echo(
+                f"    with limits.loaded_bytes = {outlook.loaded_bytes} and limits.partition_bytes = "
+                f"{outlook.partition_bytes}"
+            )
 
 
 def _fill(path: Path, found: Sizing) -> None:

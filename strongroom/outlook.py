@@ -21,6 +21,8 @@ PROCESSES: Final = 115 * 10**6
 """Bytes of a server's processes together (shared pages once) before a model is loaded: server, zygote, a spare one."""
 SERVED: Final = 55 * 10**6
 """More while a model runs: the engine in the template and in the worker, what kernels packed and the heap keeps."""
+COUNTED: Final = 8 << 20
+"""Bytes of `limits.loaded_bytes` beyond the plan's: what a server counts for every model (`processes.FIXED`, twice)."""
 SLACK: Final = 256 << 10
 """Bytes by which a room is rounded down, so that a configuration says a plain number."""
 USUAL: Final = 128
@@ -57,8 +59,10 @@ class Outlook:
     stages: int
     staying: int
     """Stages that stay in memory."""
-    room_bytes: int
-    """`limits.loaded_bytes` and `limits.partition_bytes` with which a server keeps to it."""
+    loaded_bytes: int
+    """`limits.loaded_bytes` with which a server keeps to it, and"""
+    partition_bytes: int
+    """`limits.partition_bytes`."""
     peak_bytes: int
     """Server, worker and the processes beside them together, at their peak."""
     latency_s: float
@@ -71,7 +75,8 @@ class Outlook:
         return {
             "stages": self.stages,
             "staying": self.staying,
-            "room_bytes": self.room_bytes,
+            "loaded_bytes": self.loaded_bytes,
+            "partition_bytes": self.partition_bytes,
             "peak_bytes": self.peak_bytes,
             "latency_s": round(self.latency_s, 4),
             "sizes": list(self.sizes),
@@ -79,11 +84,16 @@ class Outlook:
 
 
 def room_of(budget: int, run_bytes: int) -> int:
-    """Bytes that a model may take in stages where all processes together have `budget` bytes and one request
+    """Bytes a model may take (`limits.loaded_bytes`) where all processes together have `budget` bytes and one request
     `run_bytes`; 0 where nothing is left.
     """
     left = budget - PROCESSES - SERVED - run_bytes
     return max(0, left // SLACK * SLACK)
+
+
+def staged_room(room: int) -> int:
+    """Bytes of those (`limits.partition_bytes`) that its stages may take."""
+    return max(0, room - COUNTED)
 
 
 def request_of(
@@ -127,7 +137,8 @@ def whole(
     return Outlook(
         stages=1,
         staying=1,
-        room_bytes=room,
+        loaded_bytes=room,
+        partition_bytes=staged_room(room),
         peak_bytes=PROCESSES + SERVED + run_bytes + loaded,
         latency_s=operations / rates.operations,
         sizes=sizes,
@@ -143,12 +154,13 @@ def staged(
     sizes: tuple[int, ...],
     rates: Rates,
 ) -> Outlook:
-    """Of a model in stages of these `lengths` (bytes), which has `room` bytes."""
-    plan = Plan(lengths, room)
+    """Of a model in stages of these `lengths` (bytes), which has `room` bytes as of `room_of`."""
+    plan = Plan(lengths, staged_room(room))
     return Outlook(
         stages=len(lengths),
         staying=len(plan.stay),
-        room_bytes=room,
+        loaded_bytes=room,
+        partition_bytes=staged_room(room),
         peak_bytes=PROCESSES + SERVED + run_bytes + plan.memory_bytes,
         latency_s=_seconds(plan, operations, rates),
         sizes=sizes,

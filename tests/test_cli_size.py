@@ -107,7 +107,7 @@ def test_people_read_what_to_set(capsys: pytest.CaptureFixture[str]) -> None:
     outlook = staged([10**7] * 9, room=40 << 20, run_bytes=5, operations=10**9, sizes=(1, 128), rates=rates)
     model = SimpleNamespace(name="a.onnx")
     for apart, budget, words in (
-        (True, 220 * 10**6, ("fits, one request", "limits.loaded_bytes = limits.partition_bytes = 41943040")),
+        (True, 220 * 10**6, ("fits, one request", "limits.partition_bytes = 33554432")),
         (True, 150 * 10**6, ("too small by",)),
         (False, 220 * 10**6, ("too small by 780.0 MB",)),
     ):

@@ -6,7 +6,8 @@ import pytest
 
 from strongroom.feeding import Plan
 from strongroom.models.info import Admission, Room
-from strongroom.outlook import PROCESSES, SERVED, SLACK, Rates, request_of, room_of, staged, whole
+from strongroom.outlook import COUNTED, PROCESSES, SERVED, SLACK, Rates, request_of, room_of, staged, whole
+from strongroom.processes import FIXED
 
 RATES = Rates(opened=1e9, loaded=5e8, session=0.0, operations=1e10)
 
@@ -24,10 +25,11 @@ def test_the_plan_is_the_servers() -> None:
     """Stages, those that stay, and memory are those of `feeding.Plan`, processes and one request on top."""
     lengths, room = [10_000_000] * 20, 60_000_000
     plan = Plan(lengths, room)
-    found = staged(lengths, room=room, run_bytes=7, operations=0, sizes=(1,), rates=RATES)
+    found = staged(lengths, room=room + COUNTED, run_bytes=7, operations=0, sizes=(1,), rates=RATES)
     assert (found.stages, found.staying) == (20, len(plan.stay)) and 0 < found.staying < 20
     assert found.peak_bytes == PROCESSES + SERVED + 7 + plan.memory_bytes
-    assert found.to_json()["room_bytes"] == room
+    said = found.to_json()
+    assert said["partition_bytes"] == room and said["loaded_bytes"] - room == COUNTED > FIXED
 
 
 def test_reading_goes_on_beside_running() -> None:
@@ -50,7 +52,9 @@ def test_two_slots_and_no_third() -> None:
 
 def test_what_stays_is_not_loaded_again() -> None:
     """Where all stages stay, a request takes what its operations take."""
-    found = staged([10_000_000] * 4, room=80_000_000, run_bytes=0, operations=10**10, sizes=(), rates=RATES)
+    found = staged(
+        [10_000_000] * 4, room=80_000_000 + COUNTED, run_bytes=0, operations=10**10, sizes=(), rates=RATES
+    )
     assert found.staying == 4 and found.latency_s == pytest.approx(1.0)
 
 
