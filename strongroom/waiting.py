@@ -107,7 +107,8 @@ class Waiting:
             time.sleep(after_s)
             child = self._fork()
         except Error as error:
-            log.warning("no template in waiting: %s", error.code)
+            level = logging.INFO if isinstance(error, Unavailable) else logging.WARNING
+            log.log(level, "no template in waiting: %s", error.code)
         finally:
             with self._lock:
                 self._making = False
