@@ -31,7 +31,8 @@ def feed(data: bytes) -> dict[str, Any]:
     model = onnx.load_from_string(data)
     fixed = {tensor.name for tensor in model.graph.initializer}
     kinds = {
-        TensorProto.FLOAT: np.float32, TensorProto.INT64: np.int64, TensorProto.BOOL: np.bool_,
+        TensorProto.FLOAT: np.float32, TensorProto.INT64: np.int64, TensorProto.INT32: np.int32,
+        TensorProto.BOOL: np.bool_,
         TensorProto.INT8: np.int8, TensorProto.STRING: object,
     }  # fmt: skip
     arrays = {}
