@@ -333,9 +333,11 @@ class _Making:
 
 
 def _read(descriptor: int, until: float) -> bytes:
+    left = until - time.monotonic()
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
-    if not poll.poll(max(0.0, until - time.monotonic()) * 1000):
+    # The first: who always has another byte would be waited for without end.
+    if left <= 0 or not poll.poll(left * 1000):
         raise TimeoutError
     return os.read(descriptor, _PIECE)
 
