@@ -160,10 +160,10 @@ class Forms:
             if canonical.length < WORTH_BYTES and model.info.partition in (AUTO, OFF):
                 return
             sealer, path = self._store.begin_stage()
-            made = _Making(self._nursery, canonical, limits=self._limits, layers=self._layers)
             try:
                 disk.check_room(path.parent, keep=self._keep_free + 2 * canonical.length)
-                length = _seal(sealer, path, made.pieces())
+                pieces = form_pieces(self._nursery, canonical, limits=self._limits, layers=self._layers)
+                length = _seal(sealer, path, pieces)
             except BaseException:
                 self._store.discard(path)
                 raise
@@ -235,6 +235,18 @@ def _seal(sealer: Sealer, path: Path, pieces: Iterable[bytes | memoryview]) -> i
         finally:
             disk.close(fd)
     return length
+
+
+def form_pieces(
+    nursery: Nursery, canonical: Opening, *, limits: ChildLimits, layers: tuple[str, ...]
+) -> Iterator[bytes]:
+    """A whole prepared form of the model that `canonical` holds, as its bytes come; `layers` have to hold in the
+    process that makes it.
+
+    Raises:
+        LimitExceeded, SealRefused, OSError, ValueError, Unavailable, Failure: as a form that is not made.
+    """
+    return _Making(nursery, canonical, limits=limits, layers=layers).pieces()
 
 
 class _Making:

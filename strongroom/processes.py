@@ -36,7 +36,8 @@ from strongroom.models.info import ModelInfo, TensorSpec
 from strongroom.oip import DATATYPES, Array
 from strongroom.records import Place
 from strongroom.ring_filling import send_stage
-from strongroom.zygote import TEMPLATE, Child, Nursery, Timely
+from strongroom.waiting import Waiting
+from strongroom.zygote import Child, Timely
 
 BIRTH_S: Final = 10.0
 """Seconds for a worker to be forked and to say so; a few thousandths usually."""
@@ -119,29 +120,27 @@ def _fixed_bytes(spec: TensorSpec) -> int | None:
 class Template:
     """The process that has loaded one model. Callers see that it is used by one thread at a time."""
 
-    def __init__(
-        self, nursery: Nursery, source: Source, *, limits: WorkerLimits, layers: tuple[str, ...]
-    ) -> None:
-        """Forks it and has it load the model; `layers` of the sandbox have to hold in it and its workers.
+    def __init__(self, waiting: Waiting, source: Source, *, limits: WorkerLimits) -> None:
+        """Takes one that waits, or has one forked, and has it load the model.
 
         Raises:
-            As `jobs.Host.load`; Unavailable: no process can be made (code `overloaded`).
+            As `jobs.Host.load` and `Waiting.take`.
         """
         self.child: Child
         """The process."""
         self.memory_bytes: int
         self.resident = 0
         """Bytes of memory that it had once the model was loaded: what each of its workers begins with."""
-        self._limits, self._layers = limits, layers
+        self._limits = limits
         self.feeding: Feeding | None = None
         """Of a model in stages: what its workers get them from."""
-        if not self._from_form(nursery, source):
-            whole = [source.read()]  # before it is forked: what cannot be read needs no process
-            self._born(
-                nursery, source, None, lambda timely: frames.send(timely, {}, whole.pop()), len(whole[0])
-            )
+        if not self._from_form(waiting, source):
+            whole = [source.read()]  # before it is taken: what cannot be read needs no process
+            size = len(whole[0])
+            self.child = waiting.take(limits.memory(source.info, size))
+            self._born(source, None, lambda timely: frames.send(timely, {}, whole.pop()), size)
 
-    def _from_form(self, nursery: Nursery, source: Source) -> bool:
+    def _from_form(self, waiting: Waiting, source: Source) -> bool:
         """Loads the prepared form, where there is one; False: what was admitted has to be loaded."""
         with source.stages() as stages:
             if not stages:
@@ -161,8 +160,9 @@ class Template:
                     send_stage(self.child.end, timely, stage)
 
             size = sum(stage.length for stage in staying)
+            self.child = waiting.take(self._limits.memory(source.info, size))
             try:
-                self._born(nursery, source, header, give, size)
+                self._born(source, header, give, size)
                 if plan is not None:
                     self.feeding = Feeding(plan)
                     self.memory_bytes = max(self.memory_bytes - size, plan.memory_bytes) + FIXED
@@ -181,14 +181,12 @@ class Template:
 
     def _born(
         self,
-        nursery: Nursery,
         source: Source,
         stage: dict[str, Any] | None,
         give: Callable[[Timely], None],
         size: int,
     ) -> None:
-        """Has it forked and load what `give` sends, of `size` bytes."""
-        self.child = nursery.fork(TEMPLATE)
+        """Has it load what `give` sends, of `size` bytes."""
         try:
             self.memory_bytes = self._loaded(source, stage, give, size)
         except BaseException:
@@ -210,10 +208,6 @@ class Template:
             "sha256": source.sha256,
             "canonical_sha256": source.canonical_sha256,
             "stage": stage,
-            "memory_bytes": limits.memory(source.info, size),
-            "cpu_s": limits.cpu_s,
-            "processes": limits.processes + ENDING,
-            "layers": list(self._layers),
         }
         try:
             before = _resident(self.pid)
@@ -237,8 +231,7 @@ class Template:
 
     def alive(self) -> bool:
         """Whether it has not ended; it says nothing more, so whatever could be read is its end."""
-        end = self.child.end
-        return end.fileno() >= 0 and not _readable(end.fileno())
+        return self.child.quiet()
 
     def fork(self, end: socket.socket) -> None:
         """Has it fork a worker that gets `end`. OSError where it has ended."""

@@ -37,7 +37,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -222,7 +222,9 @@ def _program(profile: Profile, *, parent: int) -> bytes | None:
     machine = kernel.MACHINE
     if machine not in seccomp.NUMBERS or sys.maxsize < 1 << 32:  # a 32-bit process has other numbers
         return None
-    return _assembled(machine, profile, parent)
+    # What the filter does not depend on stays out: one that was made before its limits were known is used.
+    same = replace(profile, memory_bytes=0, cpu_s=None, processes=None, file_bytes=min(profile.file_bytes, 1))
+    return _assembled(machine, same, parent)
 
 
 @functools.lru_cache(maxsize=4)

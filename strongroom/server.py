@@ -382,7 +382,7 @@ def _host_of(ready: Boot, nursery: Nursery) -> Host:
             elements=limits.elements,
             idle_bytes=workers.idle_bytes,
         ),
-    )
+    ).ready()
 
 
 def _forms(ready: Boot, store: Store, nursery: Nursery) -> Forms:

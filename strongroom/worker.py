@@ -3,8 +3,8 @@
     zygote --forks--> template: one model, loaded under lock-down --forks--> workers: one caller's inputs each
 
 Rules
-  - The template gives up everything before it looks at a byte of the model, and never sees an input: what it is
-    at the time of a fork is all that workers of different callers have in common.
+  - The template gives up everything before it looks at a byte of the model, usually before there is one (`waiting`),
+    and never sees an input: what it is at the time of a fork is all that workers of different callers have in common.
   - A worker gives up the rest before its first input. It has one socket, and one piece of memory that it shares
     with the server and nobody else.
   - Neither tells anybody what went wrong but by a word of a closed set: onnxruntime's texts stay here, and end here.
@@ -27,7 +27,7 @@ from typing import Any, Final
 import numpy as np
 
 from strongroom import frames, kernel, models, records, ring, sandbox, staging
-from strongroom.engine import Engine, Session
+from strongroom.engine import Engine, Session, warm
 from strongroom.errors import AdmissionRefused, Error, InvalidRequest, LimitExceeded
 from strongroom.models.info import ModelInfo
 from strongroom.oip import Array
@@ -38,20 +38,39 @@ _CONTROL: Final = 3
 """Descriptor of the template's socket to the server."""
 FILL: Final = 165
 """As MALLOC_PERTURB_ has it in `launch.CHILD`."""
+_UNKNOWN: Final = 1 << 46
+"""Bytes of address space for as long as no model is known that it depends on: a limit, which can be made less."""
 _WORKER: Final = 4
 """Descriptor of a worker's; the only other one that there can be at a time."""
 
 
 def template(descriptor: int) -> int:
-    """Loads the model that comes through `descriptor` and forks workers until the server hangs up; the exit code."""
+    """Locks itself down, waits for a model, which comes through `descriptor`, loads it, and forks workers until the
+    server hangs up; the exit code.
+    """
     if descriptor != _CONTROL:
         os.dup2(descriptor, _CONTROL)
         os.close(descriptor)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for workers: their ends tell nothing
     with socket.socket(fileno=_CONTROL) as server:
-        header, _ = frames.receive(server, most=0)
-        if not _give_up(header, fork=True):
+        promise, _ = frames.receive(server, most=0)
+        held = sandbox.lock_down(_profile(promise, fork=True))
+        # One free number: whoever wants a second descriptor has to close the first; 0 to 2 cannot be closed.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (_WORKER + 1, _WORKER + 1))
+        sandbox.prepare(_profile(promise, fork=False))
+        warm()  # once more: pages that a session writes to become its own now, and not while a model loads
+        frames.send(server, {"held": list(held)})
+        if not _enough(promise, held):
             return 1
+        try:  # here it waits, with what is so far known to be anybody's
+            limit, _ = frames.receive(server, most=0)
+        except EOFError:
+            return 0
+        resource.setrlimit(resource.RLIMIT_AS, (limit["address_bytes"], limit["address_bytes"]))
+        server.sendall(records.LIMITED)
+        header, _ = frames.receive(server, most=0)
+        header |= promise
+        sandbox.prepare(_profile(header, fork=False))  # another one for stages
         # There is no memory of anybody's here yet but the model's, several times its size is handed out and freed, and
         # filling all of that takes as long as the rest.
         kernel.fill_blocks(0)
@@ -92,25 +111,19 @@ def _staying(server: socket.socket, stages: list[dict[str, int]]) -> Iterator[me
         yield ring.receive_stage(server, length=stage["length"], chunk_size=stage["chunk_size"])
 
 
-def _give_up(header: dict[str, Any], *, fork: bool) -> bool:
+def _enough(header: dict[str, Any], held: tuple[str, ...]) -> bool:
     """Whether all layers that the server promised hold from here on."""
-    held = sandbox.lock_down(_profile(header, fork=fork))
-    if fork:
-        # One free number: whoever wants a second descriptor has to close the first; 0 to 2 cannot be closed.
-        resource.setrlimit(resource.RLIMIT_NOFILE, (_WORKER + 1, _WORKER + 1))
-        sandbox.prepare(_profile(header, fork=False))
     return set(header["layers"]) <= set(held)
 
 
 def _profile(header: dict[str, Any], *, fork: bool) -> sandbox.Profile:
-    """What is left to the template, which forks, and to a worker, which does not."""
-    form = header["stage"]
+    """What is left to the template, which forks, and to a worker, which does not. `header`: with or without a model."""
+    form = header.get("stage")
     # The socket by which a worker asks for stages takes the first free number (`_fed`).
     staged = form is not None and form["plan"] is not None
     own = (_CONTROL,) if fork else (_WORKER, *((_CONTROL,) if staged else ()))
-    memory = _occupied() + header["memory_bytes"] if fork else resource.getrlimit(resource.RLIMIT_AS)[1]
     return sandbox.Profile(
-        memory_bytes=memory,
+        memory_bytes=_UNKNOWN if fork else resource.getrlimit(resource.RLIMIT_AS)[1],
         cpu_s=header["cpu_s"],
         read_fds=own,
         write_fds=own,
@@ -119,12 +132,6 @@ def _profile(header: dict[str, Any], *, fork: bool) -> sandbox.Profile:
         tend=False,
         processes=header["processes"] if fork else None,
     )
-
-
-def _occupied() -> int:
-    """Bytes of address space now."""
-    with open("/proc/self/statm", "rb") as file:  # noqa: PTH123 - no more than is needed
-        return int(file.read().split()[0]) * resource.getpagesize()
 
 
 def _fork_workers(server: socket.socket, session: Session | Staged, header: dict[str, Any]) -> int:
@@ -159,7 +166,7 @@ def _work(session: Session | Staged, header: dict[str, Any], *, parent: int) -> 
         os.close(descriptors[0])
         if isinstance(session, Staged) and not _fed(server, session):
             return 1
-        if not _give_up(header, fork=False):
+        if not _enough(header, sandbox.lock_down(_profile(header, fork=False))):
             return 1
         while True:
             try:

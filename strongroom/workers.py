@@ -27,14 +27,15 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, Self
 
 from strongroom.errors import Error, Failure, InvalidRequest, LimitExceeded, Unavailable
 from strongroom.feeding import Feeding
 from strongroom.jobs import Job, Source, too_long
 from strongroom.oip import Array
-from strongroom.processes import Died, Template, Worker, WorkerLimits
+from strongroom.processes import ENDING, Died, Template, Worker, WorkerLimits
 from strongroom.quarantine import Deaths, Layout
+from strongroom.waiting import LATER_S, Waiting
 from strongroom.zygote import Nursery
 
 log = logging.getLogger("strongroom.workers")
@@ -59,14 +60,22 @@ class Workers:
         """`isolation`: `owner`, `request` or `model`. `layers` of the sandbox have to hold in every process."""
         self.nursery = nursery
         self.isolation = isolation
-        self.layers = layers
         self.limits = limits
         self._lock = threading.Lock()
         self._later = ThreadPoolExecutor(max_workers=1, thread_name_prefix="workers-later")
         self._count = 0
         self._idle: OrderedDict[Worker, tuple[Model, Hashable]] = OrderedDict()  # least recently used first
         self._of: dict[tuple[Model, Hashable], list[Worker]] = {}  # the same, the last used last
+        self.waiting = Waiting(
+            nursery, cpu_s=limits.cpu_s, processes=limits.processes + ENDING, layers=layers
+        )
+        """The template that a load takes."""
         self._layouts: weakref.WeakKeyDictionary[object, Layout] = weakref.WeakKeyDictionary()
+
+    def ready(self) -> Self:
+        """Has a template made for the first load; later ones follow on their own."""
+        self.waiting.make()
+        return self
 
     def load(self, source: Source) -> Model:
         """See `jobs.Host`. The template is ready when this returns; a worker is being made.
@@ -420,7 +429,10 @@ class Model:
 
     def _make(self) -> Template:
         workers = self._workers
-        return Template(workers.nursery, self._source, limits=workers.limits, layers=workers.layers)
+        try:
+            return Template(workers.waiting, self._source, limits=workers.limits)
+        finally:
+            workers.waiting.make(after_s=LATER_S)
 
     def _end(self) -> None:
         if self._template is not None:

@@ -24,6 +24,7 @@ import contextlib
 import json
 import logging
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -227,6 +228,16 @@ class Child:
         """What stands for the layout of its memory: the same for all that one zygote forked."""
         return self._zygote
 
+    def quiet(self) -> bool:
+        """Whether it has not ended, and has said nothing that was not read: whatever could be read is its end where it
+        has nothing to say.
+        """
+        if self.end.fileno() < 0:
+            return False
+        poll = select.poll()  # not `select`, which knows no number from 1024 on
+        poll.register(self.end.fileno(), select.POLLIN)
+        return not poll.poll(0)
+
     def __enter__(self) -> Self:
         return self
 
@@ -274,6 +285,7 @@ class Nursery:
         self._alone = not descriptors_travel()
         self._current = self._fresh()
         self._closed = False
+        self._watching: list[Callable[[], None]] = []
 
     def __enter__(self) -> Self:
         return self
@@ -285,6 +297,15 @@ class Nursery:
     def pid(self) -> int:
         """The process id of the zygote in charge."""
         return self._current.process.pid
+
+    def watch(self, replaced: Callable[[], None]) -> None:
+        """Calls it, in some thread, whenever another zygote took the place of one by `renew`, and at the end."""
+        self._watching.append(replaced)
+
+    def in_charge(self, child: Child) -> bool:
+        """Whether what is forked now would come from the zygote that `child` came from."""
+        with self._lock:
+            return child._zygote is self._current and not self._closed
 
     def wait(self) -> tuple[str, ...]:
         """Returns when the zygote is ready: the sandbox layers that take hold here, as it measured them.
@@ -388,11 +409,18 @@ class Nursery:
                 fresh.stop()
         if stopping is not None:
             stopping.stop()
+        self._tell()
+
+    def _tell(self) -> None:
+        for replaced in self._watching:
+            replaced()
 
     def close(self) -> None:
         """Ends the zygote, and with it all that it forked."""
         with self._lock:
             self._closed = True
+        self._tell()
+        with self._lock:
             self._current.stop()
 
     def _left(self, zygote: _Zygote) -> None:

@@ -21,10 +21,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from store_worker import open_store
 
-from strongroom import feeding, partitioning
+from strongroom import feeding, partitioning, rehearsal
 from strongroom.admission import ChildLimits
 from strongroom.engine import Engine, InProcess
-from strongroom.errors import Failure, InvalidRequest, NotFound, SealRefused, Unavailable
+from strongroom.errors import Failure, InvalidRequest, LimitExceeded, NotFound, SealRefused, Unavailable
 from strongroom.feeding import Plan
 from strongroom.fetching import GONE, WORD
 from strongroom.forms import Forms
@@ -187,6 +187,42 @@ def test_auto_cuts_what_is_larger_than_memory_and_nothing_else(
     tight.make(large)
     tight.make(off)
     assert [count(store, model) for model in (small, large, off)] == [1, 8, 1]
+
+
+@pytest.mark.parametrize("limit", [1 << 10, 700 << 10])
+def test_a_prediction_cuts_as_the_server_does(
+    store: Store, nursery: Nursery, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    """The lengths of all stages, to the byte; and the plan's memory is what a server counts."""
+    monkeypatch.setattr(parting, "LEAST", limit)
+    room = limit * parting.SHARE
+    model, made = put(store, partition="auto"), kept(store, nursery, budget=BYTES, room=room)
+    made.make(model)
+    form = store.form(model)
+    assert form is not None and len(form.stages) > 1
+    said = rehearsal.stage_lengths(NETWORK.onnx, nursery, limits=LIMITS, limit=parting.stage_limit(room))
+    assert said == tuple(stage.length for stage in form.stages)
+
+
+def test_what_is_too_small_to_be_cut_is_one_stage(nursery: Nursery) -> None:
+    """Of the whole form's length."""
+    said = rehearsal.stage_lengths(NETWORK.onnx, nursery, limits=LIMITS, limit=1 << 30)
+    assert len(said) == 1 and BYTES < said[0] < 2 * BYTES
+
+
+@pytest.mark.parametrize("data", [b"no model", NETWORK.onnx[:-1]])
+def test_what_cannot_be_prepared_has_no_stages(nursery: Nursery, data: bytes) -> None:
+    """The process ends, and that is all that is known of it."""
+    with pytest.raises(LimitExceeded) as caught:
+        rehearsal.stage_lengths(data, nursery, limits=LIMITS, limit=1 << 20)
+    assert caught.value.code == "preparation_limits"
+
+
+def test_a_machine_has_rates() -> None:
+    """All are there and of a size that machines have."""
+    here = rehearsal.rates()
+    assert 1e6 < here.opened < 1e11 and 1e6 < here.loaded < 1e12
+    assert 1e8 < here.operations < 1e14 and 0 < here.session < 1
 
 
 def test_a_form_is_made_anew_where_memory_has_changed(store: Store, nursery: Nursery) -> None:

@@ -38,6 +38,7 @@ from strongroom.models.info import _TOKEN, STANDARD_LIMITS, Admitted
 from strongroom.oip import bytes_array
 from strongroom.planned import FEWEST
 from strongroom.processes import Worker, WorkerLimits
+from strongroom.waiting import address_limits
 from strongroom.worker import FILL
 from strongroom.workers import Model, Workers, _Under
 from strongroom.zygote import Launch, Nursery
@@ -662,9 +663,46 @@ def test_what_cannot_be_loaded_is_refused(
 
 
 def test_without_a_promised_layer_nothing_is_loaded(nursery: Nursery) -> None:
-    """The template looks before it reads the model."""
-    with pytest.raises(LimitExceeded):
+    """What holds is looked at before there is a model; it is no fault of the model's."""
+    with pytest.raises(Failure, match="not confined"):
         Workers(nursery, isolation="owner", layers=("prayer",), limits=LIMITS).load(source(DOUBLE))
+
+
+def waiting_pid(workers: Workers) -> int:
+    """That of the template in waiting, once there is one."""
+    wait_for(lambda: workers.waiting.pid)
+    pid = workers.waiting.pid
+    assert pid is not None
+    return pid
+
+
+def test_a_load_takes_the_template_that_waits(nursery: Nursery) -> None:
+    """It is locked down before; its limit of memory is the model's. The next one is another process, and goes with its
+    zygote. One that was killed is nobody's trouble.
+    """
+    host = Workers(nursery, isolation="owner", layers=FEWEST, limits=LIMITS).ready()
+    limits: set[int] = set()
+    for killed in (False, True, False):
+        pid = waiting_pid(host)
+        status = Path(f"/proc/{pid}/status").read_text()
+        assert "\nSeccomp:\t2\n" in status and "\nThreads:\t1\n" in status
+        assert address_limits(pid) == (str(1 << 46),) * 2
+        if killed:
+            os.kill(pid, signal.SIGKILL)
+            wait_for(lambda pid=pid: not Path(f"/proc/{pid}").exists())
+        there = host.load(source(DOUBLE))
+        try:
+            assert there._template is not None and (there._template.pid == pid) is not killed
+            limits |= {int(limit) for limit in address_limits(there._template.pid)}
+            assert run(there, {"x": X}).tolist() == (X * 2).tolist()
+            former = there._template.child
+        finally:
+            there.close()
+    assert max(limits) < 1 << 36
+    pid = waiting_pid(host)
+    nursery.renew(former)
+    assert host.waiting.pid is None
+    wait_for(lambda: not Path(f"/proc/{pid}").exists())
 
 
 def test_many_callers_at_once(nursery: Nursery) -> None:
