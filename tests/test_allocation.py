@@ -15,6 +15,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -151,20 +152,29 @@ def test_multipart_is_not_taken_apart(tmp_path: Path, path: str, status: int, co
 
 
 class Peer:
-    """A caller that sends `chunks` and then hangs up when told."""
+    """A caller that sends `body` and hangs up when told, as `exchange.Exchange` tells it."""
 
-    def __init__(self, *chunks: bytes) -> None:
-        self.headers: dict[str, str] = {}
-        self.gone = asyncio.Event()
-        self._left = list(chunks)
+    def __init__(self, body: bytes = b"") -> None:
+        self.disconnected = False
+        self._body = body
+        self._act: Any = None
 
-    async def receive(self) -> dict[str, Any]:
-        """The next message of the connection."""
-        if self._left:
-            chunk = self._left.pop(0)
-            return {"type": "http.request", "body": chunk, "more_body": bool(self._left)}
-        await self.gone.wait()
-        return {"type": "http.disconnect"}
+    async def whole(self, count: Any) -> bytes:
+        """The body."""
+        count(len(self._body))
+        return self._body
+
+    def when_gone(self, act: Any) -> None:
+        """Has `act` called when the caller hangs up."""
+        self._act = act
+        if act is not None and self.disconnected:
+            act()
+
+    def hang_up(self) -> None:
+        """The caller is gone."""
+        self.disconnected = True
+        if self._act is not None:
+            self._act()
 
 
 def test_who_hangs_up_while_waiting_is_no_longer_in_line(tmp_path: Path) -> None:
@@ -184,16 +194,20 @@ def test_who_hangs_up_while_waiting_is_no_longer_in_line(tmp_path: Path) -> None
             "query_string": b"",
             "headers": [],
             "client": ("192.0.2.1", 1),
+            "strongroom.exchange": peer,
         }
         sent: list[Any] = []
+
+        async def receive() -> Any:
+            raise AssertionError("the exchange has the body")
 
         async def send(message: Any) -> None:
             sent.append(message)
 
-        call = asyncio.ensure_future(world.rest(scope, peer.receive, send))
+        call = asyncio.ensure_future(world.rest(scope, receive, send))
         while runs._line.waiting == 0:
             await asyncio.sleep(0.005)
-        peer.gone.set()
+        peer.hang_up()
         await call
         assert runs._line.waiting == 0 and sent == []
         release.set()
@@ -206,25 +220,31 @@ def test_who_hangs_up_while_waiting_is_no_longer_in_line(tmp_path: Path) -> None
 
 
 def test_who_stays_gets_the_answer_or_the_error() -> None:
-    """The watch changes nothing for those who stay; those who leave early are noticed by whoever reads the body."""
+    """The watch changes nothing for those who stay; whoever else cancels the request is not taken for the caller."""
 
-    async def whole(body: Any) -> bytes:
-        return b"".join([chunk async for chunk in body])
+    async def answer() -> str:
+        return "ab"
 
-    async def broken(body: Any) -> bytes:
-        await whole(body)
+    async def broken() -> str:
         raise Error("x")
 
     async def story() -> None:
-        peer: Any = Peer(b"a", b"b")
-        assert await _while_connected(peer, whole) == b"ab"
-        peer = Peer(b"a")
-        with pytest.raises(Error):
-            await _while_connected(peer, broken)
         peer = Peer()
-        peer.gone.set()
+        request: Any = SimpleNamespace(scope={"strongroom.exchange": peer})
+        assert await _while_connected(request, answer()) == "ab"
+        with pytest.raises(Error):
+            await _while_connected(request, broken())
+        task = asyncio.ensure_future(_while_connected(request, asyncio.sleep(60)))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        task = asyncio.ensure_future(_while_connected(request, asyncio.sleep(60)))
+        await asyncio.sleep(0)
+        peer.hang_up()
         with pytest.raises(BodyLost):
-            await _while_connected(peer, whole)
+            await task
+        assert await _while_connected(SimpleNamespace(scope={}), answer()) == "ab"  # type: ignore[arg-type]
 
     asyncio.run(story())
 
