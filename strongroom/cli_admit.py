@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from strongroom.admission import Examiner
     from strongroom.models.info import Admission, AdmissionLimits
     from strongroom.models.report import Report
+    from strongroom.zygote import Nursery
 
 _EXITS: Final = {"admitted": EXIT_OK, "refused": EXIT_REFUSED, "unreadable": EXIT_UNUSABLE}
 
@@ -99,6 +100,18 @@ def examiner_here() -> Iterator[Examiner]:
         Failure: the `server` extra is not installed, or no process can be started (code `start_refused`).
     """
     from strongroom.admission import STANDARD_CHILD, Examiner
+
+    with nursery_here() as nursery:
+        yield Examiner(nursery, limits=STANDARD_CHILD)
+
+
+@contextlib.contextmanager
+def nursery_here() -> Iterator[Nursery]:
+    """What processes for models come from, as in a server.
+
+    Raises:
+        Failure: as `examiner_here`.
+    """
     from strongroom.launch import CHILD, dependency_folders
     from strongroom.platforms import SIMULATED
     from strongroom.zygote import Launch, Nursery
@@ -112,7 +125,7 @@ def examiner_here() -> Iterator[Examiner]:
         workers=False,
     )
     with Nursery(launch) as nursery:
-        yield Examiner(nursery, limits=STANDARD_CHILD)
+        yield nursery
 
 
 def _examined(data: bytearray, limits: AdmissionLimits) -> Report:

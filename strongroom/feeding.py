@@ -4,12 +4,14 @@
 
 Rules
   - Two slots, each as large as the largest stage that does not stay: never more than two stages are there.
-  - A worker maps the slots read-only, by a descriptor that cannot be written through: they are the same memory for all
-    workers of a model, which must not become a way from one caller's data to another's. One run at a time has them.
+  - Each worker has slots of its own, which are empty but in its run, and one run of a model goes on at a time: so
+    memory does not grow with the workers. Were they the same memory for all workers of a model, one that the model has
+    taken over could ask for stages in an order that says something, and another caller's could read it there.
+  - A worker maps them read-only, by a descriptor that cannot be written through.
   - A worker is told that a stage is there when every chunk of it was authentic (docs/spec/sealed.md §2.4), and uses
     nothing before.
-  - A worker may ask for any stage, as often as it likes, while it runs: that costs its caller's time. What else it says
-    ends the run.
+  - A worker may ask for any stage, as often as it likes, while it runs: that costs its caller's time. Whoever says
+    something else, or does not take the answers, is served no more: the server waits for no worker.
 """
 
 from __future__ import annotations
@@ -66,31 +68,62 @@ class Plan:
         return self.moving.index(number) % SLOTS * self.slot
 
 
-class Feeding:
-    """The slots of one template, and the thread that fills them while one of its workers runs."""
+class Slots:
+    """Two slots, which one worker reads from and the server fills."""
 
-    def __init__(self, plan: Plan) -> None:
-        """Raises:
-        OSError: there are no descriptors.
+    def __init__(self, size: int) -> None:
+        """`size`: bytes of a slot.
+
+        Raises:
+            OSError: there are no descriptors.
         """
-        self.plan = plan
-        self._turn = threading.Lock()
-        self._openings: tuple[Opening, ...] = ()
-        self._fault: Exception | None = None
-        self._thread: threading.Thread | None = None
-        self._wake = self._woken = -1
+        self.size = max(SLOTS * size, mmap.PAGESIZE)
+        """Bytes of both."""
         self._memory = os.memfd_create("stages", os.MFD_CLOEXEC)
         try:
-            os.ftruncate(self._memory, max(SLOTS * plan.slot, mmap.PAGESIZE))
+            os.ftruncate(self._memory, self.size)
             self.readable = os.open(f"/proc/self/fd/{self._memory}", os.O_RDONLY | os.O_CLOEXEC)
-            """A descriptor of the slots that cannot be written through."""
+            """A descriptor of them that cannot be written through."""
         except BaseException:
             os.close(self._memory)
             raise
 
+    def fill(self, data: memoryview, at: int) -> None:
+        """Writes to them. OSError: there is no memory."""
+        while data:
+            done = os.pwrite(self._memory, data, at)
+            data, at = data[done:], at + done
+
+    def empty(self) -> None:
+        """Gives their memory back: who reads there afterwards finds zeros."""
+        if self._memory >= 0:
+            os.ftruncate(self._memory, 0)
+            os.ftruncate(self._memory, self.size)
+
+    def close(self) -> None:
+        """Gives them back."""
+        for descriptor in (self._memory, self.readable):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._memory = self.readable = -1
+
+
+class Feeding:
+    """One model's turns, and the thread that fills the slots of the worker that runs."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self._turn = threading.Lock()
+        self._stopping = threading.Lock()
+        self._openings: tuple[Opening, ...] = ()
+        self._fault: Exception | None = None
+        self._thread: threading.Thread | None = None
+        self._slots: Slots | None = None
+        self._wake = self._woken = -1
+
     @contextlib.contextmanager
     def turn(self, source: Source, *, seconds: float) -> Iterator[None]:
-        """One run has the slots for as long as the block lasts; others wait, so long at the most.
+        """One run has the stages for as long as the block lasts; others wait, so long at the most.
 
         Raises:
             Unavailable: they are taken (code `overloaded`).
@@ -124,31 +157,28 @@ class Feeding:
         if self._fault is not None:
             raise Failure("a stage of the model cannot be read") from None
 
-    def serve(self, end: socket.socket, run: int) -> None:
-        """Serves a worker, by its socket, in its run of that number, until `stop`."""
+    def serve(self, end: socket.socket, slots: Slots, run: int) -> None:
+        """Serves a worker, by its socket and into its slots, in its run of that number, until `stop`."""
         self._woken, self._wake = os.pipe()
-        self._thread = threading.Thread(target=self._serve, args=(end, run), name="stages", daemon=True)
+        self._slots = slots
+        self._thread = threading.Thread(
+            target=self._serve, args=(end, slots, run), name="stages", daemon=True
+        )
         self._thread.start()
 
-    def stop(self) -> None:
-        """Returns when nobody is served any more."""
-        if self._thread is None:
-            return
-        os.write(self._wake, b"x")
-        self._thread.join()
-        os.close(self._wake)
-        os.close(self._woken)
-        self._thread = None
+    def stop(self, slots: Slots | None = None) -> None:
+        """Returns when nobody is served any more, or not into these, and they are empty. Thread-safe."""
+        with self._stopping:
+            if self._thread is None or self._slots is None or slots not in (None, self._slots):
+                return
+            os.write(self._wake, b"x")
+            self._thread.join()
+            os.close(self._wake)
+            os.close(self._woken)
+            self._slots.empty()
+            self._thread = self._slots = None
 
-    def close(self) -> None:
-        """Gives the slots back."""
-        self.stop()
-        for descriptor in (self._memory, self.readable):
-            if descriptor >= 0:
-                os.close(descriptor)
-        self._memory = self.readable = -1
-
-    def _serve(self, end: socket.socket, run: int) -> None:
+    def _serve(self, end: socket.socket, slots: Slots, run: int) -> None:
         waiting = select.poll()
         waiting.register(end, select.POLLIN)
         waiting.register(self._woken, select.POLLIN)
@@ -162,29 +192,30 @@ class Feeding:
                 if len(asked) < WORD.size:
                     continue
                 (of, number), asked = WORD.unpack(asked), b""
-                if of == run:  # else a word of a run that has ended
-                    end.sendall(WORD.pack(run, self._filled(number)))
+                if of != run:  # a word of a run that has ended
+                    continue
+                said = self._filled(slots, number)
+                # Where it does not take its answers there is no waiting: `stop` would wait for as long.
+                if end.send(WORD.pack(run, said), socket.MSG_DONTWAIT) < WORD.size or said == GONE:
+                    return
         except OSError:  # the worker has ended, which its other socket shows
             return
 
-    def _filled(self, number: int) -> int:
+    def _filled(self, slots: Slots, number: int) -> int:
         try:
             if number not in self.plan.moving:
                 raise Failure("a worker asks for a stage that there is not")
-            self._fill(self._openings[number], self.plan.place(number))
+            self._fill(slots, self._openings[number], self.plan.place(number))
         except (Error, OSError) as fault:  # raised again in `turn`
             self._fault = fault
             return GONE
         return number
 
-    def _fill(self, opening: Opening, place: int) -> None:
+    def _fill(self, slots: Slots, opening: Opening, place: int) -> None:
         """Through private memory: the slots are not mapped here, and nobody reads what is not authentic yet."""
         scratch = memoryview(bytearray(min(opening.chunk_size, opening.length) + TAG_BYTES))
         plain = memoryview(bytearray(min(opening.chunk_size, opening.length)))
         for number in range(opening.chunks):
             piece = plain[: opening.size_of(number)]
             opening.open_chunk(number, piece, scratch=scratch)
-            at = place + number * opening.chunk_size
-            while piece:
-                done = os.pwrite(self._memory, piece, at)
-                piece, at = piece[done:], at + done
+            slots.fill(piece, place + number * opening.chunk_size)

@@ -160,10 +160,10 @@ class Forms:
             if canonical.length < WORTH_BYTES and model.info.partition in (AUTO, OFF):
                 return
             sealer, path = self._store.begin_stage()
-            made = _Making(self._nursery, canonical, limits=self._limits, layers=self._layers)
             try:
                 disk.check_room(path.parent, keep=self._keep_free + 2 * canonical.length)
-                length = _seal(sealer, path, made.pieces())
+                pieces = form_pieces(self._nursery, canonical, limits=self._limits, layers=self._layers)
+                length = _seal(sealer, path, pieces)
             except BaseException:
                 self._store.discard(path)
                 raise
@@ -235,6 +235,18 @@ def _seal(sealer: Sealer, path: Path, pieces: Iterable[bytes | memoryview]) -> i
         finally:
             disk.close(fd)
     return length
+
+
+def form_pieces(
+    nursery: Nursery, canonical: Opening, *, limits: ChildLimits, layers: tuple[str, ...]
+) -> Iterator[bytes]:
+    """A whole prepared form of the model that `canonical` holds, as its bytes come; `layers` have to hold in the
+    process that makes it.
+
+    Raises:
+        LimitExceeded, SealRefused, OSError, ValueError, Unavailable, Failure: as a form that is not made.
+    """
+    return _Making(nursery, canonical, limits=limits, layers=layers).pieces()
 
 
 class _Making:
@@ -321,9 +333,11 @@ class _Making:
 
 
 def _read(descriptor: int, until: float) -> bytes:
+    left = until - time.monotonic()
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
-    if not poll.poll(max(0.0, until - time.monotonic()) * 1000):
+    # The first: who always has another byte would be waited for without end.
+    if left <= 0 or not poll.poll(left * 1000):
         raise TimeoutError
     return os.read(descriptor, _PIECE)
 

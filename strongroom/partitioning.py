@@ -14,8 +14,6 @@ Rules
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -25,7 +23,18 @@ from strongroom.frames import receive, send
 from strongroom.models.parting import ALIGNMENT, Part, Range
 from strongroom.prepared import MAX_STAGES
 from strongroom.sealed import TAG_BYTES, Opening
-from strongroom.stages import GRAPH_BYTES, LENGTHS, TABLE_BYTES, TYPES, Tensor, layout, tail
+from strongroom.stages import (
+    GRAPH_BYTES,
+    LENGTHS,
+    MAX_TENSORS,
+    TABLE_BYTES,
+    Tensor,
+    different,
+    layout,
+    parse_table,
+    tail,
+    tensor,
+)
 from strongroom.zygote import PARTER, Nursery, Timely
 
 TIMES: Final = 4
@@ -110,7 +119,7 @@ def parts_of(
     found = layout(memoryview(end), size=reading.opening.length)
     header = {
         "size": reading.opening.length,
-        "largest": max((tensor.length for tensor in found.tensors), default=0),
+        "largest": max((entry.length for entry in found.tensors), default=0),
         "count": count,
         "limit": limit,
         "child": dataclasses.asdict(child),
@@ -120,7 +129,7 @@ def parts_of(
         timely = Timely(process.end, child.wall_s + SPARE_S)
         try:
             send(timely, header, end)
-            answer, data = receive(timely, most=2 * (GRAPH_BYTES + TABLE_BYTES))
+            answer, data = receive(timely, most=2 * GRAPH_BYTES + TABLE_BYTES)
         except (OSError, EOFError, MemoryError):
             raise LimitExceeded(
                 "cutting the model took more time or memory than it may, or ended its process",
@@ -133,50 +142,48 @@ def _believed(answer: dict[str, Any], data: bytearray, *, weights: int) -> tuple
     sizes = answer.get("graphs")
     if not isinstance(sizes, list) or not 1 <= len(sizes) <= MAX_STAGES or set(answer) != {"graphs"}:
         raise ValueError("a partition has stages")
-    if any(type(size) is not int or size < 1 for size in sizes) or sum(sizes) > len(data):
+    if any(type(size) is not int or not 1 <= size <= GRAPH_BYTES for size in sizes):
         raise ValueError("graphs have sizes")
-    try:
-        table = json.loads(bytes(data[sum(sizes) :]))
-    except RecursionError:
-        raise ValueError("its table") from None
-    if not isinstance(table, list) or len(table) != len(sizes):
+    if not 0 <= len(data) - sum(sizes) <= TABLE_BYTES:
+        raise ValueError("graphs and table are as long as they are")
+    tables = parse_table(bytes(data[sum(sizes) :]))
+    if len(tables) != len(sizes):
         raise ValueError("each stage has a table")
     parts, at = [], 0
-    for size, entries in zip(sizes, table, strict=True):
-        if not isinstance(entries, list):
-            raise ValueError("a table")
-        ranges, offset = [], 0
-        for entry in entries:
-            ranges.append(_range(entry, offset, weights))
-            offset += -(-ranges[-1].length // ALIGNMENT) * ALIGNMENT
-        parts.append(Part(bytes(data[at : at + size]), tuple(ranges)))
+    for size, entries in zip(sizes, tables, strict=True):
+        parts.append(Part(bytes(data[at : at + size]), _ranges(entries, weights)))
         at += size
     if sum(part.weights for part in parts) > TIMES * max(1, weights):
         raise ValueError("the stages have more weights than they may")
     return tuple(parts)
 
 
-def _range(entry: object, offset: int, weights: int) -> Range:
-    if not isinstance(entry, list) or len(entry) != 6 or not isinstance(entry[2], list):
-        raise ValueError("a range")
-    name, kind, dims, at, said, length = entry
-    numbers = (kind, at, said, length, *dims)
-    if not isinstance(name, str) or any(type(number) is not int or number < 0 for number in numbers):
-        raise ValueError("a range")
-    if said != offset or at + length > weights:
-        raise ValueError("a range lies outside the weights")
-    if kind not in TYPES or math.prod(dims) > length:
-        raise ValueError("a range is shorter than its tensor")
-    return Range(name, kind, tuple(dims), at, offset, length)
+def _ranges(entries: object, weights: int) -> tuple[Range, ...]:
+    """Of one stage: its tensors, each where it has to be behind the one before."""
+    if not isinstance(entries, list) or len(entries) > MAX_TENSORS:
+        raise ValueError("a table")
+    ranges, tensors, offset = [], [], 0
+    for entry in entries:
+        if not isinstance(entry, list) or len(entry) != 6:
+            raise ValueError("a range")
+        name, kind, dims, at, said, length = entry
+        if type(said) is not int or said != offset:
+            raise ValueError("a range is not where it has to be in its stage")
+        found = tensor(name, kind, dims, at, length, weights=weights)
+        tensors.append(found)
+        ranges.append(Range(found.name, found.type, found.dimensions, found.offset, offset, found.length))
+        offset += -(-found.length // ALIGNMENT) * ALIGNMENT
+    different(tensors)
+    return tuple(ranges)
 
 
 def pieces_of(reading: Reading, part: Part) -> Iterator[bytes | memoryview]:
     """The bytes of one stage, to be sealed as they come."""
     written = 0
-    for tensor in part.tensors:
-        if tensor.offset > written:
-            yield bytes(tensor.offset - written)
-        yield from reading.pieces(tensor.at, tensor.length)
-        written = tensor.offset + tensor.length
+    for entry in part.tensors:
+        if entry.offset > written:
+            yield bytes(entry.offset - written)
+        yield from reading.pieces(entry.at, entry.length)
+        written = entry.offset + entry.length
     tensors = [Tensor(t.name, t.kind, t.dims, t.offset, t.length) for t in part.tensors]
     yield tail(part.graph, tensors, weights=part.weights)

@@ -30,7 +30,7 @@ import numpy as np
 
 from strongroom import frames, records
 from strongroom.errors import AdmissionRefused, Error, Failure, InvalidRequest, LimitExceeded, SealRefused
-from strongroom.feeding import Feeding, Plan
+from strongroom.feeding import Feeding, Plan, Slots
 from strongroom.jobs import Source, too_long
 from strongroom.models.info import ModelInfo, TensorSpec
 from strongroom.oip import DATATYPES, Array
@@ -241,7 +241,7 @@ class Template:
         """Ends it; the zygote ends what it forked."""
         self.child.close()
         if self.feeding is not None:
-            self.feeding.close()
+            self.feeding.stop()
 
 
 _REFUSALS: Final[Mapping[object, tuple[type[Error], str]]] = {
@@ -502,37 +502,46 @@ class StagedWorker(Worker):
     def __init__(self, template: Template, feeding: Feeding, size: int, *, most: int) -> None:
         self._feeding = feeding
         self._number = 0  # of its run
-        self._feed, self._theirs = socket.socketpair()
+        self._slots = Slots(feeding.plan.slot)
+        try:
+            self._feed, self._theirs = socket.socketpair()
+        except BaseException:
+            self._slots.close()
+            raise
         try:
             super().__init__(template, size, most=most)
         except BaseException:
-            self._feed.close()
-            self._theirs.close()
+            self._give_back()
             raise
 
     def settle(self) -> None:
         """As `Worker.settle`; then the slots, to be read, and the socket."""
         super().settle()
         with self._theirs:
-            for descriptor in (self._feeding.readable, self._theirs.fileno()):
+            for descriptor in (self._slots.readable, self._theirs.fileno()):
                 socket.send_fds(self._end, [records.MEMORY], [descriptor])
 
     def begin(self, inputs: Mapping[str, Array], wanted: list[int], info: ModelInfo, seconds: float) -> None:
         """As `Worker.begin`, within `Feeding.turn`."""
         self._number += 1
-        self._feeding.serve(self._feed, self._number)
+        self._feeding.serve(self._feed, self._slots, self._number)
         super().begin(inputs, wanted, info, seconds)
 
     def over(self) -> None:
         """As `Worker.over`."""
-        self._feeding.stop()
+        self._feeding.stop(self._slots)
         super().over()
 
     def close(self) -> None:
         """As `Worker.close`."""
         super().close()
+        self._give_back()
+
+    def _give_back(self) -> None:
+        self._feeding.stop(self._slots)  # before their numbers may be somebody else's
         self._feed.close()
         self._theirs.close()
+        self._slots.close()
 
 
 def _refuse(outcome: bytes) -> NoReturn:

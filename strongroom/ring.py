@@ -59,11 +59,14 @@ def receive_stage(end: socket.socket, *, length: int, chunk_size: int) -> memory
     memory = buffer(length)
     whole = memoryview(memory)[:length]
     data = b""
+    # A number for each chunk and the last word: what comes behind that is another message's.
+    left = NUMBER.size * (-(-length // chunk_size) + 1)
     try:
-        while True:
-            more = end.recv(4 * SLOTS)
+        while left:
+            more = end.recv(min(left, NUMBER.size * SLOTS))
             if not more:
                 raise EOFError
+            left -= len(more)
             data += more
             copied = b""
             while len(data) >= 4:
@@ -75,6 +78,7 @@ def receive_stage(end: socket.socket, *, length: int, chunk_size: int) -> memory
                 part[:] = slots[at : at + len(part)]
                 copied, data = copied + data[:4], data[4:]
             end.sendall(copied)
+        raise EOFError  # more chunks than there are
     finally:
         slots.release()
         unmap()

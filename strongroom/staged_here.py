@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from strongroom.engine import InProcess
 from strongroom.errors import Error, InvalidRequest
-from strongroom.feeding import SLOTS, Feeding, Plan
+from strongroom.feeding import Feeding, Plan, Slots
 from strongroom.jobs import Job, Loaded, Source
 from strongroom.oip import Array
 from strongroom.ring_filling import read_stage
@@ -38,10 +38,9 @@ class StagedHere:
         self._feeding = Feeding(plan)
         self._number = 0
         self._end, self._theirs = socket.socketpair()
-        size = max(SLOTS * plan.slot, mmap.PAGESIZE)
-        self._staged.feed(
-            self._theirs, memoryview(mmap.mmap(self._feeding.readable, size, prot=mmap.PROT_READ))
-        )
+        self._slots = Slots(plan.slot)
+        seen = mmap.mmap(self._slots.readable, self._slots.size, prot=mmap.PROT_READ)
+        self._staged.feed(self._theirs, memoryview(seen))
         self.memory_bytes = plan.memory_bytes
 
     def run(self, inputs: Mapping[str, Array], *, outputs: tuple[str, ...], job: Job) -> dict[str, Array]:
@@ -53,7 +52,7 @@ class StagedHere:
             )
         with self._feeding.turn(self._source, seconds=job.seconds + self._feeding.plan.seconds):
             self._number += 1
-            self._feeding.serve(self._end, self._number)
+            self._feeding.serve(self._end, self._slots, self._number)
             return self._staged.run(inputs, outputs=names)
 
     def begin(self, inputs: Mapping[str, Array], *, outputs: tuple[str, ...], job: Job) -> None:
@@ -65,7 +64,8 @@ class StagedHere:
 
     def close(self) -> None:
         """See `jobs.Loaded`. A run under way ends first."""
-        self._feeding.close()
+        self._feeding.stop()
+        self._slots.close()
         self._end.close()
         self._theirs.close()
 

@@ -7,7 +7,7 @@
 
 Rules
   - What is in a stage came from a process that had read a stranger's bytes. Every number in it is checked against
-    the bytes that are there.
+    the bytes that are there, and bounded before anything is computed from it.
 """
 
 from __future__ import annotations
@@ -18,9 +18,12 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
-MAX_TENSORS: Final = 1 << 20
-TABLE_BYTES: Final = 64 << 20
-"""Bytes of a table of tensors."""
+MAX_TENSORS: Final = 1 << 17
+TABLE_BYTES: Final = 8 << 20
+"""Bytes of a table of tensors, of some 60 bytes each. Whoever parses it takes up to 24 times as many."""
+MAX_RANK: Final = 32
+"""Dimensions of a tensor. Millions of them could be multiplied for hours, in one call that nobody else runs beside."""
+_MOST: Final = 1 << 63
 GRAPH_BYTES: Final = 64 << 20
 """Bytes of a stage's graph: nodes and small tensors; the largest published networks have less than one million."""
 PIPES: Final = b"P"
@@ -73,27 +76,66 @@ def layout(end: memoryview, *, size: int) -> Layout:
         raise ValueError("its lengths are not those of its parts")
     if table > TABLE_BYTES or not 0 < graph <= GRAPH_BYTES:
         raise ValueError("its graph or table is too long, or there is no graph")
-    try:
-        entries = json.loads(bytes(end[at : at + table]))
-    except RecursionError:
-        raise ValueError("its table") from None
-    if not isinstance(entries, list) or len(entries) > MAX_TENSORS:
+    entries = parse_table(bytes(end[at : at + table]))
+    if len(entries) > MAX_TENSORS:
         raise ValueError("its table")
     tensors = tuple(_tensor(entry, weights) for entry in entries)
-    if len({tensor.name for tensor in tensors}) != len(tensors):
-        raise ValueError("two tensors have one name")
+    different(tensors)
     return Layout(weights, graph, tensors)
+
+
+def parse_table(data: bytes) -> list[object]:
+    """The entries of a table.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        entries = json.loads(data)
+    except RecursionError:
+        raise ValueError("its table") from None
+    if not isinstance(entries, list):
+        raise ValueError("its table")
+    return entries
 
 
 def _tensor(entry: object, weights: int) -> Tensor:
     if not isinstance(entry, list) or len(entry) != 5:
         raise ValueError("a tensor")
-    name, kind, dimensions, offset, length = entry
-    numbers = [kind, offset, length, *dimensions] if isinstance(dimensions, list) else [None]
-    if not isinstance(name, str) or any(type(number) is not int or number < 0 for number in numbers):
+    return tensor(*entry, weights=weights)
+
+
+def tensor(
+    name: object, kind: object, dimensions: object, offset: object, length: object, *, weights: int
+) -> Tensor:
+    """A tensor that somebody describes, where it is one and lies within so many bytes of weights.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not isinstance(name, str) or not isinstance(dimensions, list) or len(dimensions) > MAX_RANK:
         raise ValueError("a tensor")
-    if kind not in TYPES or math.prod(dimensions) * _SIZES[TYPES[kind]] != length:
+    name.encode()  # which lone surrogates are a ValueError to
+    sizes = tuple(_number(size) for size in dimensions)
+    kind, offset, length = _number(kind), _number(offset), _number(length)
+    if kind not in TYPES or math.prod(sizes) * _SIZES[TYPES[kind]] != length:
         raise ValueError("a tensor's length is not that of its shape")
     if offset + length > weights:
         raise ValueError("a tensor lies outside the weights")
-    return Tensor(name, kind, tuple(dimensions), offset, length)
+    return Tensor(name, kind, sizes, offset, length)
+
+
+def _number(value: object) -> int:
+    if type(value) is not int or not 0 <= value < _MOST:
+        raise ValueError("a number of a tensor")
+    return value
+
+
+def different(tensors: Sequence[Tensor]) -> None:
+    """Sees that no two of a stage's tensors have one name.
+
+    Raises:
+        ValueError: two have.
+    """
+    if len({tensor.name for tensor in tensors}) != len(tensors):
+        raise ValueError("two tensors have one name")

@@ -37,7 +37,9 @@ from strongroom import kernel, sandbox
 
 SUCCEEDS = "succeeds"
 NONE, BUT_SECCOMP, ALL = "none", "all but seccomp", "all"
-COLUMNS = (NONE, *sandbox.LAYERS, BUT_SECCOMP, ALL)
+PREPARER = "preparer"
+"""All layers but the empty root, by the profile of who prepares a form: it opens its own files again by name."""
+COLUMNS = (NONE, *sandbox.LAYERS, BUT_SECCOMP, ALL, PREPARER)
 SPARE_BYTES = 256 << 20
 """Of address space that an attacker has beyond what it starts with."""
 PLAIN_USER = 54321
@@ -97,6 +99,8 @@ class World:
         self.secret.write_bytes(b"a key of somebody else" * 5000)
         self.secret.chmod(0o600)
         self.inherited = os.open(self.secret, os.O_RDONLY)
+        self.slots = os.memfd_create("slots")
+        os.write(self.slots, b"stages of somebody else's model")
         self.output = os.open(folder / "output", os.O_RDWR | os.O_CREAT)
         self.ours, self.theirs = socket.socketpair()
         self.tcp, self.udp = socket.socket(), socket.socket(type=socket.SOCK_DGRAM)
@@ -213,6 +217,12 @@ def _parents_memory(w: World) -> None:
 @attack("files", "environment of the parent in /proc", "ENOENT")
 def _environment(w: World) -> None:
     assert Path(f"/proc/{w.parent}/environ").read_bytes()
+
+
+@attack("files", "a memory file of the parent in /proc", "ENOENT")
+def _memory_file(w: World) -> None:
+    with open(f"/proc/{w.parent}/fd/{w.slots}", "rb") as file:
+        assert file.read(4)
 
 
 @attack("files", "open a file by its handle")
@@ -606,13 +616,17 @@ AS_PLAIN_USER = {"a set-user-id file gives root", "its memory is read by the sam
 def without(column: str) -> frozenset[str]:
     """The layers that a column leaves out."""
     everything = frozenset(sandbox.LAYERS)
-    return {NONE: everything, ALL: frozenset(), BUT_SECCOMP: frozenset({"seccomp"})}.get(
-        column, everything - {column}
-    )
+    return {
+        NONE: everything,
+        ALL: frozenset(),
+        PREPARER: frozenset(),
+        BUT_SECCOMP: frozenset({"seccomp"}),
+    }.get(column, everything - {column})
 
 
 def _lock_down(world: World, report: int, column: str) -> tuple[str, ...]:
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    prepares = column == PREPARER
     return sandbox.lock_down(
         sandbox.Profile(
             memory_bytes=used + SPARE_BYTES // 2,
@@ -620,7 +634,9 @@ def _lock_down(world: World, report: int, column: str) -> tuple[str, ...]:
             read_fds=(world.theirs.fileno(),),
             write_fds=(report, world.output, world.theirs.fileno()),
             fork=False,
-            receive_fds=False,
+            receive_fds=prepares,
+            file_bytes=50 if prepares else 0,
+            reopens=prepares,
         ),
         without=without(column),
     )

@@ -31,6 +31,7 @@ from strongroom.models.info import STANDARD_LIMITS, Admitted
 from strongroom.planned import FEWEST
 from strongroom.prepared import Form, Making, Stage
 from strongroom.processes import WorkerLimits
+from strongroom.ring import AUTHENTIC, MEMORY, NUMBER, receive_stage
 from strongroom.sealed import WRAPPED_BYTES
 from strongroom.stages import Tensor, tail
 from strongroom.state import ModelVersion
@@ -332,6 +333,10 @@ LIARS = {
     "a type without numbers": _give(bytes(8), tail(b"graph", [Tensor("w", 8, (1,), 0, 8)], weights=8)),
     "a name twice": _give(bytes(8), tail(b"graph", [Tensor("w", 1, (1,), 0, 4)] * 2, weights=8)),
     "no graph": _give(bytes(8), tail(b"", [], weights=8)),
+    "millions of dimensions": _give(b"", tail(b"graph", [Tensor("w", 2, (9,) * 2_000_000, 0, 1)], weights=0)),
+    "numbers without end": _give(b"", tail(b"graph", [Tensor("w", 2, (0, 1 << 63), 0, 0)], weights=0)),
+    "millions of nothing": _give(b"", tail(b"graph", [[]] * 4_000_000, weights=0)),  # type: ignore[list-item]
+    "a name that is no text": _give(bytes(8), tail(b"graph", [Tensor("\ud800", 1, (2,), 0, 8)], weights=8)),
 }
 
 
@@ -410,3 +415,46 @@ def test_a_records_form_has_one_form(change: Callable[[dict[str, Any]], object])
     with pytest.raises(SealRefused) as caught:
         Form.from_json(written)
     assert caught.value.code == "store_record_malformed"
+
+
+def test_a_preparer_that_always_has_another_byte_is_not_waited_for() -> None:
+    """Its time is over also where there is something to be read; before that it is read."""
+    reading, writing = os.pipe()
+    try:
+        os.write(writing, b"xx")
+        assert module._read(reading, time.monotonic() + 10) == b"xx"
+        os.write(writing, b"x")
+        with pytest.raises(TimeoutError):
+            module._read(reading, time.monotonic())
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+def _sent(words: bytes) -> tuple[socket.socket, socket.socket, int]:
+    """A server's end, a child's, and the slots; `words` come at once, behind the memory."""
+    ours, theirs = socket.socketpair()
+    slots = os.memfd_create("slots")
+    os.write(slots, b"abcdefghijklmnop")
+    socket.send_fds(ours, [MEMORY], [slots])
+    ours.sendall(words)
+    theirs.settimeout(10)
+    return ours, theirs, slots
+
+
+def test_what_follows_a_stage_is_left_to_who_comes_next() -> None:
+    """Also where it comes together with the stage's last word."""
+    words = b"".join(NUMBER.pack(number) for number in (0, 1, 2, AUTHENTIC))
+    ours, theirs, slots = _sent(words + b"next")
+    with ours, theirs:
+        assert bytes(receive_stage(theirs, length=10, chunk_size=4)) == b"abcdefghij"
+        assert theirs.recv(100) == b"next"
+    os.close(slots)
+
+
+def test_a_stage_has_as_many_chunks_as_it_has() -> None:
+    """No word that all were authentic: nothing is returned."""
+    ours, theirs, slots = _sent(b"".join(NUMBER.pack(number) for number in (0, 1, 2, 2)) + b"next")
+    with ours, theirs, pytest.raises(EOFError):
+        receive_stage(theirs, length=10, chunk_size=4)
+    os.close(slots)

@@ -61,5 +61,7 @@ def test_every_parser_has_a_target() -> None:
         "run_parts",
         "run_worker",
         "sim",
+        "form_layout",
+        "form_partition",
     ):
         assert area in text, (area, text)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import json
 import mmap
 import os
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,10 +21,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from store_worker import open_store
 
-from strongroom import feeding, partitioning
+from strongroom import feeding, partitioning, rehearsal
 from strongroom.admission import ChildLimits
 from strongroom.engine import Engine, InProcess
-from strongroom.errors import Failure, InvalidRequest, NotFound, SealRefused, Unavailable
+from strongroom.errors import Failure, InvalidRequest, LimitExceeded, NotFound, SealRefused, Unavailable
 from strongroom.feeding import Plan
 from strongroom.fetching import GONE, WORD
 from strongroom.forms import Forms
@@ -186,6 +189,42 @@ def test_auto_cuts_what_is_larger_than_memory_and_nothing_else(
     assert [count(store, model) for model in (small, large, off)] == [1, 8, 1]
 
 
+@pytest.mark.parametrize("limit", [1 << 10, 700 << 10])
+def test_a_prediction_cuts_as_the_server_does(
+    store: Store, nursery: Nursery, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    """The lengths of all stages, to the byte; and the plan's memory is what a server counts."""
+    monkeypatch.setattr(parting, "LEAST", limit)
+    room = limit * parting.SHARE
+    model, made = put(store, partition="auto"), kept(store, nursery, budget=BYTES, room=room)
+    made.make(model)
+    form = store.form(model)
+    assert form is not None and len(form.stages) > 1
+    said = rehearsal.stage_lengths(NETWORK.onnx, nursery, limits=LIMITS, limit=parting.stage_limit(room))
+    assert said == tuple(stage.length for stage in form.stages)
+
+
+def test_what_is_too_small_to_be_cut_is_one_stage(nursery: Nursery) -> None:
+    """Of the whole form's length."""
+    said = rehearsal.stage_lengths(NETWORK.onnx, nursery, limits=LIMITS, limit=1 << 30)
+    assert len(said) == 1 and BYTES < said[0] < 2 * BYTES
+
+
+@pytest.mark.parametrize("data", [b"no model", NETWORK.onnx[:-1]])
+def test_what_cannot_be_prepared_has_no_stages(nursery: Nursery, data: bytes) -> None:
+    """The process ends, and that is all that is known of it."""
+    with pytest.raises(LimitExceeded) as caught:
+        rehearsal.stage_lengths(data, nursery, limits=LIMITS, limit=1 << 20)
+    assert caught.value.code == "preparation_limits"
+
+
+def test_a_machine_has_rates() -> None:
+    """All are there and of a size that machines have."""
+    here = rehearsal.rates()
+    assert 1e6 < here.opened < 1e11 and 1e6 < here.loaded < 1e12
+    assert 1e8 < here.operations < 1e14 and 0 < here.session < 1
+
+
 def test_a_form_is_made_anew_where_memory_has_changed(store: Store, nursery: Nursery) -> None:
     model = put(store, partition="3")
     kept(store, nursery).make(model)
@@ -292,35 +331,115 @@ def test_runs_of_several_owners_take_turns(store: Store, nursery: Nursery) -> No
 
 
 def test_slots_cannot_be_written_by_who_reads_them() -> None:
-    made = feeding.Feeding(Plan([5000, 6000], 0))
+    made = feeding.Slots(6000)
     try:
         with pytest.raises(PermissionError):
             mmap.mmap(made.readable, mmap.PAGESIZE)  # to be written, too
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.pwrite(made.readable, b"x", 0)
+        with pytest.raises(OSError, match="Invalid argument"):
+            os.ftruncate(made.readable, 0)
+        with pytest.raises(PermissionError):
+            fcntl.fcntl(made.readable, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
         with mmap.mmap(made.readable, mmap.PAGESIZE, prot=mmap.PROT_READ) as seen:
             assert seen[:4] == bytes(4)
     finally:
         made.close()
 
 
-@pytest.mark.parametrize("number", [9, 0xFFFFFFFF])
-def test_a_worker_that_asks_for_what_is_not_there_is_told_so(number: int) -> None:
-    made = feeding.Feeding(Plan([5000, 6000], 0))
+class Opened:
+    """In place of an `Opening`: one chunk of ones."""
+
+    chunk_size = length = 5000
+    chunks = 1
+
+    def size_of(self, _: int) -> int:
+        return self.length
+
+    def open_chunk(self, _: int, out: memoryview, **__: Any) -> None:
+        out[:] = b"\1" * len(out)
+
+
+@contextlib.contextmanager
+def served() -> Iterator[tuple[feeding.Feeding, feeding.Slots, socket.socket]]:
+    """A worker's end, in its first run of a model of two stages."""
+    made, slots = feeding.Feeding(Plan([5000, 5000], 0)), feeding.Slots(8192)
+    made._openings = (Opened(), Opened())  # type: ignore[assignment]
     ours, theirs = socket.socketpair()
-    try:
-        made.serve(ours, 1)
-        theirs.settimeout(10)
+    theirs.settimeout(10)
+    with ours, theirs:
+        try:
+            made.serve(ours, slots, 1)
+            yield made, slots, theirs
+        finally:
+            made.stop()
+            slots.close()
+
+
+@pytest.mark.parametrize("number", [9, GONE])
+def test_a_worker_that_asks_for_what_is_not_there_is_told_so(number: int) -> None:
+    """Once: then nobody serves it any more."""
+    with served() as (made, _, theirs):
         theirs.sendall(WORD.pack(7, 0))  # of another run: no answer
-        theirs.sendall(WORD.pack(1, number))
+        theirs.sendall(WORD.pack(1, number) * 2)
         assert WORD.unpack(theirs.recv(WORD.size)) == (1, GONE)
         made.stop()
+        theirs.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            theirs.recv(1)
         with pytest.raises(Failure):
             made._check()
+
+
+def test_a_worker_that_takes_no_answers_keeps_nobody_waiting() -> None:
+    """A socket takes a few hundred of them: without an end to that the server's thread, and with it everybody who
+    waits for the model, would wait for the worker.
+    """
+    with served() as (made, _, theirs):
+        theirs.setblocking(False)
+        deadline = time.monotonic() + 10
+        while made._thread is not None and made._thread.is_alive() and time.monotonic() < deadline:
+            with contextlib.suppress(OSError):
+                theirs.send(WORD.pack(1, 0))
+        stopping = threading.Thread(target=made.stop, daemon=True)
+        stopping.start()
+        stopping.join(10)
+        assert not stopping.is_alive()
+
+
+def test_slots_are_empty_when_a_run_is_over() -> None:
+    """What was asked for last says nothing to whoever reads later, not even to the next run of the same caller."""
+    with served() as (made, slots, theirs):
+        theirs.sendall(WORD.pack(1, 1))
+        assert WORD.unpack(theirs.recv(WORD.size)) == (1, 1)
+        with mmap.mmap(slots.readable, slots.size, prot=mmap.PROT_READ) as seen:
+            assert seen[8192:13192] == b"\1" * 5000
+            made.stop(feeding.Slots(0))  # another worker's: nothing happens
+            assert seen[8192:13192] == b"\1" * 5000
+            made.stop(slots)
+            assert seen[:] == bytes(slots.size)
+
+
+def test_workers_of_two_owners_have_no_slots_in_common(store: Store, nursery: Nursery) -> None:
+    """One that the model has taken over could ask for stages in an order that says something, which the other's could
+    see. Measured as the worker of one owner sees it while another's runs: by what is mapped.
+    """
+    model, made = put(store), kept(store, nursery)
+    made.make(model)
+    all_ = workers(nursery)
+    loaded = all_.load(source(store, made, model, room=0))
+    try:
+        mapped = {}
+        for caller in "ab":
+            loaded.run(X, outputs=("y",), job=job(caller))
+            (one,) = all_._of[loaded, caller]
+            lines = Path(f"/proc/{one.pid}/maps").read_text().splitlines()
+            mapped[caller] = {line.split()[4] for line in lines if "memfd:stages" in line}
+            assert all("r--s" in line for line in lines if "memfd:stages" in line)
+        assert len(mapped["a"]) == len(mapped["b"]) == 1
+        assert mapped["a"] != mapped["b"]
     finally:
-        made.close()
-        ours.close()
-        theirs.close()
+        loaded.close()
 
 
 # What the process that cuts says
@@ -350,6 +469,10 @@ def test_a_partition_that_fits_is_believed() -> None:
         (GOOD, [[], [["w", 99, [4], 0, 0, 16]]], 64), (GOOD, [[], [["w", 1, [99], 0, 0, 16]]], 64),
         (GOOD, [[], [[7, 1, [4], 0, 0, 16]]], 64), (GOOD, [[], [["w", True, [4], 0, 0, 16]]], 64),
         (GOOD, [[], [["w", 1, [4], 0, n * 64, 16] for n in range(9)]], 64),
+        (GOOD, [[], [["w", 1, [4], 0, n * 64, 16] for n in range(2)]], 64), (GOOD, [[], [["w", 1, [3], 0, 0, 16]]], 64),
+        (GOOD, [[], [["w", 2, [1] * 33, 0, 0, 1]]], 64), (GOOD, [[], [["w", 2, [9] * 1_000_000, 0, 0, 1]]], 64),
+        (GOOD, [[], [["w", 2, [0, 1 << 63], 0, 0, 0]]], 64), (GOOD, [[], [["\ud800", 2, [1], 0, 0, 1]]], 64),
+        (GOOD, [[], [[]] * 3_000_000], 64), (GOOD, [[], [["w", 2, [1], 0, False, 1]]], 64),
     ],
 )  # fmt: skip
 def test_a_partition_that_does_not_is_not(answer: Any, table: Any, weights: int) -> None:
