@@ -18,7 +18,6 @@ import logging
 import mmap
 import re
 import threading
-import time
 from pathlib import Path
 from typing import Final
 
@@ -30,8 +29,8 @@ log = logging.getLogger("strongroom.waiting")
 
 READY_S: Final = 10.0
 """Seconds to lock itself down, and to set a limit; some hundredths usually."""
-LATER_S: Final = 0.1
-"""Seconds after a load before the next one is made: the first run has the processors for itself."""
+LATER_S: Final = 1.0
+"""Seconds after a load before the next one is made, unless the first run is over before: it needs the processors."""
 
 
 class Waiting:
@@ -47,6 +46,7 @@ class Waiting:
         self._lock = threading.Lock()
         self._kept: Child | None = None
         self._making = False
+        self._hurry = threading.Event()
         nursery.watch(self.drop)
 
     @property
@@ -85,13 +85,19 @@ class Waiting:
             raise
 
     def make(self, *, after_s: float = 0.0) -> None:
-        """Has one made in a thread, so many seconds from now, unless there is one or one is being made. What hinders it
-        hinders nobody: the next load forks its own.
+        """Has one made in a thread, so many seconds from now at the latest, unless there is one or one is being made.
+        What hinders it hinders nobody: the next load forks its own.
         """
         with self._lock:
-            if self._making or self._kept is not None:
+            if self._kept is not None:
+                return
+            if not after_s:
+                self._hurry.set()  # also one that was to be made later
+            if self._making:
                 return
             self._making = True
+            if after_s:
+                self._hurry.clear()
         threading.Thread(target=self._make, args=(after_s,), name="template-waiting", daemon=True).start()
 
     def drop(self) -> None:
@@ -104,7 +110,7 @@ class Waiting:
     def _make(self, after_s: float) -> None:
         child = None
         try:
-            time.sleep(after_s)
+            self._hurry.wait(after_s)
             child = self._fork()
         except Error as error:
             level = logging.INFO if isinstance(error, Unavailable) else logging.WARNING

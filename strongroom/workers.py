@@ -167,6 +167,7 @@ class Model:
         self._deaths = Deaths()
         self._back: float = 0.0  # monotonic seconds at which it may be there again
         self._closed = False
+        self._new = True
         self._template: Template | None = self._make()
         self.memory_bytes = self._template.memory_bytes
         with self._lock:
@@ -328,6 +329,9 @@ class Model:
             self._workers.leave()
             one.close()
         self._bear_spare()
+        if self._new:  # the processors are free
+            self._new = False
+            self._workers.waiting.make()
 
     def _bear_spare(self) -> None:
         """So that who comes next need not wait; what hinders it hinders nobody else. Callers hold the lock."""

@@ -189,6 +189,17 @@ def test_one_is_made_at_a_time() -> None:
         assert len(zygotes.children) == 1
 
 
+def test_one_that_was_to_be_made_later_is_made_when_it_is_time() -> None:
+    """A first run that is over does not leave the next load waiting."""
+    with kept() as (one, zygotes):
+        one.make(after_s=30)
+        one.make(after_s=30)
+        time.sleep(0.05)
+        assert zygotes.children == []
+        ready(one)
+        assert len(zygotes.children) == 1
+
+
 def test_one_that_died_is_replaced_by_a_fresh_one() -> None:
     """Whoever loads a model then sees nothing of it."""
     with kept() as (one, _):
