@@ -269,14 +269,19 @@ def altered_copy(folder: Path) -> Path:
     return copy
 
 
-def flip_one_bit(state: Path) -> tuple[Path, int]:
-    """Flips the lowest bit of the middle byte of the largest sealed file."""
-    sealed = max((p for p in state.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
-    data = bytearray(sealed.read_bytes())
-    at = len(data) // 2
-    data[at] ^= 1
-    sealed.write_bytes(data)
-    return sealed, at
+def flip_one_bit(state: Path) -> list[tuple[Path, int]]:
+    """Flips the lowest bit of the middle byte of the two largest sealed files: a model, and what was prepared of it.
+    One of them alone would do no harm: the other is loaded.
+    """
+    files = sorted((p for p in state.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    flipped = []
+    for sealed in files[-2:]:
+        data = bytearray(sealed.read_bytes())
+        at = len(data) // 2
+        data[at] ^= 1
+        sealed.write_bytes(data)
+        flipped.append((sealed, at))
+    return flipped
 
 
 # -- the story
@@ -405,9 +410,9 @@ def _refuse_altered_code(folder: Path, config: Path, policy: Path) -> None:
 
 
 def _refuse_tampered_model(folder: Path, config: Path, policy: Path, key: Path, job: Job) -> None:
-    say("   d) One bit of a sealed model flipped on the operator's disk:")
-    sealed, at = flip_one_bit(folder / "state")
-    fact("flipped", f"bit 0 of byte {at:,} of {sealed.name[:24]}")
+    say("   d) One bit of a sealed model, and of its prepared form, flipped on the operator's disk:")
+    for sealed, at in flip_one_bit(folder / "state"):
+        fact("flipped", f"bit 0 of byte {at:,} of {sealed.name[:24]}")
     with serving(config) as server, strongroom.connect(server.url, policy=policy, key=key) as client:
         refused(lambda: client.model(job.name).run(job.inputs))
 
