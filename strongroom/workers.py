@@ -23,7 +23,7 @@ import math
 import threading
 import time
 import weakref
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -164,6 +164,7 @@ class Model:
         self._positions = {spec.name: number for number, spec in enumerate(source.info.outputs)}
         self._room = workers.limits.room(source.info)
         self._lock = threading.Lock()
+        self._undone: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
         self._deaths = Deaths()
         self._back: float = 0.0  # monotonic seconds at which it may be there again
         self._closed = False
@@ -244,6 +245,7 @@ class Model:
 
     def _take(self, job: Job, caller: Hashable) -> Worker:
         with self._lock:
+            self._catch_up()
             template = self._there(job)
             if (newborn := self._workers.find(self, _NEWBORN)) is not None and self._settle(newborn):
                 self._workers.keep(newborn, self, _SPARE)
@@ -308,15 +310,24 @@ class Model:
     def _soon(self, work: Callable[..., None], *args: Any) -> None:
         """Does it under the lock; where that is held, which may be as long as a birth takes, somebody else waits."""
         if not self._lock.acquire(blocking=False):
-            self._workers.later(self._locked, work, *args)
+            self._undone.append((work, args))
+            self._workers.later(self._locked)
             return
         try:
             work(*args)
         finally:
             self._lock.release()
 
-    def _locked(self, work: Callable[..., None], *args: Any) -> None:
+    def _locked(self) -> None:
         with self._lock:
+            self._catch_up()
+
+    def _catch_up(self) -> None:
+        """Does what was left for whoever has the lock next: a worker that is not given back yet is not to be had, and
+        has a place all the same. Callers hold the lock.
+        """
+        while self._undone:
+            work, args = self._undone.popleft()
             work(*args)
 
     def _take_back(self, one: Worker, caller: Hashable) -> None:
