@@ -107,6 +107,11 @@ def load_key(key: KeySource | None) -> Ed25519PrivateKey | None:
         return key
     if isinstance(key, bytes):
         return tokens.load_key(key)
+    if "-----BEGIN" in os.fspath(key):  # the key where its path belongs: no message may repeat it
+        raise MalformedInput(
+            "expected the path of a key file, got a key as text; keys are given as bytes",
+            code="key_unreadable",
+        )
     try:
         return tokens.load_key(_small_file(key))
     except FileNotFoundError as exc:

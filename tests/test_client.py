@@ -11,6 +11,7 @@ import socket
 import ssl
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -35,7 +36,7 @@ from fake_server import (
 )
 
 import strongroom
-from strongroom import calls, flow, links, ratls, tokens, transport
+from strongroom import calls, flow, links, ratls, sources, tokens, transport
 from strongroom.attest.batch import Single
 from strongroom.attest.evidence import EvidenceAnswer, boot_report_data, encode_answer, report_data
 from strongroom.attest.keyset import encode_keyset
@@ -1606,6 +1607,16 @@ def test_models_that_cannot_be_read(source: Any) -> None:
         prepare_upload(source)
     assert refusal.value.code == "upload_unreadable"
     assert ("does not exist" in refusal.value.message) == (source == "absent.onnx")
+
+
+def test_a_key_where_its_path_belongs_is_not_repeated() -> None:
+    """Neither in the message nor in an exception behind it."""
+    text = tokens.new_key_pem().decode()
+    with pytest.raises(MalformedInput) as caught:
+        sources.load_key(text)
+    assert caught.value.code == "key_unreadable"
+    shown = "".join(traceback.format_exception(caught.value, chain=True))
+    assert text.splitlines()[1] not in shown
 
 
 def test_keys_that_cannot_be_used(tmp_path: Path) -> None:
