@@ -37,19 +37,19 @@ from strongroom.oip import DATATYPES, Array, bytes_array
 from strongroom.stages import TYPES, layout
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # must stand before the import below
-import onnxruntime
+import onnxruntime as onnxruntime  # for `staging`, too: no other module imports it
 from onnxruntime.capi import onnxruntime_pybind11_state as _native
 
 _FATAL: Final = 4
 onnxruntime.set_default_logger_severity(_FATAL)
 
 # Besides its own classes, pybind11 turns C++'s standard exceptions into these.
-_FOREIGN: Final[tuple[type[Exception], ...]] = (
+FOREIGN: Final[tuple[type[Exception], ...]] = (
     *(kind for kind in vars(_native).values() if isinstance(kind, type) and issubclass(kind, Exception)),
     ArithmeticError, LookupError, MemoryError, RuntimeError, TypeError, ValueError,
 )  # fmt: skip
 
-_NO_MEMORY: Final = ("std::bad_alloc", "Failed to allocate memory")
+NO_MEMORY: Final = ("std::bad_alloc", "Failed to allocate memory")
 """What onnxruntime says where C++ or its own allocators get no memory; it has no class for it."""
 
 _DATATYPES: Final = {
@@ -63,7 +63,7 @@ _DATATYPES: Final = {
 def warm() -> None:
     """Makes onnxruntime set up what it sets up once, with a model of one node: for a process that will be forked."""
     session = onnxruntime.InferenceSession(
-        _ONE_NODE, sess_options=_options(0), providers=["CPUExecutionProvider"]
+        _ONE_NODE, sess_options=session_options(0), providers=["CPUExecutionProvider"]
     )
     session.run(None, {"x": np.zeros(1, np.float32)})
 
@@ -119,10 +119,10 @@ class Engine:
             try:
                 native = onnxruntime.InferenceSession(
                     admitted.onnx,
-                    sess_options=_options(len(admitted.onnx)),
+                    sess_options=session_options(len(admitted.onnx)),
                     providers=["CPUExecutionProvider"],
                 )
-            except _FOREIGN:
+            except FOREIGN:
                 _refuse_load("onnxruntime cannot load the model", "engine_refused")
             # onnxruntime's Python class keeps the file for a fallback to other providers, which there are not.
             native._model_bytes = None
@@ -147,7 +147,7 @@ class Engine:
         with self._gauge.measure() as grown:
             try:
                 native, values = _prepared(stage)
-            except _FOREIGN:
+            except FOREIGN:
                 _refuse_load("onnxruntime cannot load the prepared form", "engine_refused")
             native._model_bytes = None
             trim_heap()
@@ -171,7 +171,7 @@ def _prepared(stage: memoryview) -> tuple[Any, list[Any]]:
         if data.ctypes.data % data.itemsize:  # as onnxruntime aligns its own
             data = data.copy()
         values.append(onnxruntime.OrtValue.ortvalue_from_numpy(data.reshape(tensor.dimensions)))
-    options = _options(0)
+    options = session_options(0)
     # What there was to be optimised, was; what is done to the result again would be done to no plain session's.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     # Both: the first copies every tensor for as long as the graph is built, for a file could not be read; without the
@@ -192,7 +192,7 @@ def optimise(model: int, *, graph: int, weights: int, size: int) -> None:
     Raises:
         AdmissionRefused: onnxruntime cannot load or write it (code `engine_refused`).
     """
-    options = _options(size)
+    options = session_options(size)
     options.optimized_model_filepath = f"/proc/self/fd/{graph}"
     for key, value in (
         ("session.optimized_model_external_initializers_file_name", str(weights)),
@@ -204,7 +204,7 @@ def optimise(model: int, *, graph: int, weights: int, size: int) -> None:
         onnxruntime.InferenceSession(
             f"/proc/self/fd/{model}", sess_options=options, providers=["CPUExecutionProvider"]
         )
-    except _FOREIGN:
+    except FOREIGN:
         _refuse_load("onnxruntime cannot optimise the model", "engine_refused")
 
 
@@ -219,7 +219,7 @@ def _refuse_load(message: str, code: str) -> NoReturn:
     raise AdmissionRefused(message, code=code) from None
 
 
-def _options(model_bytes: int) -> Any:
+def session_options(model_bytes: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = THREADS
     options.inter_op_num_threads = 1
@@ -334,13 +334,13 @@ class Session:
         native = self._native
         if native is None:
             raise Failure("the session is closed")
-        feeds = {name: _to_runtime(name, array) for name, array in inputs.items()}
+        feeds = {name: to_runtime(name, array) for name, array in inputs.items()}
         self._gauge.begin()
         try:
             values = native.run(list(names), feeds)
-        except _FOREIGN as exc:
+        except FOREIGN as exc:
             # `from None`: the text may hold shapes, names and values of the request.
-            if isinstance(exc, MemoryError) or any(words in str(exc) for words in _NO_MEMORY):
+            if isinstance(exc, MemoryError) or any(words in str(exc) for words in NO_MEMORY):
                 raise LimitExceeded(
                     "the run takes more memory than there is for it", code="run_memory"
                 ) from None
@@ -373,7 +373,7 @@ class Session:
         trim_heap()
 
 
-def _to_runtime(name: str, array: Array) -> Array:
+def to_runtime(name: str, array: Array) -> Array:
     """BYTES as the `str` objects that onnxruntime's binding wants: it would print bytes objects instead."""
     if array.dtype.kind != "O":
         return array

@@ -24,12 +24,12 @@ import numpy as np
 import onnx
 from onnx import TensorProto, ValueInfoProto
 
-from strongroom.engine import (  # type: ignore[attr-defined]  # which alone imports onnxruntime
-    _FOREIGN,
-    _NO_MEMORY,
-    _options,
-    _to_runtime,
+from strongroom.engine import (
+    FOREIGN,
+    NO_MEMORY,
     onnxruntime,
+    session_options,
+    to_runtime,
 )
 from strongroom.errors import AdmissionRefused, Error, Failure, InvalidRequest, LimitExceeded
 from strongroom.fetching import Fetching
@@ -152,7 +152,7 @@ class Staged:
         fetching = self._fetching
         if fetching is None:
             raise Failure("nobody gives the stages")
-        held: dict[str, Any] = {name: _to_runtime(name, array) for name, array in inputs.items()}
+        held: dict[str, Any] = {name: to_runtime(name, array) for name, array in inputs.items()}
         fetching.begin()
         for number in range(len(self._lengths)):
             if (staying := self._stay.get(number)) is not None:
@@ -188,7 +188,7 @@ def _run(stage: Loaded, held: dict[str, Any]) -> None:
         stage.run(held)
     except KeyError:
         raise _refused() from None
-    except _FOREIGN as fault:
+    except FOREIGN as fault:
         raise _run_fault(fault) from None
 
 
@@ -200,7 +200,7 @@ def _placed(whole: Any, tensor: Tensor) -> Any:
 def _session(graph: bytes, options: Any) -> Any:
     try:
         native = onnxruntime.InferenceSession(graph, sess_options=options, providers=["CPUExecutionProvider"])
-    except _FOREIGN:
+    except FOREIGN:
         raise _refused() from None
     native._model_bytes = None
     return native
@@ -211,7 +211,7 @@ def _refused() -> AdmissionRefused:
 
 
 def _whole_options(*, packing: bool) -> Any:
-    options = _options(0)
+    options = session_options(0)
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if not packing:
         options.add_session_config_entry("session.disable_prepacking", "1")
@@ -228,6 +228,6 @@ def _result(name: str, datatype: str, value: Any) -> Array:
 
 def _run_fault(fault: Exception) -> Error:
     # The text may hold shapes, names and values of the request.
-    if isinstance(fault, MemoryError) or any(words in str(fault) for words in _NO_MEMORY):
+    if isinstance(fault, MemoryError) or any(words in str(fault) for words in NO_MEMORY):
         return LimitExceeded("the run takes more memory than there is for it", code="run_memory")
     return InvalidRequest("the model cannot be run on these inputs", code="run_failed")

@@ -11,7 +11,7 @@ from typing import Any
 import onnx
 from onnx import ValueInfoProto, helper
 
-from strongroom.engine import _FOREIGN, onnxruntime
+from strongroom.engine import FOREIGN, onnxruntime
 from strongroom.models.stages import Line, Partition, Value, build
 
 _KINDS = {
@@ -36,7 +36,7 @@ def session(model: Any, *, optimise: bool = False) -> Any:
 
 def session_faults() -> tuple[type[Exception], ...]:
     """What onnxruntime raises."""
-    return _FOREIGN
+    return FOREIGN
 
 
 def optimised(data: bytes) -> Any:

@@ -244,7 +244,7 @@ def test_who_stays_gets_the_answer_or_the_error() -> None:
         peer.hang_up()
         with pytest.raises(BodyLost):
             await task
-        assert await _while_connected(SimpleNamespace(scope={}), answer()) == "ab"  # type: ignore[arg-type]
+        assert await _while_connected(SimpleNamespace(scope={}), answer()) == "ab"
 
     asyncio.run(story())
 

@@ -96,7 +96,7 @@ def test_refusals(
     assert not Path(files["out"]).exists()
 
 
-class FullDisk(type(Path())):  # type: ignore[misc]
+class FullDisk(type(Path())):
     """A path on a disk that takes the name and not the bytes."""
 
     def open(self, mode: str) -> Any:
@@ -106,7 +106,7 @@ class FullDisk(type(Path())):  # type: ignore[misc]
         return Path("/dev/full").open("wb")
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="not exercised here: the system has no /dev/full")
 def test_half_a_model_is_not_left(tmp_path: Path) -> None:
     """Whoever looks there later finds nothing that looks like a model; a file that was there stays."""
     out = FullDisk(tmp_path / "model.onnx")

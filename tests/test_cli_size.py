@@ -111,7 +111,7 @@ def test_people_read_what_to_set(capsys: pytest.CaptureFixture[str]) -> None:
         (True, 150 * 10**6, ("too small by",)),
         (False, 220 * 10**6, ("too small by 780.0 MB",)),
     ):
-        _show_ahead([model], _Ahead([outlook], rates, 10**9, apart), budget)  # type: ignore[list-item]
+        _show_ahead([model], _Ahead([outlook], rates, 10**9, apart), budget)
         text = capsys.readouterr().out
         assert "a.onnx: 9 stages" in text and "(1x128)" in text
         assert all(word in text for word in words)

@@ -715,7 +715,7 @@ def test_a_refusal_before_the_whole_body_was_read_is_heard(connect: Connect, ser
                 break
         return True
 
-    server.script, server._read = script, read  # type: ignore[method-assign]
+    server.script, server._read = script, read
     server.drop_connections()
     time.sleep(0.1)
     with pytest.raises(LimitExceeded):

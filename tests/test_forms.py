@@ -335,7 +335,7 @@ LIARS = {
     "no graph": _give(bytes(8), tail(b"", [], weights=8)),
     "millions of dimensions": _give(b"", tail(b"graph", [Tensor("w", 2, (9,) * 2_000_000, 0, 1)], weights=0)),
     "numbers without end": _give(b"", tail(b"graph", [Tensor("w", 2, (0, 1 << 63), 0, 0)], weights=0)),
-    "millions of nothing": _give(b"", tail(b"graph", [[]] * 4_000_000, weights=0)),  # type: ignore[list-item]
+    "millions of nothing": _give(b"", tail(b"graph", [[]] * 4_000_000, weights=0)),
     "a name that is no text": _give(bytes(8), tail(b"graph", [Tensor("\ud800", 1, (2,), 0, 8)], weights=8)),
 }
 
@@ -347,7 +347,7 @@ def test_a_preparer_is_not_believed(store: Store, lie: Any, monkeypatch: pytest.
     monkeypatch.setattr(module, "MORE", 50_000 - 2 * len(NETWORK.onnx))
     monkeypatch.setattr(module, "SPARE_S", 0)
     limits = dataclasses.replace(LIMITS, wall_s=1)
-    forms = kept(store, Impostor(lie), limits=limits)  # type: ignore[arg-type]
+    forms = kept(store, Impostor(lie), limits=limits)
     forms.make(model)
     assert store.form(model) is None and len(files(store)) == 1
     with forms.stages(model) as stages:
