@@ -214,13 +214,13 @@ def test_onnxruntimes_own_format_is_refused_by_the_engine_too(tmp_path: Path) ->
 
 def test_memory_is_not_kept_between_runs() -> None:
     """Neither arena nor plan for re-use; one thread; folding bounded; the rest of the options is the default's."""
-    options = module._options(1 << 10)
+    options = module.session_options(1 << 10)
     assert not options.enable_cpu_mem_arena and not options.enable_mem_pattern
     assert options.intra_op_num_threads == options.inter_op_num_threads == 1
     assert options.graph_optimization_level == onnxruntime.SessionOptions().graph_optimization_level
     limit = "optimization.constant_folding_max_output_size_in_bytes"
     assert options.get_session_config_entry(limit) == str(module.FOLDING_BYTES)
-    assert module._options(1 << 30).get_session_config_entry(limit) == str(1 << 32)
+    assert module.session_options(1 << 30).get_session_config_entry(limit) == str(1 << 32)
 
 
 def test_runs_in_many_threads_agree() -> None:
