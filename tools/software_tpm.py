@@ -18,6 +18,9 @@ from pathlib import Path
 
 os.environ.setdefault("TSS2_LOG", "all+NONE")  # libtss prints every refusal to stderr otherwise
 
+GET_CAPABILITY = (1).to_bytes(4)
+"""A command of swtpm's control channel (swtpm_ioctls(3)); the answer has a result and the flags."""
+
 
 def missing() -> str:
     """Why no software TPM can run here, "" where one can."""
@@ -90,10 +93,13 @@ class SoftwareTpm:
         raise RuntimeError("swtpm does not listen")
 
     def _listens(self, process: subprocess.Popen[bytes]) -> bool:
+        """Whether it answers: the control channel takes connections before the other is open, answers only after."""
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline and process.poll() is None:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._port + 1), 1):
-                return process.poll() is None
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._port + 1), 1) as probe:
+                probe.sendall(GET_CAPABILITY)
+                if probe.recv(64):
+                    return process.poll() is None
             time.sleep(0.02)
         return False
 
