@@ -422,7 +422,6 @@ class GuardedProtocol(asyncio.BufferedProtocol):
         self.exchange = Exchange(self, scope, keep_alive=keep_alive, expects_continue=expects_continue)
         task = self._loop.create_task(self._serve(self.exchange))
         self.crowd.tasks.add(task)
-        task.add_done_callback(self.crowd.tasks.discard)
 
     def _scope(self, method: str) -> dict[str, Any]:
         raw, _, query = self._url.partition(b"?")
@@ -521,6 +520,12 @@ class GuardedProtocol(asyncio.BufferedProtocol):
         self._leave()
 
     async def _serve(self, exchange: Exchange) -> None:
+        try:
+            await self._run(exchange)
+        finally:
+            self.crowd.tasks.discard(asyncio.current_task())
+
+    async def _run(self, exchange: Exchange) -> None:
         """The application, with its accidents kept to itself."""
         if exchange.disconnected:  # the same segment that completed the head also broke the body
             return

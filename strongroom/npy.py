@@ -43,6 +43,8 @@ from strongroom.oip import (
 
 Data = bytes | bytearray | memoryview
 
+JOINED: Final = 64 << 10
+"""Bytes of an array up to which it is copied by numpy itself: a view of it would take longer to make."""
 REMEMBERED: Final = 64
 """Headers that are remembered, each way: a caller sends arrays of one shape again and again."""
 
@@ -223,6 +225,8 @@ def _read_strings(payload: memoryview, header: _Header, count: int) -> Array:
 
 def encode_npy(array: Array) -> bytes:
     """The array as a .npy file, in one piece: see `npy_parts`."""
+    if array.nbytes <= JOINED and array.dtype.kind + str(array.dtype.itemsize) in _PLAIN:
+        return _written(array.dtype.str, array.shape) + array.tobytes()  # one copy either way
     return b"".join(npy_parts(array))
 
 
