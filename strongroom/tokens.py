@@ -182,7 +182,7 @@ def check_token(
         Unavailable: `auth_busy`.
     """
     principal, claims = _signed(token)
-    if not hmac.compare_digest(claims.aud.encode(), audience(keyset_digest).encode()):
+    if not hmac.compare_digest(claims.aud, audience(keyset_digest)):
         _refuse("token: made for another server's keyset", "auth_wrong_server")
     _check_times(claims, now=now)
     nonces.check(claims.nonce)
