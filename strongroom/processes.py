@@ -271,7 +271,8 @@ class Worker:
         self._started, self._used, self._said = 0.0, 0, b""
         self._wanted: list[int] = []
         self._datatypes: list[str] = []
-        self._found: list[Place] = []
+        self._found: tuple[Place, ...] = ()
+        self._laid: records.Laid | None = None
         self._lock = threading.Lock()
         self._process = self._statm = -1
         self._shared: mmap.mmap | None = None
@@ -359,24 +360,34 @@ class Worker:
         if area is None:
             raise Failure("the worker is not there")
         self._started, self._used, self._said = time.monotonic(), 0, b""
-        self._wanted, self._datatypes = wanted, [spec.datatype for spec in info.outputs]
+        arrays = [inputs[spec.name] for spec in info.inputs]
+        laid, self._wanted = self._laid, wanted
         try:
-            places = []
-            used, room = 0, len(area)
-            for position, spec in enumerate(info.inputs):
-                array = inputs[spec.name]
-                if records.stored_bytes(array) > room - used:
-                    raise LimitExceeded(
-                        "the request is larger than the model's memory", code="input_too_large"
-                    )
-                place = records.put(area, used, array, position=position)
-                self._used = place.offset + place.size
-                used = records.aligned(self._used)
-                places.append(place)
-            self._ask(records.pack_run(places, wanted), seconds)
+            if laid is not None and laid.fits(arrays, wanted):
+                self._used = laid.used
+                self._ask(laid.put(arrays), seconds)
+            else:
+                self._ask(self._lay(area, arrays, info), seconds)
         except BaseException:
             self.over()
             raise
+
+    def _lay(self, area: Array, arrays: list[Array], info: ModelInfo) -> bytes:
+        """Copies inputs as no run before had them; the record of the run."""
+        self._datatypes, self._laid = [spec.datatype for spec in info.outputs], None
+        places = []
+        used, room = 0, len(area)
+        for position, array in enumerate(arrays):
+            if records.stored_bytes(array) > room - used:
+                raise LimitExceeded("the request is larger than the model's memory", code="input_too_large")
+            place = records.put(area, used, array, position=position)
+            self._used = place.offset + place.size
+            used = records.aligned(self._used)
+            places.append(place)
+        record = records.pack_run(places, self._wanted)
+        if all(array.dtype.kind != "O" for array in arrays):
+            self._laid = records.Laid(area, places, arrays, self._wanted, record=record)
+        return record
 
     def step(self) -> int | None:
         """Takes what the worker has said. Once that is an answer: how many bytes its outputs have, for `results`; None
@@ -493,7 +504,7 @@ class Worker:
             self._process = self._statm = -1
         self._end.close()
         # Given back with the last reference: an exception that is on its way may still hold one.
-        self._area = self._shared = None
+        self._area = self._shared = self._laid = None
 
 
 class StagedWorker(Worker):

@@ -85,6 +85,7 @@ class Line(Generic[_T]):
         self._code = code
         self._busy = 0
         self._count = 0
+        self._waiting = 0
         self._groups: dict[Turn, deque[Ticket[_T]]] = {}
         self._callers: dict[str, _Presence] = {}
         self._subjects: dict[str, _Presence] = {}
@@ -92,7 +93,7 @@ class Line(Generic[_T]):
     @property
     def waiting(self) -> int:
         """How many wait."""
-        return sum(len(group) for group in self._groups.values())
+        return self._waiting
 
     @property
     def known(self) -> int:
@@ -116,6 +117,7 @@ class Line(Generic[_T]):
             )
         self._count += 1
         ticket = Ticket(turn, work, self._count, self._clock())
+        self._waiting += 1
         self._groups.setdefault(turn, deque()).append(ticket)
         for presence in self._presences(turn):
             presence.waiting += 1
@@ -135,7 +137,7 @@ class Line(Generic[_T]):
         """The work whose turn it is, from now on in its place; None where no place is free or nobody waits."""
         if self._busy >= self._places or not self._groups:
             return None
-        turn = min(self._groups, key=self._rank)
+        turn = next(iter(self._groups)) if len(self._groups) == 1 else min(self._groups, key=self._rank)
         ticket = self._groups[turn][0]
         self._remove(ticket)
         self._busy += 1
@@ -186,6 +188,7 @@ class Line(Generic[_T]):
         return caller, subject
 
     def _remove(self, ticket: Ticket[_T]) -> None:
+        self._waiting -= 1
         group = self._groups[ticket.turn]
         group.remove(ticket)
         if not group:

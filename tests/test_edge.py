@@ -53,6 +53,7 @@ class World:
         self.limits = limits
         self.executed: list[str] = []
         self.bodies: list[bytes] = []
+        self.facts: list[dict[str, Any]] = []
         self.disconnects = 0
         self.connections: list[edge.Connection] = []
         self.gate = threading.Event()  # what /wait waits for
@@ -66,6 +67,7 @@ class World:
         path = scope["path"]
         self.executed.append(f"{scope['method']} {path}")
         self.connections.append(scope["state"]["connection"])
+        self.facts.append(scope["strongroom.facts"])
         if path == "/early":
             await answer(send, 413, b"too much")
             return
@@ -236,6 +238,80 @@ def test_requests_are_served_over_one_kept_connection(served: World) -> None:
     first, second, third, other = served.connections
     assert first is second is third and other.id != first.id
     assert first.epoch is served.epochs.current and first.peer == "127.0.0.1"
+
+
+def one_answer(tls: ssl.SSLSocket) -> bytes:
+    """The next answer of a connection that stays, which is short."""
+    received = b""
+    while not received.endswith((b"\r\n\r\n5", b"\r\n\r\n0")):
+        piece = tls.recv(4096)
+        assert piece, received
+        received += piece
+    return received
+
+
+def test_a_head_that_comes_again_is_not_read_again(served: World) -> None:
+    """However its bytes and those of the body are cut; what follows from a head is kept for that head alone."""
+    again, other = (
+        POST + b"Content-Length: 5\r\n\r\n",
+        POST.replace(b"/x", b"/y") + b"Content-Length: 5\r\n\r\n",
+    )
+    served.executed.clear(), served.bodies.clear(), served.facts.clear()
+    with served.connect() as tls:
+        for parts in (
+            (again + b"first",), (again + b"secon",), (again, b"third"), (again + b"fo", b"ur", b"t"),
+            (again[:20], again[20:] + b"fifth"), (other + b"sixth",), (again + b"seven",), (again + b"eight",),
+        ):  # fmt: skip
+            for part in parts:
+                tls.sendall(part)
+                time.sleep(0.01)
+            assert b"200" in one_answer(tls)
+    assert served.executed == ["POST /x"] * 5 + ["POST /y"] + ["POST /x"] * 2
+    assert served.bodies == [b"first", b"secon", b"third", b"fourt", b"fifth", b"sixth", b"seven", b"eight"]
+    kept = [id(facts) for facts in served.facts]
+    assert len(set(kept[:4])) == 1 and kept[6] == kept[7]  # the same head, byte for byte, each in one piece
+    assert len({kept[0], kept[4], kept[5], kept[6]}) == 4
+
+
+@pytest.mark.parametrize(
+    ("head", "body"),
+    [
+        (POST + b"Transfer-Encoding: chunked\r\n\r\n", b"5\r\n12345\r\n0\r\n\r\n"),
+        (b"\r\n\r\n" + POST + b"Content-Length: 5\r\n\r\n", b"12345"),
+    ],
+    ids=["chunked", "blank lines in front"],
+)
+def test_heads_that_are_read_each_time(served: World, head: bytes, body: bytes) -> None:
+    """Those that are not all there is to say of their request."""
+    served.facts.clear()
+    with served.connect() as tls:
+        for _ in range(2):
+            tls.sendall(head + body)
+            assert b"200" in one_answer(tls)
+    first, second = served.facts
+    assert first is not second
+
+
+def test_a_known_head_opens_no_way_around_the_rules(served: World) -> None:
+    """What comes behind an unanswered request is not executed, though its head is known; nor is half of one."""
+    whole = POST + b"Content-Length: 5\r\n\r\n12345"
+    for behind in (whole, SMUGGLED, b"?"):
+        served.executed.clear()
+        with served.connect() as tls:
+            tls.sendall(whole)
+            assert b"200" in one_answer(tls)
+            tls.sendall(whole + behind)
+            assert drain(tls).count(b"HTTP/1.1 200") == 1
+        assert served.executed == ["POST /x"] * 2
+    served.executed.clear()
+    with served.connect() as tls:
+        for part in (whole, whole[:-1] + b"6"):
+            tls.sendall(part)
+            assert b"200" in one_answer(tls)
+        broken = whole.replace(b"Content-Length: 5", b"Content-Length: x")
+        tls.sendall(broken)
+        assert code_of(drain(tls)) == "http_content_length"
+    assert served.executed == ["POST /x"] * 2
 
 
 def test_a_large_body_arrives_whole(served: World) -> None:

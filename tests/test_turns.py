@@ -60,6 +60,25 @@ def test_one_caller_is_served_in_order() -> None:
     assert served(queue, 9) == ["0", "1", "2", "3", "4"]
 
 
+def test_a_free_place_is_taken_at_once_where_nobody_waits() -> None:
+    """It counts as any other: for its caller, for the places, and until it is given back."""
+    queue = line(places=2)
+    first, second = queue.start(Turn("a", "m"), "1"), queue.start(Turn("a", "n"), "2")
+    assert first is not None and second is not None and not first.waiting
+    assert queue.start(Turn("b", "m"), "3") is None  # no place is free
+    queue.join(Turn("a", "m"), "4")
+    queue.join(Turn("b", "m"), "5")
+    assert queue.waiting == 2
+    queue.done(first)
+    assert queue.start(Turn("c", "m"), "6") is None  # somebody waits
+    ticket = queue.next()
+    assert ticket is not None and ticket.work == "5"  # who holds no place
+    queue.done(ticket)
+    queue.done(second)
+    assert served(queue, 9) == ["4"]
+    assert queue.waiting == 0 and queue.known == 0
+
+
 def test_a_crowd_of_one_caller_delays_another_by_nothing_but_what_runs() -> None:
     """A hundred of one caller wait, one is in the only place; the newcomer is next, and then in every other turn."""
     queue = line()

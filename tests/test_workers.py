@@ -523,7 +523,7 @@ def fake_worker() -> tuple[Worker, socket.socket]:
     """The server's side of one, and the end of the other."""
     one, (ours, theirs) = Worker.__new__(Worker), socket.socketpair()
     one._end, one._process, one._statm, one._lock, one._shared = ours, -1, -1, threading.Lock(), None
-    one._most = 1 << 12
+    one._most, one._laid = 1 << 12, None
     one._area, one._runs, one.spent_s = np.zeros(1 << 12, np.uint8), 0, 0.0
     ours.settimeout(0)
     return one, theirs
