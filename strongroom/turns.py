@@ -49,6 +49,8 @@ class Ticket(Generic[_T]):
     number: int
     since: float
     waiting: bool = True
+    placed: bool = False
+    """Whether it has a place."""
 
 
 @dataclass(slots=True)
@@ -128,13 +130,17 @@ class Line(Generic[_T]):
         turn = min(self._groups, key=self._rank)
         ticket = self._groups[turn][0]
         self._remove(ticket)
+        ticket.placed = True
         self._busy += 1
         for presence in self._presences(turn):
             presence.places += 1
         return ticket
 
     def done(self, ticket: Ticket[_T]) -> None:
-        """Gives back the place of work that has ended."""
+        """Gives back the place of work that has ended; nothing where it has none: it was late, or gave it back."""
+        if not ticket.placed:
+            return
+        ticket.placed = False
         self._busy -= 1
         self._count += 1
         for presence in self._presences(ticket.turn):

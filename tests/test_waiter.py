@@ -166,6 +166,29 @@ def test_deadlines_are_kept_in_order_by_one_timer() -> None:
     assert happened == ["a", "b", "c"]
 
 
+def test_a_deadline_is_never_early_and_takes_no_other_along() -> None:
+    """Neither one that is a little later, nor one whose act fails, nor one that sets another."""
+    happened: list[tuple[str, bool]] = []
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda *_: None)
+        deadlines, began = Deadlines(), loop.time()
+
+        def happens(name: str, seconds: float) -> None:
+            happened.append((name, loop.time() >= began + seconds))
+            if name == "a":
+                deadlines.add("later", 1, lambda: None)
+                raise ValueError
+
+        for name, seconds in (("a", 0.02), ("b", 0.024), ("c", 0.04)):
+            deadlines.add(name, seconds, lambda name=name, seconds=seconds: happens(name, seconds))  # type: ignore[misc]
+        await asyncio.sleep(0.1)
+
+    asyncio.run(main())
+    assert happened == [("a", True), ("b", True), ("c", True)]
+
+
 def test_deadlines_outlive_their_loop() -> None:
     """A timer of a loop that has ended is no timer: the next loop sets its own."""
     deadlines, happened = Deadlines(), []
