@@ -91,7 +91,7 @@ class InProcess:
                 try:
                     return self._engine.load_prepared(read_stage(stages[0]), source.info)
                 except (Error, OSError, MemoryError) as fault:
-                    source.spoilt(fault.code if isinstance(fault, Error) else "load_limits")
+                    source.spoilt(stages, fault.code if isinstance(fault, Error) else "load_limits")
         return self._engine.load(
             models.reopen(
                 source.read(),

@@ -131,6 +131,7 @@ class Feeding:
         """
         if not self._turn.acquire(timeout=seconds):
             raise Unavailable("the model runs for others, stage by stage", code="overloaded")
+        openings: tuple[Opening, ...] = ()
         try:
             with source.stages() as openings:
                 if tuple(opening.length for opening in openings) != self.plan.lengths:
@@ -146,7 +147,7 @@ class Feeding:
                     self._openings = ()
                 self._check()
         except SealRefused as refusal:
-            source.spoilt(refusal.code)
+            source.spoilt(openings, refusal.code)
             raise
         finally:
             self._turn.release()

@@ -87,8 +87,8 @@ class Source:
         default=lambda: contextlib.nullcontext(())
     )
     """The stages of its prepared form, opened; () where it has none."""
-    spoilt: Callable[[str], None] = field(default=lambda _why: None)
-    """To be told, with a code, that the prepared form could not be used."""
+    spoilt: Callable[[tuple[Opening, ...], str], None] = field(default=lambda _stages, _why: None)
+    """To be told, with a code, that these stages of the prepared form could not be used."""
     room: int = 0
     """Bytes of memory that it may take where it has several stages."""
 

@@ -167,8 +167,11 @@ class Template:
                     self.feeding = Feeding(plan)
                     self.memory_bytes = max(self.memory_bytes - size, plan.memory_bytes) + FIXED
             except (SealRefused, AdmissionRefused, LimitExceeded, Failure) as fault:
-                source.spoilt(fault.code)
-                if plan is not None:  # as a whole it is not taken into memory
+                # As a whole, a model in stages is not taken into memory: what may be over by the next load, which has
+                # the same stages then, costs it none of them.
+                if plan is None or isinstance(fault, SealRefused | AdmissionRefused):
+                    source.spoilt(stages, fault.code)
+                if plan is not None:
                     raise
                 return False
             return True

@@ -11,7 +11,7 @@ import socket
 from collections.abc import Mapping, Sequence
 
 from strongroom.engine import InProcess
-from strongroom.errors import Error, InvalidRequest
+from strongroom.errors import AdmissionRefused, InvalidRequest, SealRefused
 from strongroom.feeding import Feeding, Plan, Slots
 from strongroom.jobs import Job, Loaded, Source
 from strongroom.oip import Array
@@ -82,7 +82,10 @@ class Here:
             if len(stages) > 1:
                 try:
                     return StagedHere(source, stages)
-                except Error as fault:
-                    source.spoilt(fault.code)
+                except (
+                    SealRefused,
+                    AdmissionRefused,
+                ) as fault:  # what else is wrong may be over by the next load
+                    source.spoilt(stages, fault.code)
                     raise
         return self._whole.load(source)

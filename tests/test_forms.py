@@ -140,7 +140,7 @@ def source(store: Store, forms: Forms, model: ModelVersion) -> Source:
         canonical_sha256=model.canonical_sha256,
         read=lambda: store.read(model, verify="tags"),
         stages=lambda: forms.stages(model),
-        spoilt=lambda why: forms.spoilt(model, why),
+        spoilt=lambda stages, why: forms.spoilt(model, stages, why),
     )
 
 
@@ -235,6 +235,82 @@ def test_a_spoilt_form_is_done_without(
     assert store.form(model) is None
     kept(store, nursery).make(model)
     assert store.form(model) is not None
+
+
+def test_a_form_that_takes_anothers_place_during_a_load_stays(store: Store, nursery: Nursery) -> None:
+    """A load that meets the former one's files gone takes the new one, and does not take that out of the record."""
+    model, forms = put(store, NETWORK), kept(store, nursery)
+    forms.make(model)
+    former, opened = store.form(model), store.stages
+    assert former is not None
+
+    def late(model: ModelVersion, form: Form) -> Any:
+        if store.form(model) == former:  # between the look at the record and the look at the file
+            store.put_form(model, OTHER, ())
+            kept(store, nursery).make(model)
+        return opened(model, form)
+
+    store.stages = late  # type: ignore[method-assign]
+    np.testing.assert_array_equal(
+        answer(nursery, dataclasses.replace(source(store, forms, model), read=never)), plain(NETWORK)
+    )
+    form = store.form(model)
+    assert form not in (None, former)
+
+
+def test_a_complaint_about_a_former_form_is_not_about_the_new_one(store: Store, nursery: Nursery) -> None:
+    """Whoever still reads the one that was replaced says what is wrong with that."""
+    model, forms = put(store, NETWORK), kept(store, nursery)
+    forms.make(model)
+    with forms.stages(model) as stages:
+        store.put_form(model, OTHER, ())
+        kept(store, nursery).make(model)
+        forms.spoilt(model, stages, "seal_chunk")
+    assert store.form(model) is not None
+    with forms.stages(model) as stages:
+        forms.spoilt(model, stages, "seal_chunk")
+    assert store.form(model) is None
+
+
+def test_a_form_that_was_spoilt_is_made_anew_once(store: Store, nursery: Nursery) -> None:
+    """By the same server: what a form of its own making comes to is no reason to do without one for ever."""
+    model, forms = put(store, NETWORK), kept(store, nursery)
+    for expected in (True, True, False):
+        forms.make(model)
+        assert (store.form(model) is not None) == expected
+        with forms.stages(model) as stages:
+            forms.spoilt(model, stages, "seal_chunk")
+
+
+def test_a_fault_of_the_disk_is_not_the_forms(
+    store: Store, nursery: Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No descriptor for a moment: the form stays for the next load."""
+    model, forms = put(store, NETWORK), kept(store, nursery)
+    forms.make(model)
+
+    def none(_: Path) -> int:
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("strongroom.disk.open_to_read", none)
+        with forms.stages(model) as stages:
+            assert stages == ()
+    with forms.stages(model) as stages:
+        assert len(stages) == 1
+
+
+def test_the_log_names_no_model(store: Store, nursery: Nursery, caplog: pytest.LogCaptureFixture) -> None:
+    """Names are in the sealed record; the log is the host's."""
+    model, forms = put(store, NETWORK, name="secret-project"), kept(store, nursery)
+    with caplog.at_level("INFO"):
+        forms.make(model)
+        with forms.stages(model) as stages:
+            forms.spoilt(model, stages, "seal_chunk")
+        bad = Impostor(LIARS["dies"])
+        kept(store, bad).make(model)  # type: ignore[arg-type]
+    assert len(caplog.records) == 3
+    assert "secret" not in caplog.text
 
 
 def test_a_form_does_not_open_for_another_model(store: Store, nursery: Nursery) -> None:
