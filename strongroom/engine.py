@@ -302,6 +302,9 @@ def _resident_bytes() -> int | None:
 class Session:
     """One loaded model. `run` may be called from several threads at once."""
 
+    stages = 1
+    """See `jobs.Loaded`."""
+
     def __init__(
         self, native: Any, *, info: ModelInfo, memory_bytes: int, gauge: _Gauge, weights: object = None
     ) -> None:

@@ -129,6 +129,8 @@ class Loaded(Protocol):
 
     memory_bytes: int
     """Estimate of the memory it occupies between runs, in bytes."""
+    stages: int
+    """In how many it runs; 1: as a whole."""
 
     def run(self, inputs: Mapping[str, Array], *, outputs: tuple[str, ...], job: Job) -> dict[str, Array]:
         """Runs the model on arrays that `inputs.check_inputs` returned; () asks for all outputs.

@@ -176,6 +176,11 @@ class Template:
                 return False
             return True
 
+    @property
+    def stages(self) -> int:
+        """In how many the model runs; 1: as a whole."""
+        return 1 if self.feeding is None else len(self.feeding.plan.lengths)
+
     def bear(self, size: int, *, most: int) -> Worker:
         """Has a worker forked; parameters and exceptions are those of `Worker`."""
         if self.feeding is None:

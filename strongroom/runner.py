@@ -177,14 +177,20 @@ class Runner:
         self._cache.close()
 
     def stages(self, model: ModelVersion) -> int:
-        """In how many stages a model runs; 1: as a whole."""
-        if model.name in self._preloaded:
+        """In how many stages a model runs, or would if it were loaded; 1: as a whole."""
+        if (running := self._cache.stages(_key(model))) is not None:
+            return running
+        if (forms := self._forms_of(model)) is None:
             return 1
         try:
-            form = self._store.form(model)
+            return forms.count(model)
         except NotFound:  # deleted meanwhile
             return 1
-        return len(form.stages) if form is not None else 1
+
+    def _forms_of(self, model: ModelVersion) -> Forms | None:
+        # The digest of what was admitted cannot be compared where something else is read.
+        whole = model.name in self._preloaded or self._verify_on_load != "tags"
+        return None if whole else self._forms
 
     def is_loaded(self, model: ModelVersion) -> bool:
         """Whether a run would start warm."""
@@ -386,8 +392,7 @@ class Runner:
 
     def _loader(self, model: ModelVersion) -> Callable[[], Loaded]:
         entry = self._preloaded.get(model.name)
-        # The digest of what was admitted cannot be compared where something else is read.
-        forms = self._forms if entry is None and self._verify_on_load == "tags" else None
+        forms = self._forms_of(model)
         source = Source(
             info=model.info,
             sha256=model.sha256,

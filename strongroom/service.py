@@ -210,7 +210,8 @@ class Service:
         """
         principal = self._authenticate(call)
         model = shown(self._authorised("read", principal, name, version), principal)
-        return report_of_model(model, key=call.epoch.receipt_key, engine=engine())
+        stages = self._runner.stages(model)
+        return report_of_model(model, key=call.epoch.receipt_key, engine=engine(), stages=stages)
 
     async def versions(self, call: Call, *, name: str) -> tuple[int, ...]:
         """The version numbers of a model that this caller may see, oldest first.

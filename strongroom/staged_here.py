@@ -42,6 +42,7 @@ class StagedHere:
         seen = mmap.mmap(self._slots.readable, self._slots.size, prot=mmap.PROT_READ)
         self._staged.feed(self._theirs, memoryview(seen))
         self.memory_bytes = plan.memory_bytes
+        self.stages = len(plan.lengths)
 
     def run(self, inputs: Mapping[str, Array], *, outputs: tuple[str, ...], job: Job) -> dict[str, Array]:
         """See `jobs.Loaded`."""

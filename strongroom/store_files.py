@@ -153,8 +153,8 @@ class DataFiles:
                 self.discard(path)
 
     def drop_form(self, model: ModelVersion, file_ids: tuple[bytes, ...]) -> bool:
-        """Leaves a model without its prepared form, if that is still the one whose stages have these file ids; whether it
-        was.
+        """Leaves a model without its prepared form, if the files of its stages are still those with these ids; whether
+        they were.
 
         Raises:
             As `put_form`.

@@ -171,6 +171,7 @@ class Model:
         self._new = True
         self._template: Template | None = self._make()
         self.memory_bytes = self._template.memory_bytes
+        self.stages = self._template.stages
         with self._lock:
             self._bear_spare()
 
@@ -435,7 +436,7 @@ class Model:
             if self._closed:
                 made.close()
                 return
-            self._template = made
+            self._template, self.stages = made, made.stages
             self._bear_spare()
 
     def _is_closed(self) -> bool:

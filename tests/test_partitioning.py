@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import fcntl
@@ -14,7 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from store_worker import open_store
 
 from strongroom import feeding, partitioning, rehearsal
 from strongroom.admission import ChildLimits
+from strongroom.cache import SessionCache
 from strongroom.engine import Engine, InProcess
 from strongroom.errors import Failure, InvalidRequest, LimitExceeded, NotFound, SealRefused, Unavailable
 from strongroom.feeding import Plan
@@ -32,10 +34,12 @@ from strongroom.jobs import Job, Source
 from strongroom.launch import CHILD, dependency_folders
 from strongroom.models import admit, parting
 from strongroom.models.info import STANDARD_LIMITS, Admitted
+from strongroom.oip import WireLimits
 from strongroom.partition import check_partition
 from strongroom.planned import FEWEST
 from strongroom.prepared import Making
 from strongroom.processes import WorkerLimits
+from strongroom.runner import RunLimits, Runner
 from strongroom.staged_here import Here
 from strongroom.state import ModelVersion
 from strongroom.store import Store
@@ -161,10 +165,46 @@ def test_stage_by_stage_it_gives_the_wholes_bytes(store: Store, nursery: Nursery
             loaded.close()
 
 
+def test_what_is_said_of_stages_is_what_runs(store: Store, nursery: Nursery) -> None:
+    """Not what some form has that is not used: another engine's, or where all of the model is hashed at each load; and
+    of what is loaded, what that is.
+    """
+    model, made = put(store), kept(store, nursery)
+    wire = WireLimits(tensors=9, tensor_bytes=1 << 20, total_bytes=1 << 20, elements=1 << 20, name_length=9)
+
+    def runner(verify: Literal["tags", "sha256"] = "tags", forms: Forms = made) -> Runner:
+        return Runner(
+            store=store, host=workers(nursery), admit=admit, cache=SessionCache(1 << 30), forms=forms, preloaded=(),
+            verify_on_load=verify, limits=RunLimits(
+                concurrent_runs=1, waiting=1, waiting_per_caller=1, queue_s=10, response_bytes=1 << 20,
+                wire=wire, admission=STANDARD_LIMITS, shortest_s=10, longest_s=60, batch_rows=1, batch_delay_s=0,
+            ),
+        )  # fmt: skip
+
+    first = runner()
+    try:
+        asyncio.run(first.load(model))
+        made.make(model)
+        assert count(store, model) == 4
+        assert first.stages(model) == 1  # as a whole, for it was loaded before
+        asyncio.run(first.unload(model))
+        assert first.stages(model) == 4
+        asyncio.run(first.load(model))
+        assert first.stages(model) == 4
+    finally:
+        first.close()
+    other = Making(engine="engine/2 options 0", processor=MAKING.processor)
+    given = {"limits": LIMITS, "layers": FEWEST, "keep_free": 0, "budget": 1 << 30, "room": 1 << 20}
+    for whole in (runner("sha256"), runner(forms=Forms(store, nursery, making=other, **given))):  # type: ignore[arg-type]
+        assert whole.stages(model) == 1
+        whole.close()
+
+
 def test_in_this_process_too(store: Store, nursery: Nursery) -> None:
     model, made = put(store), kept(store, nursery)
     made.make(model)
     loaded = Here(InProcess(Engine())).load(source(store, made, model))
+    assert loaded.stages == 4
     try:
         for _ in range(2):
             got = loaded.run(X, outputs=(), job=job())
