@@ -16,6 +16,7 @@ import contextlib
 import hmac
 import logging
 import math
+import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -162,6 +163,8 @@ class Runner:
         )
         self._trials: weakref.WeakKeyDictionary[Loaded, Trials] = weakref.WeakKeyDictionary()
         self._loads = Lane("load", workers=LOADERS, waiting=limits.waiting, code="overloaded")
+        # Of its own, and without bounds: what was deleted is not kept in memory by those who load.
+        self._unloads = Lane("unload", workers=1, waiting=sys.maxsize, code="overloaded")
         self._preparing = Lane("form", workers=1, waiting=limits.waiting, code="overloaded")
         self._large = Lane("large", workers=1, waiting=limits.waiting, code="overloaded")
         self._loading: dict[tuple[str, int], asyncio.Task[None]] = {}
@@ -170,6 +173,7 @@ class Runner:
         """Ends the threads, after the work that is under way, and all loaded models."""
         self._runs.close()
         self._loads.close()
+        self._unloads.close()
         self._large.close()
         if self._forms is not None:
             self._forms.close()
@@ -223,7 +227,7 @@ class Runner:
 
     async def unload(self, model: ModelVersion) -> None:
         """Drops a model from memory; runs under way go on with it."""
-        await self._loads.run(self._cache.evict, _key(model))
+        await self._unloads.run(self._cache.evict, _key(model))
 
     async def run(
         self,
