@@ -180,18 +180,24 @@ class Model:
         names = self._names(outputs)
         feeding = self._feeding()
         if feeding is None:
-            return self._run(inputs, names, job)
+            return self._run(inputs, names, job, None)
         seconds = job.seconds + feeding.plan.seconds
         with feeding.turn(self._source, seconds=seconds):
-            return self._run(inputs, names, replace(job, seconds=seconds))
+            return self._run(inputs, names, replace(job, seconds=seconds), feeding)
 
     def _feeding(self) -> Feeding | None:
         """Of a model in stages: what gives them to its workers."""
         template = self._template
         return None if template is None else template.feeding
 
-    def _run(self, inputs: Mapping[str, Array], names: tuple[str, ...], job: Job) -> dict[str, Array]:
-        under = _Under(self, self._take(job, self._caller(job)), job, names)
+    def _run(
+        self, inputs: Mapping[str, Array], names: tuple[str, ...], job: Job, feeding: Feeding | None
+    ) -> dict[str, Array]:
+        one = self._take(job, self._caller(job))
+        if one.template.feeding is not feeding:  # it was made anew meanwhile: this run has not the turn there
+            self.give_back(one, job, again=True)
+            raise Unavailable("the model's process was made anew", code="overloaded")
+        under = _Under(self, one, job, names)
         try:
             under.start(inputs)
         except Died:

@@ -397,6 +397,62 @@ def test_runs_of_several_owners_take_turns(store: Store, nursery: Nursery) -> No
         loaded.close()
 
 
+@pytest.mark.parametrize("lacking", ["os.pipe", "threading.Thread.start"])
+def test_a_run_for_which_there_is_no_descriptor_or_thread_is_refused_and_the_next_is_not(
+    store: Store, nursery: Nursery, monkeypatch: pytest.MonkeyPatch, lacking: str
+) -> None:
+    """Nothing stays behind that the next run would wait for."""
+    model, made = put(store), kept(store, nursery)
+    made.make(model)
+    loaded = workers(nursery).load(source(store, made, model, room=0))
+    start = threading.Thread.start
+
+    def pipes() -> int:
+        count = 0
+        for entry in Path("/proc/self/fd").iterdir():
+            with contextlib.suppress(OSError):  # the folder's own
+                count += str(entry.readlink()).startswith("pipe:")
+        return count
+
+    def none(thread: Any = None) -> None:
+        if thread is not None and thread.name != "stages":
+            return start(thread)
+        raise OSError(24, "Too many open files") if thread is None else RuntimeError("can't start new thread")
+
+    try:
+        loaded.run(X, outputs=("y",), job=job())
+        before = pipes()
+        with monkeypatch.context() as patched:
+            patched.setattr(f"strongroom.feeding.{lacking}", none)
+            for _ in range(3):
+                with pytest.raises(Unavailable):
+                    loaded.run(X, outputs=("y",), job=job())
+        assert loaded.run(X, outputs=("y",), job=job())["y"].tobytes() == WHOLE["y"].tobytes()
+        assert pipes() == before
+    finally:
+        loaded.close()
+
+
+def test_a_template_made_anew_between_two_looks_serves_nobody_out_of_turn(
+    store: Store, nursery: Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without its turn a run would wait for stages that nobody brings, or end somebody else's."""
+    model, made = put(store), kept(store, nursery)
+    made.make(model)
+    loaded = workers(nursery).load(source(store, made, model, room=0))
+    try:
+        for former in (None, feeding.Feeding(Plan([1, 2], 0))):
+            with monkeypatch.context() as patched:
+                patched.setattr(loaded, "_feeding", lambda former=former: former)
+                if former is not None:
+                    patched.setattr(former, "turn", lambda *_, **__: contextlib.nullcontext())
+                with pytest.raises(Unavailable):
+                    loaded.run(X, outputs=("y",), job=Job(caller="a", seconds=3.0))
+            assert loaded.run(X, outputs=("y",), job=job())["y"].tobytes() == WHOLE["y"].tobytes()
+    finally:
+        loaded.close()
+
+
 def test_slots_cannot_be_written_by_who_reads_them() -> None:
     made = feeding.Slots(6000)
     try:
