@@ -253,7 +253,7 @@ class Runner:
             await self.load(model)
         task = _Task(model=model, principal=principal, caller=caller, decode=decode, encode=encode)
         task.small = size <= SMALL
-        turn = Turn(caller, f"{model.name}/{model.version}")
+        turn = Turn(caller, f"{model.name}/{model.version}", alone=self.stages(model) > 1)
         if model.info.batching and task.small and principal is not None and self._limits.batch_rows > 1:
             return await self._run_in_company(task, turn)
         place = await self._runs.enter(turn)

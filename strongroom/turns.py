@@ -5,7 +5,9 @@ Rules
     with the fewest places now; among those to whoever waited longest *since its caller and its model last had a
     place*. So a crowd of one caller's, or for one model, delays another's work by the work in progress and no
     more, and nobody waits for ever: whoever is passed over now is older than all who come later.
-  - How many places a model has now does not count: one caller's long run would keep a model's others out.
+  - How many places a model has now does not count: one caller's long run would keep a model's others out. But for
+    those of which one run goes on at a time anyway (`Turn.alone`): the next ones wait in the line, not in a place
+    that somebody else could have.
   - A line, each caller's part of it and the time in it are bounded; what is beyond is refused, with a time to
     come back.
   - Nothing is remembered of who has no work here, so a crowd of names takes no memory.
@@ -34,6 +36,8 @@ class Turn:
 
     caller: str
     subject: str
+    alone: bool = False
+    """Whether of this subject one piece of work has a place at a time."""
 
 
 NOBODY: Final = Turn("", "")
@@ -124,10 +128,15 @@ class Line(Generic[_T]):
         return ticket
 
     def next(self) -> Ticket[_T] | None:
-        """The work whose turn it is, from now on in its place; None where no place is free or nobody waits."""
-        if self._busy >= self._places or not self._groups:
+        """The work whose turn it is, from now on in its place; None where no place is free, or nobody waits who could
+        have it.
+        """
+        if self._busy >= self._places:
             return None
-        turn = min(self._groups, key=self._rank)
+        ready = (turn for turn in self._groups if not (turn.alone and self._subjects[turn.subject].places))
+        turn = min(ready, key=self._rank, default=None)
+        if turn is None:
+            return None
         ticket = self._groups[turn][0]
         self._remove(ticket)
         ticket.placed = True

@@ -34,7 +34,7 @@ from strongroom.jobs import Job, Source
 from strongroom.launch import CHILD, dependency_folders
 from strongroom.models import admit, parting
 from strongroom.models.info import STANDARD_LIMITS, Admitted
-from strongroom.oip import WireLimits
+from strongroom.oip import InferRequest, Tensor, WireLimits
 from strongroom.partition import check_partition
 from strongroom.planned import FEWEST
 from strongroom.prepared import Making
@@ -124,7 +124,22 @@ def put(store: Store, *, partition: str = "4", name: str = "net") -> ModelVersio
 def kept(store: Store, nursery: Nursery, **more: Any) -> Forms:
     """The forms of a store; by default nothing is too large for memory, and stages have little of it."""
     given = {"limits": LIMITS, "layers": FEWEST, "keep_free": 0, "budget": 1 << 30, "room": 1 << 20, **more}
-    return Forms(store, nursery, making=MAKING, **given)
+    return Forms(store, nursery, **{"making": MAKING, **given})
+
+
+def runner(
+    store: Store, forms: Forms, nursery: Nursery, verify: Literal["tags", "sha256"] = "tags"
+) -> Runner:
+    """With two places for runs."""
+    wire = WireLimits(tensors=9, tensor_bytes=1 << 20, total_bytes=1 << 20, elements=1 << 20, name_length=9)
+    limits = RunLimits(
+        concurrent_runs=2, waiting=9, waiting_per_caller=9, queue_s=30, response_bytes=1 << 20, wire=wire,
+        admission=STANDARD_LIMITS, shortest_s=30, longest_s=60, batch_rows=1, batch_delay_s=0,
+    )  # fmt: skip
+    return Runner(
+        store=store, host=workers(nursery), admit=admit, cache=SessionCache(1 << 30), forms=forms, preloaded=(),
+        verify_on_load=verify, limits=limits,
+    )  # fmt: skip
 
 
 def source(store: Store, kept: Forms, model: ModelVersion, *, room: int | None = None) -> Source:
@@ -170,18 +185,7 @@ def test_what_is_said_of_stages_is_what_runs(store: Store, nursery: Nursery) -> 
     of what is loaded, what that is.
     """
     model, made = put(store), kept(store, nursery)
-    wire = WireLimits(tensors=9, tensor_bytes=1 << 20, total_bytes=1 << 20, elements=1 << 20, name_length=9)
-
-    def runner(verify: Literal["tags", "sha256"] = "tags", forms: Forms = made) -> Runner:
-        return Runner(
-            store=store, host=workers(nursery), admit=admit, cache=SessionCache(1 << 30), forms=forms, preloaded=(),
-            verify_on_load=verify, limits=RunLimits(
-                concurrent_runs=1, waiting=1, waiting_per_caller=1, queue_s=10, response_bytes=1 << 20,
-                wire=wire, admission=STANDARD_LIMITS, shortest_s=10, longest_s=60, batch_rows=1, batch_delay_s=0,
-            ),
-        )  # fmt: skip
-
-    first = runner()
+    first = runner(store, made, nursery)
     try:
         asyncio.run(first.load(model))
         made.make(model)
@@ -194,10 +198,44 @@ def test_what_is_said_of_stages_is_what_runs(store: Store, nursery: Nursery) -> 
     finally:
         first.close()
     other = Making(engine="engine/2 options 0", processor=MAKING.processor)
-    given = {"limits": LIMITS, "layers": FEWEST, "keep_free": 0, "budget": 1 << 30, "room": 1 << 20}
-    for whole in (runner("sha256"), runner(forms=Forms(store, nursery, making=other, **given))):  # type: ignore[arg-type]
+    for forms, verify in ((made, "sha256"), (kept(store, nursery, making=other), "tags")):
+        whole = runner(store, forms, nursery, verify)  # type: ignore[arg-type]
         assert whole.stages(model) == 1
         whole.close()
+
+
+def test_who_waits_for_a_model_in_stages_takes_no_place_from_other_models(
+    store: Store, nursery: Nursery
+) -> None:
+    """One run of it goes on at a time; with two places, and three of its callers, another model has the other one."""
+    model, made, other = put(store), kept(store, nursery), put(store, partition="off", name="other")
+    made.make(model)
+    here = runner(store, made, nursery)
+    inputs = tuple(Tensor(name=name, datatype="FP32", array=array) for name, array in X.items())
+    request = InferRequest(id=None, inputs=inputs, outputs=("y",), parameters=())
+
+    async def run(model: ModelVersion, caller: str) -> bytes:
+        return await here.run(
+            model, size=1 << 20, caller=caller, principal=caller, decode=lambda _: request,
+            encode=lambda response: response.outputs[0].array.tobytes(),
+        )  # fmt: skip
+
+    async def main() -> None:
+        await here.load(model)
+        lease = here._cache.lease((model.name, model.version))
+        assert lease is not None
+        with lease.session._feeding()._turn:  # type: ignore[attr-defined] # somebody's long run
+            waiting = [asyncio.ensure_future(run(model, caller)) for caller in "abc"]
+            await asyncio.sleep(0.1)
+            assert await asyncio.wait_for(run(other, "d"), 20) == WHOLE["y"].tobytes()
+            assert not any(task.done() for task in waiting)
+        assert await asyncio.gather(*waiting) == [WHOLE["y"].tobytes()] * 3
+        lease.end()
+
+    try:
+        asyncio.run(main())
+    finally:
+        here.close()
 
 
 def test_in_this_process_too(store: Store, nursery: Nursery) -> None:
