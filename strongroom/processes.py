@@ -310,14 +310,16 @@ class Worker:
         if message != records.HELLO or len(ancillary) != 1 or ancillary[0][1] != socket.SCM_CREDENTIALS:
             raise EOFError
         pid, _, _ = _CREDENTIALS.unpack(ancillary[0][2])
-        self._process = os.pidfd_open(pid)
-        parent, born = _birth(pid)
-        self._statm = os.open(f"/proc/{pid}/statm", os.O_RDONLY | os.O_CLOEXEC)
-        if parent != self.template.pid or born < self._asked or not self.alive():
-            os.close(self._process)  # whoever it is: nobody that we may kill
-            self._process = -1
-            raise EOFError
-        self.pid = pid
+        process = os.pidfd_open(pid)
+        try:
+            parent, born = _birth(pid)
+            self._statm = os.open(f"/proc/{pid}/statm", os.O_RDONLY | os.O_CLOEXEC)
+            if parent != self.template.pid or born < self._asked or _readable(process):
+                raise EOFError
+        except BaseException:
+            os.close(process)  # whoever it is: nobody that we may kill
+            raise
+        self.pid, self._process = pid, process
         self._end.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)
         descriptor = _memory_file(self._size)
         try:
@@ -418,6 +420,7 @@ class Worker:
             return None
         outcome, self._found = answer
         if outcome != records.DONE:
+            self._used = self._size  # some outputs may be there, and nobody says where
             _refuse(outcome)
         size = 0
         for place in self._found:
