@@ -148,7 +148,10 @@ class SessionCache:
         if wait:
             _close(closing)
         elif closing:
-            threading.Thread(target=_close, args=(closing,), name="cache-close").start()
+            try:
+                threading.Thread(target=_close, args=(closing,), name="cache-close").start()
+            except RuntimeError:  # there is none: better late than never
+                _close(closing)
 
     def _load(self, key: Hashable, entry: _Entry, loader: Callable[[], Loaded]) -> None:
         session, victims = None, []

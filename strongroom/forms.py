@@ -161,7 +161,10 @@ class Forms:
     def make_later(self, model: ModelVersion) -> None:
         """The same in a thread of its own."""
         if self._worth(model):
-            threading.Thread(target=self.make, args=(model,), name="forms", daemon=True).start()
+            try:
+                threading.Thread(target=self.make, args=(model,), name="forms", daemon=True).start()
+            except RuntimeError:  # there is none: another load asks again
+                log.warning("no prepared form of a model: no thread")
 
     def close(self) -> None:
         """No further form is begun."""

@@ -169,6 +169,7 @@ class Model:
         self._back: float = 0.0  # monotonic seconds at which it may be there again
         self._closed = False
         self._new = True
+        self._former: tuple[Template, float] | None = None  # what is to be made anew, and nobody does yet
         self._template: Template | None = self._make()
         self.memory_bytes = self._template.memory_bytes
         self.stages = self._template.stages
@@ -392,6 +393,7 @@ class Model:
         if self._template is not None and not self._template.alive():
             self._lost(self._template)
         if self._template is None:
+            self._begin_anew()
             _refuse_now("the model's process ended several times and is made anew", self._back - now)
         return self._template
 
@@ -417,9 +419,20 @@ class Model:
         delay = self._deaths.renewed()
         self._back = time.monotonic() + delay + 3
         log.warning("a model's template is made anew")
-        threading.Thread(
-            target=self._make_anew, args=(template, delay), name="workers-again", daemon=True
-        ).start()
+        self._former = template, delay
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        """Begins to make the template anew, where nothing does yet. Callers hold the lock."""
+        if self._former is None:
+            return
+        try:
+            threading.Thread(
+                target=self._make_anew, args=self._former, name="workers-again", daemon=True
+            ).start()
+            self._former = None
+        except RuntimeError:  # there is no thread: the next request tries again
+            log.error("a model's template: no thread")
 
     def _make_anew(self, former: Template, delay: float) -> None:
         former.close()  # here, for zygotes take their time to end
@@ -457,9 +470,10 @@ class Model:
             workers.waiting.make(after_s=LATER_S)
 
     def _end(self) -> None:
-        if self._template is not None:
-            self._template.close()
-            self._template = None
+        for template in (self._template, self._former[0] if self._former is not None else None):
+            if template is not None:
+                template.close()
+        self._template = self._former = None
         self._workers.drop(self)
 
 

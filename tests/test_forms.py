@@ -300,6 +300,25 @@ def test_a_fault_of_the_disk_is_not_the_forms(
         assert len(stages) == 1
 
 
+def test_a_load_succeeds_without_a_thread_for_its_form(
+    store: Store, nursery: Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a later one asks for it again."""
+    model, forms = put(store, NETWORK), kept(store, nursery)
+
+    def none(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", none)
+        forms.make_later(model)
+    forms.make_later(model)
+    until = time.monotonic() + 30
+    while store.form(model) is None:
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
 def test_the_log_names_no_model(store: Store, nursery: Nursery, caplog: pytest.LogCaptureFixture) -> None:
     """Names are in the sealed record; the log is the host's."""
     model, forms = put(store, NETWORK, name="secret-project"), kept(store, nursery)

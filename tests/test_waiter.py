@@ -122,6 +122,18 @@ def test_whoever_is_cancelled_stops_it(told: Told, ready: bool) -> None:
     assert told.stops == 1 or (ready and told.steps == 1)
 
 
+def test_what_cannot_be_watched_is_stopped(told: Told) -> None:
+    """The kernel has no more of that: a worker that nobody waits for would be nobody's for ever."""
+    told.fileno = lambda: -1  # type: ignore[method-assign]
+
+    async def main() -> None:
+        with pytest.raises(ValueError, match=r"."):
+            await Waiter().wait(told, 10, late=late)
+
+    asyncio.run(main())
+    assert told.stops == 1
+
+
 def test_the_deadline_of_who_has_gone_is_nobodys(told: Told) -> None:
     """A deadline in the moment of a cancellation stops it once and disturbs nobody."""
 
