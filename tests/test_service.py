@@ -25,6 +25,7 @@ from strongroom.errors import Error, SealRefused, Unavailable
 from strongroom.jobs import Job, Source
 from strongroom.models.info import STANDARD_LIMITS
 from strongroom.oip import InferRequest, InferResponse, Tensor
+from strongroom.parts import Arriving
 from strongroom.runner import LOADERS, Preloaded
 from strongroom.service import View, check_name
 from strongroom.store import ModelVersion
@@ -524,6 +525,41 @@ def test_concurrent_uploads_are_bounded(tmp_path: Path) -> None:
         gate.set()
         await first
         await start("b", stream(linear_onnx()))
+
+    with plane(tmp_path, limits={"concurrent_uploads": 1}) as world:
+        asyncio.run(story(world))
+
+
+def test_who_waits_for_a_form_keeps_no_place_of_uploads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forms are made one after the other, and take as long as a model makes them: others can upload meanwhile. What
+    came with the model is gone by then.
+    """
+
+    async def story(world: World) -> None:
+        gate, waiting = asyncio.Event(), asyncio.Semaphore(0)
+        erased: list[bytes] = []
+        erase = Arriving.erase
+        monkeypatch.setattr(Arriving, "erase", lambda arriving: (erased.append(b""), erase(arriving))[1])
+
+        async def prepare(_: ModelVersion) -> None:
+            waiting.release()
+            await gate.wait()
+
+        monkeypatch.setattr(world.service._runner, "prepare", prepare)
+        data, uploads = linear_onnx(), []
+        for name in "abc":
+            call = world.call("PUT", f"/v1/models/{name}", key=ALICE, body=data)
+            sha256 = hashlib.sha256(data).hexdigest()
+            one = world.service.upload(
+                call, name=name, access="private", format="onnx", sha256=sha256, body=stream(data)
+            )
+            uploads.append(asyncio.ensure_future(one))
+            await asyncio.wait_for(waiting.acquire(), 20)
+        assert not any(one.done() for one in uploads) and len(erased) == 3
+        gate.set()
+        await asyncio.gather(*uploads)
 
     with plane(tmp_path, limits={"concurrent_uploads": 1}) as world:
         asyncio.run(story(world))
