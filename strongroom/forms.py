@@ -158,6 +158,18 @@ class Forms:
                 log.warning("no prepared form of a model: %s", why)
             trim_heap()  # a model passed through here, in the clear
 
+    def make_first(self, model: ModelVersion) -> None:
+        """The same where there is no form to be used and the model is larger than memory: as a whole it is loaded only
+        where it cannot be cut. What is wrong with the store is the load's to say.
+        """
+        with contextlib.suppress(Error):
+            if model.info.partition == OFF or self._usable(model) is not None:
+                return
+            with self._store.canonical(model) as canonical:
+                large = 2 * canonical.length > self._budget
+            if large:
+                self.make(model)
+
     def make_later(self, model: ModelVersion) -> None:
         """The same in a thread of its own."""
         if self._worth(model):

@@ -412,6 +412,8 @@ class Runner:
             )
 
         def load() -> Loaded:
+            if forms is not None:
+                forms.make_first(model)
             try:
                 loaded = self._host.load(source)
                 if forms is not None:

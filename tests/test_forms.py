@@ -18,6 +18,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from store_worker import open_store
 
+from strongroom import engine_options
 from strongroom import forms as module
 from strongroom.admission import ChildLimits
 from strongroom.engine import Engine, InProcess
@@ -201,6 +202,14 @@ def test_a_form_of_another_engine_or_processor_is_not_used(store: Store, nursery
     assert len(files(store)) == 2  # the former one is gone
     with forms.stages(model) as stages:
         assert len(stages) == 1
+
+
+@pytest.mark.parametrize("what", ["REVISION", "FOLDING_BYTES", "INLINE_BYTES", "THREADS"])
+def test_what_forms_depend_on_is_in_the_engines_identity(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """Another value of it, or another way of this server's own to make and cut them, makes others."""
+    before = engine_options.identity()
+    monkeypatch.setattr(engine_options, what, getattr(engine_options, what) + 1)
+    assert engine_options.identity() != before
 
 
 def _flip(path: Path, at: int) -> None:

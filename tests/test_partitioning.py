@@ -204,6 +204,38 @@ def test_what_is_said_of_stages_is_what_runs(store: Store, nursery: Nursery) -> 
         whole.close()
 
 
+def test_a_model_larger_than_memory_is_cut_before_it_is_loaded(
+    store: Store, nursery: Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where its stages are of another engine, as after an update, or were never made: the whole is not taken into
+    memory meanwhile.
+    """
+    monkeypatch.setattr(parting, "LEAST", 1 << 10)
+    tight = {"budget": BYTES, "room": BYTES}
+    updated, new = put(store, partition="auto"), put(store, partition="auto", name="new")
+    small, off = put(store, partition="auto", name="small"), put(store, partition="off", name="off")
+    other = Making(engine="engine/0 options 0", processor=MAKING.processor)
+    kept(store, nursery, making=other, **tight).make(updated)
+    read, whole = store.read, []
+
+    def reading(model: ModelVersion, *, verify: Any) -> bytearray:
+        whole.append(model.name)
+        return read(model, verify=verify)
+
+    monkeypatch.setattr(store, "read", reading)
+    for models, forms in (
+        ((updated, new, off), kept(store, nursery, **tight)),
+        ((small,), kept(store, nursery)),
+    ):
+        here = runner(store, forms, nursery)
+        try:
+            for model in models:
+                asyncio.run(here.load(model))
+        finally:
+            here.close()
+    assert whole == ["off", "small"]
+
+
 def test_who_waits_for_a_model_in_stages_takes_no_place_from_other_models(
     store: Store, nursery: Nursery
 ) -> None:
