@@ -231,7 +231,7 @@ class Model:
 
     def _names(self, outputs: tuple[str, ...]) -> tuple[str, ...]:
         names = outputs or tuple(self._positions)
-        if not self._positions.keys() >= set(names):
+        if not all(name in self._positions for name in names):
             raise InvalidRequest(
                 f"expected outputs among {', '.join(map(repr, self._positions))}", code="output_unknown"
             )
