@@ -23,7 +23,7 @@ from strongroom import kernel
 RUN_BYTES: Final = 16 << 20
 """Room of a worker's heap in huge pages; as much of what a run has freed stays its, for the next one."""
 LOAD_BYTES: Final = 32 << 20
-"""Room for loading a model, besides twice its size."""
+"""Room for loading a model, besides that of its weights once they are packed."""
 LARGEST: Final = 32 << 20
 """Bytes of the largest block that the heap gives from its own: more is not settable, and larger ones come from the
 system, and go back to it."""
@@ -100,7 +100,7 @@ def loaded(room: Room) -> None:
 
 
 def for_runs() -> None:
-    """In a worker, before its first run: room in huge pages at the heap's end, which stays from one run for the next."""
+    """In a worker, before its first run: room in huge pages at the heap's end, which stays for the next run."""
     if _libc is None:
         return
     spacious(RUN_BYTES)

@@ -98,8 +98,8 @@ def _load(server: socket.socket, header: dict[str, Any]) -> tuple[Session | Stag
         if form["plan"] is not None:
             return staging.of_plan(info, form["plan"], staying), heap.Room(0, 0)
         stage = next(staying)
-        room = heap.spacious(2 * len(stage) + heap.LOAD_BYTES)
-        return Engine().load_prepared(stage, info), room
+        room = heap.spacious(len(stage) + heap.LOAD_BYTES)
+        return Engine().load_prepared(stage, info, confined=True), room
     _, data = frames.receive_bytes(server)
     admitted = models.reopen(
         data, info=info, sha256=header["sha256"], canonical_sha256=header["canonical_sha256"]
@@ -133,6 +133,7 @@ def _profile(header: dict[str, Any], *, fork: bool) -> sandbox.Profile:
         fork=fork,
         receive_fds=fork,
         tend=False,
+        looks=fork,
         processes=header["processes"] if fork else None,
     )
 
