@@ -31,7 +31,7 @@ from strongroom.admission import SPARE_S, ChildLimits
 from strongroom.errors import Error, LimitExceeded, NotFound
 from strongroom.frames import receive, send
 from strongroom.kernel import trim_heap
-from strongroom.models.parting import stage_limit
+from strongroom.models.parting import needed, resident, stage_limit
 from strongroom.partition import AUTO, OFF
 from strongroom.partitioning import Reading, parts_of, pieces_of
 from strongroom.prepared import Making
@@ -97,6 +97,17 @@ class Forms:
             except Error as fault:
                 self.spoilt(model, fault.code)
             yield stages
+
+    def least_bytes(self, model: ModelVersion) -> int:
+        """Bytes of memory that the model takes at least once it is loaded; 0 where there is no form to tell by."""
+        try:
+            form = self._store.form(model)
+        except Error:
+            return 0
+        if form is None or form.making != self._making:
+            return 0
+        lengths = [stage.length for stage in form.stages]
+        return needed(lengths, resident(lengths, self.room)) if len(lengths) > 1 else form.length
 
     def spoilt(self, model: ModelVersion, why: str) -> None:
         """The form cannot be used (`why`: a code). It goes, and is made again when the next load asks for it."""

@@ -237,9 +237,9 @@ class Template:
         """Has it fork a worker that gets `end`. OSError where it has ended."""
         socket.send_fds(self.child.end, [records.FORK], [end.fileno()])
 
-    def close(self) -> None:
-        """Ends it; the zygote ends what it forked."""
-        self.child.close()
+    def close(self, *, wait_s: float = 0.0) -> None:
+        """Ends it; the zygote ends what it forked. `wait_s`: as `Child.close`."""
+        self.child.close(wait_s=wait_s)
         if self.feeding is not None:
             self.feeding.stop()
 
