@@ -60,6 +60,8 @@ AT_ONCE: Final = 32 << 10
 """Bytes of a record that a socket takes without being read from: a sixth of what Linux gives it."""
 FIXED: Final = 4 << 20
 """Bytes that the smallest model is taken to occupy."""
+FAMILY: Final = 3 * FIXED
+"""Bytes of the processes of a model in stages: template, worker, and the spare one."""
 _CREDENTIALS: Final = struct.Struct("3i")
 _PAGE: Final = mmap.PAGESIZE
 
@@ -165,7 +167,7 @@ class Template:
                 self._born(source, header, give, size)
                 if plan is not None:
                     self.feeding = Feeding(plan)
-                    self.memory_bytes = max(self.memory_bytes - size, plan.memory_bytes) + FIXED
+                    self.memory_bytes = max(self.memory_bytes - size, plan.memory_bytes + FAMILY)
             except (SealRefused, AdmissionRefused, LimitExceeded, Failure) as fault:
                 source.spoilt(fault.code)
                 if plan is not None:  # as a whole it is not taken into memory

@@ -400,7 +400,7 @@ def test_what_has_to_go_goes_before_the_next_is_loaded() -> None:
 
 
 def test_what_cannot_have_room_is_not_loaded() -> None:
-    """Larger than the budget, or while all is in use or under way: refused before, and nothing is counted or evicted."""
+    """Larger than the budget, or while all is in use or under way: refused before, and nothing is evicted."""
     cache = SessionCache(30)
     a = warm(cache, "a")
     with pytest.raises(LimitExceeded) as caught, cache.get("b", never, size=lambda: 31):

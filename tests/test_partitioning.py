@@ -21,7 +21,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from store_worker import open_store
 
-from strongroom import feeding, partitioning, rehearsal
+from strongroom import feeding, pacing, partitioning, rehearsal
 from strongroom.admission import ChildLimits
 from strongroom.engine import Engine, InProcess
 from strongroom.errors import Failure, InvalidRequest, LimitExceeded, NotFound, SealRefused, Unavailable
@@ -32,6 +32,7 @@ from strongroom.jobs import Job, Source
 from strongroom.launch import CHILD, dependency_folders
 from strongroom.models import admit, parting
 from strongroom.models.info import STANDARD_LIMITS, Admitted
+from strongroom.models.parting import HEAP
 from strongroom.partition import check_partition
 from strongroom.planned import FEWEST
 from strongroom.prepared import Making
@@ -220,9 +221,10 @@ def test_what_cannot_be_prepared_has_no_stages(nursery: Nursery, data: bytes) ->
 
 def test_a_machine_has_rates() -> None:
     """All are there and of a size that machines have."""
-    here = rehearsal.rates()
+    here = pacing.rates()
     assert 1e6 < here.opened < 1e11 and 1e6 < here.loaded < 1e12
     assert 1e8 < here.operations < 1e14 and 0 < here.session < 1
+    assert 1 <= here.waiting < 1e3 and 1 <= here.waiting_whole < 1e3
 
 
 def test_a_form_is_made_anew_where_memory_has_changed(store: Store, nursery: Nursery) -> None:
@@ -494,7 +496,9 @@ def test_what_stays_fits_into_the_room() -> None:
     for weights in ([10, 10, 10, 10], [1, 50, 3, 3, 3], [7]):
         for room in range(2 * sum(weights) + 40):
             plan = Plan(weights, room)
-            assert plan.memory_bytes <= max(room, 3 * max(weights))
+            assert plan.memory_bytes <= max(room, 5 * max(weights))
             assert sorted((*plan.stay, *plan.moving)) == list(range(len(weights)))
     assert Plan([10] * 8, 160).moving == ()
     assert Plan([10] * 8, 90).stay  # evenly spread
+    large = 1 << 30
+    assert Plan([large] * 2, 1).memory_bytes == 3 * large + HEAP

@@ -27,7 +27,7 @@ from strongroom_bench.partition import STAGED, Budget, inputs_for
 from strongroom_bench.results import Result
 
 HELD: Final = 2
-COUNTED: Final = 8 << 20
+COUNTED: Final = 16 << 20
 """Bytes that the server counts for a model in stages besides its budget."""
 BUSY: Final = ("engine_memory_busy", "overloaded")
 AGAIN_S: Final = 0.05
