@@ -35,6 +35,7 @@ from strongroom_bench.tables import render
 CACHE: Final = Path.home() / ".cache" / "strongroom-bench"
 SMALL: Final = ("trees30", "mlp", "trees500")
 PRECISE: Final = ("trained", "resnet50", "bert_base")
+BUDGETS: Final = ("100%", "75%", "50%", "30%")
 QUICK: Final = ("trees30", "squeezenet", "resnet50")
 MANY: Final = {
     "concurrent_requests": 512,
@@ -450,6 +451,8 @@ def all_command(
     _show(_precision(PRECISE, plain), as_json=as_json, out=out)
     if plain.target is None:
         _show(_memory(("paper",), plain), as_json=as_json, out=out)
+        staged = _partition(("resnet50",), BUDGETS, plain, stages=None, batches=(4, 8), oversubscribe=None)
+        _show(staged, as_json=as_json, out=out)
 
 
 @main.command()
