@@ -188,6 +188,12 @@ def test_auto_cuts_what_is_larger_than_memory_and_nothing_else(
     tight.make(large)
     tight.make(off)
     assert [count(store, model) for model in (small, large, off)] == [1, 8, 1]
+    # What is known before they are loaded, for room to be made: nothing of another engine's form.
+    plan = Plan([stage.length for stage in store.form(large).stages], BYTES)  # type: ignore[union-attr]
+    assert tight.least_bytes(large) == plan.memory_bytes > 0 < tight.least_bytes(small) < 2 * BYTES
+    other = kept(store, nursery, room=BYTES)
+    other._making = dataclasses.replace(MAKING, engine="another")
+    assert other.least_bytes(large) == 0
 
 
 @pytest.mark.parametrize("limit", [1 << 10, 700 << 10])
