@@ -42,7 +42,7 @@ THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 def run(body: str) -> str:
     """What a fresh process prints."""
-    done = subprocess.run(  # noqa: S603
+    done = subprocess.run(
         [sys.executable, "-c", HEAD + body], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stderr
@@ -50,7 +50,8 @@ def run(body: str) -> str:
 
 
 @pytest.mark.skipif(
-    not THP.exists() or "[never]" in THP.read_text(), reason="not exercised here: no huge pages in this system"
+    not THP.exists() or "[never]" in THP.read_text(),
+    reason="not exercised here: no huge pages in this system",
 )
 def test_what_is_written_in_the_room_lies_in_huge_pages() -> None:
     found = run("""
