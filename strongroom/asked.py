@@ -85,7 +85,7 @@ def served(model: ModelVersion, stages: int) -> dict[str, str]:
         "Strongroom-Model-SHA256": model.sha256,
         "Strongroom-Precision": model.info.precision.name,
         "Strongroom-Engine": engine(),
-        **({"Strongroom-Stages": str(stages)} if stages > 1 else {}),
+        "Strongroom-Stages": str(stages),
     }
 
 

@@ -121,7 +121,8 @@ def protocol_metadata(view: View, *, versions: tuple[int, ...]) -> dict[str, Any
         "outputs": [_tensor_json(spec) for spec in info.outputs],
         "parameters": {
             **_parameters_json(info.precision),
-            **({"stages": view.stages} if view.stages > 1 else {}),
+            "partition": info.partition,
+            "stages": view.stages,
         },
     }
 

@@ -34,7 +34,11 @@ class Waiter:
         Raises:
             As `jobs.Run.step`; what `late` makes, after so many seconds: then, too, the run has been stopped.
         """
-        watch = _Watch(run, asyncio.get_running_loop(), self._descriptors)
+        try:
+            watch = _Watch(run, asyncio.get_running_loop(), self._descriptors)
+        except BaseException:  # it cannot be watched
+            run.stop()
+            raise
         self._deadlines.add(watch, seconds, lambda: watch.end(late()))
         try:
             return await watch.size

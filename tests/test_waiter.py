@@ -141,6 +141,18 @@ def test_whoever_is_cancelled_stops_it(told: Told, ready: bool) -> None:
     assert told.stops == 1 or (ready and told.steps == 1)
 
 
+def test_what_cannot_be_watched_is_stopped(told: Told) -> None:
+    """The kernel has no more of that: a worker that nobody waits for would be nobody's for ever."""
+    told.fileno = lambda: -1  # type: ignore[method-assign]
+
+    async def main() -> None:
+        with pytest.raises(ValueError, match=r"."):
+            await Waiter().wait(told, 10, late=late)
+
+    asyncio.run(main())
+    assert told.stops == 1
+
+
 def test_the_deadline_of_who_has_gone_is_nobodys(told: Told) -> None:
     """A deadline in the moment of a cancellation stops it once and disturbs nobody."""
 
@@ -183,6 +195,29 @@ def test_deadlines_are_kept_in_order_by_one_timer() -> None:
 
     asyncio.run(main())
     assert happened == ["a", "b", "c"]
+
+
+def test_a_deadline_is_never_early_and_takes_no_other_along() -> None:
+    """Neither one that is a little later, nor one whose act fails, nor one that sets another."""
+    happened: list[tuple[str, bool]] = []
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda *_: None)
+        deadlines, began = Deadlines(), loop.time()
+
+        def happens(name: str, seconds: float) -> None:
+            happened.append((name, loop.time() >= began + seconds))
+            if name == "a":
+                deadlines.add("later", 1, lambda: None)
+                raise ValueError
+
+        for name, seconds in (("a", 0.02), ("b", 0.024), ("c", 0.04)):
+            deadlines.add(name, seconds, lambda name=name, seconds=seconds: happens(name, seconds))  # type: ignore[misc]
+        await asyncio.sleep(0.1)
+
+    asyncio.run(main())
+    assert happened == [("a", True), ("b", True), ("c", True)]
 
 
 def test_deadlines_outlive_their_loop() -> None:
