@@ -11,7 +11,6 @@ Rules
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import math
 import mmap
 import os
@@ -23,12 +22,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, NoReturn
 
 import numpy as np
 
-from strongroom import frames, records
+from strongroom import frames, proc, records
 from strongroom.errors import AdmissionRefused, Error, Failure, InvalidRequest, LimitExceeded, SealRefused
 from strongroom.feeding import Feeding, Plan, Slots
 from strongroom.jobs import Source, too_long
@@ -220,11 +218,11 @@ class Template:
             "stage": stage,
         }
         try:
-            before = _resident(self.pid)
+            before = proc.resident(self.pid)
             frames.send(timely, header)
             give(timely)
             answer, _ = frames.receive(timely, most=0)
-            self.resident = _resident(self.pid)
+            self.resident = proc.resident(self.pid)
         except (OSError, EOFError):
             raise LimitExceeded(
                 "loading the model took more time or memory than it may", code="load_limits"
@@ -315,7 +313,7 @@ class Worker:
         pid, _, _ = _CREDENTIALS.unpack(ancillary[0][2])
         process = os.pidfd_open(pid)
         try:
-            parent, born = _birth(pid)
+            parent, born = proc.birth(pid)
             self._statm = os.open(f"/proc/{pid}/statm", os.O_RDONLY | os.O_CLOEXEC)
             if parent != self.template.pid or born < self._asked or _readable(process):
                 raise EOFError
@@ -324,7 +322,7 @@ class Worker:
             raise
         self.pid, self._process = pid, process
         self._end.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)
-        descriptor = _memory_file(self._size)
+        descriptor = proc.memory_file(self._size)
         try:
             self._shared = mmap.mmap(descriptor, self._size)
             self._area = np.frombuffer(self._shared, np.uint8)
@@ -585,28 +583,3 @@ def _readable(descriptor: int, seconds: float = 0.0) -> bool:
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     return bool(poll.poll(math.ceil(1000 * seconds)))
-
-
-def _birth(pid: int) -> tuple[int, int]:
-    """The parent of a process, and when it was born (clock ticks since the machine started): proc_pid_stat(5)."""
-    fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-    return int(fields[1]), int(fields[19])
-
-
-def _resident(pid: int) -> int:
-    """Bytes of memory of a process, those that it shares with others among them: proc_pid_statm(5)."""
-    return int(Path(f"/proc/{pid}/statm").read_bytes().split()[1]) * _PAGE
-
-
-def _memory_file(size: int) -> int:
-    """A descriptor of fresh memory, whose size nobody can change: shrinking it would end us by SIGBUS."""
-    descriptor = os.memfd_create("run", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        os.ftruncate(descriptor, size)
-        fcntl.fcntl(
-            descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
-        )
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
