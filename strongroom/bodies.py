@@ -187,7 +187,9 @@ def decoder(
             wanted = wanted or (model.info.primary_output,)
             if len(wanted) != 1:
                 _refuse("a .npy file holds one array, so ask for one output", "parameter_invalid")
-        return replace(request, outputs=wanted)
+        return InferRequest(
+            id=request.id, inputs=request.inputs, outputs=wanted, parameters=request.parameters
+        )
 
     return decode
 

@@ -22,18 +22,29 @@ import os
 import select
 import socket
 import threading
-from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final, Protocol
 
 from strongroom.errors import Error, Failure, SealRefused, Unavailable
 from strongroom.fetching import AHEAD, GONE, WORD
-from strongroom.jobs import Source
 from strongroom.models.parting import needed, resident
 from strongroom.sealed import TAG_BYTES, Opening
 
 SLOTS: Final = AHEAD
 BYTES_A_SECOND: Final = 100e6
 """At which stages are read, opened and loaded on a slow and busy machine: what a run's time grows by."""
+
+
+class Given(Protocol):
+    """Where stages come from: what of a `jobs.Source` is used here."""
+
+    @property
+    def stages(self) -> Callable[[], contextlib.AbstractContextManager[tuple[Opening, ...]]]:
+        """All of them, opened."""
+
+    @property
+    def spoilt(self) -> Callable[[tuple[Opening, ...], str], None]:
+        """To be told, with a code, that these could not be used."""
 
 
 class Plan:
@@ -122,7 +133,7 @@ class Feeding:
         self._wake = self._woken = -1
 
     @contextlib.contextmanager
-    def turn(self, source: Source, *, seconds: float) -> Iterator[None]:
+    def turn(self, source: Given, *, seconds: float) -> Iterator[None]:
         """One run has the stages for as long as the block lasts; others wait, so long at the most.
 
         Raises:

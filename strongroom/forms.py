@@ -32,7 +32,7 @@ from strongroom.admission import SPARE_S, ChildLimits
 from strongroom.errors import Error, LimitExceeded, NotFound, SealRefused
 from strongroom.frames import receive, send
 from strongroom.kernel import trim_heap
-from strongroom.models.parting import stage_limit
+from strongroom.models.parting import needed, resident, stage_limit
 from strongroom.partition import AUTO, OFF
 from strongroom.partitioning import Reading, parts_of, pieces_of
 from strongroom.prepared import Form, Making
@@ -120,6 +120,17 @@ class Forms:
         """
         form = self._usable(model)
         return len(form.stages) if form is not None else 1
+
+    def least_bytes(self, model: ModelVersion) -> int:
+        """Bytes of memory that the model takes at least once it is loaded; 0 where there is no form to tell by."""
+        try:
+            form = self._usable(model)
+        except Error:
+            return 0
+        if form is None:
+            return 0
+        lengths = [stage.length for stage in form.stages]
+        return needed(lengths, resident(lengths, self.room)) if len(lengths) > 1 else form.length
 
     def _usable(self, model: ModelVersion) -> Form | None:
         form = self._store.form(model)

@@ -60,6 +60,8 @@ AT_ONCE: Final = 32 << 10
 """Bytes of a record that a socket takes without being read from: a sixth of what Linux gives it."""
 FIXED: Final = 4 << 20
 """Bytes that the smallest model is taken to occupy."""
+FAMILY: Final = 3 * FIXED
+"""Bytes of the processes of a model in stages: template, worker, and the spare one."""
 _CREDENTIALS: Final = struct.Struct("3i")
 _PAGE: Final = mmap.PAGESIZE
 
@@ -165,7 +167,7 @@ class Template:
                 self._born(source, header, give, size)
                 if plan is not None:
                     self.feeding = Feeding(plan)
-                    self.memory_bytes = max(self.memory_bytes - size, plan.memory_bytes) + FIXED
+                    self.memory_bytes = max(self.memory_bytes - size, plan.memory_bytes + FAMILY)
             except (SealRefused, AdmissionRefused, LimitExceeded, Failure) as fault:
                 # As a whole, a model in stages is not taken into memory: what may be over by the next load, which has
                 # the same stages then, costs it none of them.
@@ -245,9 +247,9 @@ class Template:
         """Has it fork a worker that gets `end`. OSError where it has ended."""
         socket.send_fds(self.child.end, [records.FORK], [end.fileno()])
 
-    def close(self) -> None:
-        """Ends it; the zygote ends what it forked."""
-        self.child.close()
+    def close(self, *, wait_s: float = 0.0) -> None:
+        """Ends it; the zygote ends what it forked. `wait_s`: as `Child.close`."""
+        self.child.close(wait_s=wait_s)
         if self.feeding is not None:
             self.feeding.stop()
 

@@ -391,8 +391,14 @@ class Runner:
         return await see_out(copying)
 
     def _warm(self, model: ModelVersion) -> None:
-        with self._cache.get(_key(model), self._loader(model)):
+        with self._cache.get(_key(model), self._loader(model), size=self._least(model)):
             pass
+
+    def _least(self, model: ModelVersion) -> Callable[[], int]:
+        """Bytes of memory that the model will take at least, as far as is known."""
+        if self._forms is None or model.name in self._preloaded:
+            return lambda: 0
+        return partial(self._forms.least_bytes, model)
 
     def _loader(self, model: ModelVersion) -> Callable[[], Loaded]:
         entry = self._preloaded.get(model.name)
@@ -441,7 +447,9 @@ class Runner:
         if not task.prepared:
             self._prepare(task)
         if task.results is None:
-            with self._cache.get(_key(task.model), self._loader(task.model)) as loaded:
+            with self._cache.get(
+                _key(task.model), self._loader(task.model), size=self._least(task.model)
+            ) as loaded:
                 task.results = loaded.run(task.arrays, outputs=task.wanted, job=task.job)
         return self._answer(task)
 

@@ -127,6 +127,16 @@ class Line(Generic[_T]):
             presence.waiting += 1
         return ticket
 
+    def start(self, turn: Turn, work: _T) -> Ticket[_T] | None:
+        """As `join` and `next`, where nobody waits and a place is free: that refuses nobody. Else None."""
+        if self._groups or self._busy >= self._places:
+            return None
+        self._count += 1
+        self._busy += 1
+        for presence in self._presences(turn):
+            presence.places += 1
+        return Ticket(turn, work, self._count, 0.0, waiting=False)
+
     def next(self) -> Ticket[_T] | None:
         """The work whose turn it is, from now on in its place; None where no place is free, or nobody waits who could
         have it.
@@ -183,10 +193,12 @@ class Line(Generic[_T]):
         return caller.places, max(mine, subject.left), mine, number
 
     def _presences(self, turn: Turn) -> tuple[_Presence, _Presence]:
-        return (
-            self._callers.setdefault(turn.caller, _Presence()),
-            self._subjects.setdefault(turn.subject, _Presence()),
-        )
+        caller, subject = self._callers.get(turn.caller), self._subjects.get(turn.subject)
+        if caller is None:
+            caller = self._callers[turn.caller] = _Presence()
+        if subject is None:
+            subject = self._subjects[turn.subject] = _Presence()
+        return caller, subject
 
     def _remove(self, ticket: Ticket[_T]) -> None:
         group = self._groups[ticket.turn]

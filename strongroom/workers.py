@@ -44,6 +44,8 @@ BIRTHS: Final = 3
 """Workers that are asked for one after the other before the template is taken to be at fault."""
 FEW: Final = 64
 """Tensors of a run whose record a socket takes at once."""
+GONE_S: Final = 1.0
+"""Seconds that a model's end waits for its template's, whose memory the next model may be about to take."""
 _SPARE: Final = object()
 """Whose worker it is that has seen nobody's data."""
 _NEWBORN: Final = object()
@@ -231,7 +233,7 @@ class Model:
 
     def _names(self, outputs: tuple[str, ...]) -> tuple[str, ...]:
         names = outputs or tuple(self._positions)
-        if not self._positions.keys() >= set(names):
+        if not all(name in self._positions for name in names):
             raise InvalidRequest(
                 f"expected outputs among {', '.join(map(repr, self._positions))}", code="output_unknown"
             )
@@ -472,7 +474,7 @@ class Model:
     def _end(self) -> None:
         for template in (self._template, self._former[0] if self._former is not None else None):
             if template is not None:
-                template.close()
+                template.close(wait_s=GONE_S)
         self._template = self._former = None
         self._workers.drop(self)
 

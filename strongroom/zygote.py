@@ -260,14 +260,20 @@ class Child:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def close(self) -> None:
-        """Hangs up and ends it, for it may not look; the zygote ends what it forked."""
+    def close(self, *, wait_s: float = 0.0) -> None:
+        """Hangs up and ends it, for it may not look; the zygote ends what it forked. `wait_s`: seconds to wait until
+        it has ended, at most: its memory is there as long.
+        """
         if self.end.fileno() < 0:
             return
         self.end.close()
         if self._process >= 0:
             with contextlib.suppress(OSError):  # it has ended
                 signal.pidfd_send_signal(self._process, signal.SIGKILL)
+            if wait_s:
+                ended = select.poll()
+                ended.register(self._process, select.POLLIN)
+                ended.poll(1000 * wait_s)
             os.close(self._process)
         self._nursery._left(self._zygote)
 

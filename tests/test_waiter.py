@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import select
 import socket
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from strongroom import waiter
 from strongroom.deadlines import Deadlines
 from strongroom.errors import Error, InvalidRequest, LimitExceeded
 from strongroom.jobs import too_long
@@ -54,6 +58,21 @@ def told() -> Iterator[Told]:
     yield made
     made.ours.close()
     made.theirs.close()
+
+
+@pytest.fixture(autouse=True, params=["a set of the kernel's", "no such sets", "no sets of sets"])
+def watched(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """However the loop watches descriptors."""
+    if request.param == "no such sets":
+        monkeypatch.setattr(waiter, "select", SimpleNamespace())
+    elif request.param == "no sets of sets":
+        with Path(__file__).open("rb") as file:  # what `epoll_ctl` refuses
+            flags = {"EPOLLIN": select.EPOLLIN, "EPOLLONESHOT": select.EPOLLONESHOT}
+            made = SimpleNamespace(fileno=file.fileno, close=lambda: None)
+            monkeypatch.setattr(waiter, "select", SimpleNamespace(epoll=lambda: made, **flags))
+            yield
+        return
+    yield
 
 
 def late() -> Error:
