@@ -167,8 +167,7 @@ class Template:
                     self.feeding = Feeding(plan)
                     self.memory_bytes = max(self.memory_bytes - size, plan.memory_bytes + FAMILY)
             except (SealRefused, AdmissionRefused, LimitExceeded, Failure) as fault:
-                # As a whole, a model in stages is not taken into memory: what may be over by the next load, which has
-                # the same stages then, costs it none of them.
+                # What may be over by the next load costs a model in stages none: it is not to be loaded as a whole.
                 if plan is None or isinstance(fault, SealRefused | AdmissionRefused):
                     source.spoilt(stages, fault.code)
                 if plan is not None:
@@ -281,8 +280,7 @@ class Worker:
         self._datatypes: list[str] = []
         self._found: tuple[Place, ...] = ()
         self._laid: records.Laid | None = None
-        self._lock = threading.Lock()
-        self._process = self._statm = -1
+        self._lock, self._process, self._statm = threading.Lock(), -1, -1
         self._shared: mmap.mmap | None = None
         self._area: Array | None = None
         self._end, theirs = socket.socketpair()
@@ -433,10 +431,8 @@ class Worker:
         if outcome != records.DONE:
             self._used = self._size  # some outputs may be there, and nobody says where
             _refuse(outcome)
-        size = 0
-        for place in self._found:
-            size += place.size
-            self._used = max(self._used, place.offset + place.size)
+        size = sum(place.size for place in self._found)
+        self._used = max(self._used, *(place.offset + place.size for place in self._found), 0)
         # Before anything is copied: they may lie on one another, and be millions of strings.
         if size > self._most:
             _refuse(records.TOO_LARGE)

@@ -130,10 +130,8 @@ class Line(Generic[_T]):
         return ticket
 
     def start(self, turn: Turn, work: _T) -> Ticket[_T] | None:
-        """As `join` and `next`, where nobody waits and a place is free: that refuses nobody. Else None, also for work
-        that may have to be alone.
-        """
-        if self._groups or self._busy >= self._places or turn.alone:
+        """As `join` and `next`, where nobody waits and a place is free: that refuses nobody. Else None."""
+        if self._groups or self._busy >= self._places or self._taken(turn):
             return None
         self._count += 1
         self._busy += 1
@@ -147,8 +145,7 @@ class Line(Generic[_T]):
         """
         if self._busy >= self._places or not self._groups:
             return None
-        ready = (turn for turn in self._groups if not (turn.alone and self._subjects[turn.subject].places))
-        turn = min(ready, key=self._rank, default=None)
+        turn = min((turn for turn in self._groups if not self._taken(turn)), key=self._rank, default=None)
         if turn is None:
             return None
         ticket = self._groups[turn][0]
@@ -158,6 +155,10 @@ class Line(Generic[_T]):
         for presence in self._presences(turn):
             presence.places += 1
         return ticket
+
+    def _taken(self, turn: Turn) -> bool:
+        known = self._subjects.get(turn.subject) if turn.alone else None
+        return known is not None and known.places > 0
 
     def done(self, ticket: Ticket[_T]) -> None:
         """Gives back the place of work that has ended; nothing where it has none: it was late, or gave it back."""

@@ -143,6 +143,19 @@ def test_who_holds_fewer_places_comes_first() -> None:
         queue.done(ticket)
 
 
+def test_a_place_that_was_had_at_once_comes_back() -> None:
+    """Once; and of what runs one at a time none is had while there is one."""
+    queue = line(places=2)
+    for _ in range(5):
+        first = queue.start(Turn("a", "staged", alone=True), "a")
+        assert first is not None and queue.start(Turn("b", "staged", alone=True), "b") is None
+        other = queue.start(Turn("b", "other"), "b")
+        assert other is not None and queue.start(Turn("c", "third"), "c") is None
+        for ticket in (first, other, first):
+            queue.done(ticket)
+    assert not queue.known
+
+
 def test_a_model_of_which_one_run_goes_on_at_a_time_has_one_place() -> None:
     """Its other requests wait in the line, however many places are free: those are for other models."""
     queue = line(places=3)
