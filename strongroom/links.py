@@ -260,7 +260,8 @@ def _forked() -> None:
         link.forked()
 
 
-os.register_at_fork(after_in_child=_forked)
+if hasattr(os, "register_at_fork"):  # where processes can be forked
+    os.register_at_fork(after_in_child=_forked)
 
 
 __all__ = [
