@@ -131,11 +131,13 @@ class Line(Generic[_T]):
         """As `join` and `next`, where nobody waits and a place is free: that refuses nobody. Else None."""
         if self._groups or self._busy >= self._places:
             return None
+        if turn.alone and turn.subject in self._subjects and self._subjects[turn.subject].places:
+            return None
         self._count += 1
         self._busy += 1
         for presence in self._presences(turn):
             presence.places += 1
-        return Ticket(turn, work, self._count, 0.0, waiting=False)
+        return Ticket(turn, work, self._count, 0.0, waiting=False, placed=True)
 
     def next(self) -> Ticket[_T] | None:
         """The work whose turn it is, from now on in its place; None where no place is free, or nobody waits who could
