@@ -40,8 +40,7 @@ from strongroom.zygote import Child, Timely
 BIRTH_S: Final = 10.0
 """Seconds for a worker to be forked and to say so; a few thousandths usually."""
 MOST_TEMPLATES: Final = 192
-"""Models in memory at a time. Less than the zygote has children (`zygote_child.CHILDREN`): small models of one owner,
-loaded and never run, would take the places of everybody's examiners."""
+"""Models in memory at a time, less than `zygote_child.CHILDREN`: models never run must not take examiners' places."""
 ENDING: Final = 32
 """Processes of a template beyond those that it may have: itself, and workers that were ended and are still going."""
 SLACK: Final = 192 << 20

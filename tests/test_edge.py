@@ -691,6 +691,53 @@ def test_half_heads_lock_nobody_out() -> None:
         assert drain(halves[1]).endswith(b"0")
 
 
+def test_who_broke_the_rules_locks_nobody_out() -> None:
+    """A connection that was refused in the middle of a body, and stays, has no request under way any more."""
+    with world(connections=1, linger_s=5) as here, here.connect() as tls:
+        tls.sendall(POST + CHUNKED + b"zz\r\n")
+        refused = b""
+        while b'"code"' not in refused:
+            refused += tls.recv(4096)
+        assert code_of(refused) == "http_malformed"
+        assert here.say(GET + b"Connection: close\r\n\r\n").endswith(b"0")
+
+
+@contextmanager
+def half_shaken(here: World) -> Iterator[tuple[socket.socket, bytes]]:
+    """A connection without the last bytes of its handshake, and these."""
+    context = ratls.Gate.pinned(ratls.spki_sha256(IDENTITY.certificate_der)).client_context()
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = context.wrap_bio(incoming, outgoing, server_hostname="localhost")
+    with socket.create_connection(("127.0.0.1", here.port), 5) as sock:
+        while True:
+            try:
+                tls.do_handshake()
+            except ssl.SSLWantReadError:
+                sock.sendall(outgoing.read())
+                incoming.write(sock.recv(65536))
+            else:
+                break
+        yield sock, outgoing.read()
+
+
+def test_connections_that_come_at_once_do_not_exceed_the_cap() -> None:
+    """Each of them makes room of its own: above the cap by the number of handshakes, everybody would be locked out."""
+    with world(connections=2) as here, contextlib.ExitStack() as stack:
+        for _ in range(2):
+            stack.enter_context(here.connect())
+        wait_for(lambda: here.open() == 2)
+        newer = [stack.enter_context(half_shaken(here)) for _ in range(4)]
+        assert here.server is not None
+        free = threading.Event()
+        loop = next(iter(here.server.crowd.connections))._loop
+        loop.call_soon_threadsafe(free.wait, 5)  # all handshakes end in one turn of the loop
+        for sock, rest in newer:
+            sock.sendall(rest)
+        free.set()
+        assert here.say(GET + b"Connection: close\r\n\r\n").endswith(b"0")
+        wait_for(lambda: here.open() <= 2)
+
+
 @pytest.mark.slow
 def test_far_above_the_cap_connections_are_dropped() -> None:
     """Refusing with an answer is itself bounded."""

@@ -277,3 +277,25 @@ def test_nothing_is_remembered_of_who_has_no_work_here() -> None:
     assert all(queue.leave(ticket) for ticket in leaving)
     assert len(served(queue, 1000)) == 100
     assert queue.known == 0 and queue.waiting == 0
+
+
+def test_a_place_that_was_had_at_once_is_given_back() -> None:
+    """`start` gives places as `next` does: whoever is done with one has left it for the next."""
+    queue = line()
+    for _ in range(3):
+        ticket = queue.start(Turn("a", "m"), "work")
+        assert ticket is not None and not ticket.waiting
+        assert queue.start(Turn("b", "m"), "no place") is None
+        queue.done(ticket)
+    assert queue.known == 0
+
+
+def test_nobody_starts_beside_one_who_has_to_be_alone() -> None:
+    """A free place is no reason to begin a second run of what runs one at a time."""
+    queue = line(places=2)
+    first = queue.start(Turn("a", "m", alone=True), "first")
+    assert first is not None
+    assert queue.start(Turn("b", "m", alone=True), "second") is None
+    assert queue.start(Turn("b", "n", alone=True), "another model's") is not None
+    queue.done(first)
+    assert queue.start(Turn("b", "m", alone=True), "second") is not None
