@@ -104,30 +104,45 @@ class RawTrees:
     leaf_vectors: array[float] = field(default_factory=lambda: array("f"))
     leaf_rows: array[int] = field(default_factory=lambda: array("b"))
 
+    _last: list[RawTree] = field(default_factory=list)
+    _nodes: int = 0
+    """Of the last trees, which are not in the arrays yet."""
+
     def __len__(self) -> int:
-        return len(self.sizes)
+        return len(self.sizes) + len(self._last)
 
     def add(self, tree: RawTree) -> None:
         """One tree more."""
+        self._last.append(tree)
+        self._nodes += tree.size
+        if self._nodes > _LAST_NODES or len(self._last) == _LAST_TREES:
+            self.join()
+
+    def join(self) -> None:
+        """Brings the last trees into the arrays, many at a time: a call for each tree would take longer."""
+        trees, self._last, self._nodes = self._last, [], 0
+        if not trees:
+            return
         for name in ("left", "right", "parents", "features", *_CATEGORY_ARRAYS):
-            getattr(self, name).frombytes(narrow(getattr(tree, name)).tobytes())
+            numbers = np.concatenate([getattr(tree, name) for tree in trees])
+            getattr(self, name).frombytes(narrow(numbers).tobytes())
         for name in ("default_left", "split_type"):
-            getattr(self, name).frombytes(_flags(getattr(tree, name)).tobytes())
-        self.conditions.frombytes(tree.conditions.tobytes())
-        vectors = tree.leaf_vectors if tree.leaf_vectors is not None else np.zeros(0, np.float32)
-        self.leaf_vectors.frombytes(vectors.tobytes())
-        for kept, value in (
-            (self.sizes, tree.size),
-            (self.deleted, tree.deleted),
-            (self.set_counts, tree.category_nodes.size),
-            (self.category_counts, tree.categories.size),
-            (self.widths, tree.width),
-            (self.vector_counts, vectors.size),
-            (self.leaf_rows, tree.leaf_rows),
-        ):
-            kept.append(value)
+            flags = np.concatenate([getattr(tree, name) for tree in trees])
+            getattr(self, name).frombytes(_flags(flags).tobytes())
+        self.conditions.frombytes(np.concatenate([tree.conditions for tree in trees]).tobytes())
+        for tree in trees:
+            if tree.leaf_vectors is not None:
+                self.leaf_vectors.frombytes(tree.leaf_vectors.tobytes())
+        self.sizes.extend(tree.size for tree in trees)
+        self.deleted.extend(tree.deleted for tree in trees)
+        self.set_counts.extend(tree.category_nodes.size for tree in trees)
+        self.category_counts.extend(tree.categories.size for tree in trees)
+        self.widths.extend(tree.width for tree in trees)
+        self.vector_counts.extend(0 if t.leaf_vectors is None else t.leaf_vectors.size for t in trees)
+        self.leaf_rows.extend(tree.leaf_rows for tree in trees)
 
 
+_LAST_NODES, _LAST_TREES = 1 << 13, 1 << 9
 _CATEGORY_ARRAYS: Final = ("category_nodes", "category_starts", "category_sizes", "categories")
 
 

@@ -26,6 +26,8 @@ from strongroom.models.tree_text import Gathered, Read, TextReader, Trail
 
 _WHOLE: Final = re.compile(r"[0-9]{1,10}")
 
+_SOME: Final = 1 << 12
+"""Elements of an array without a type that are read at one time."""
 _SCALARS: Final = {
     ord(marker): struct.Struct(form)
     for marker, form in {"i": ">b", "U": ">B", "I": ">h", "l": ">i", "L": ">q", "d": ">f", "D": ">d"}.items()
@@ -272,18 +274,20 @@ class _UbjReader:
             # Every element has at least its marker, so a count beyond the bytes left is a lie.
             if not 0 <= count <= self.left:
                 raise MalformedInput("a count goes beyond the end of the data", code="tree_truncated")
-            for _ in range(count):
-                gathered.add(self._element(depth, trail))
+            if callable(trail):
+                for _ in range(count):
+                    gathered.add(trail(self.value(depth=depth, trail=None)))
+                return gathered.result()
+            for done in range(0, count, _SOME):
+                some = range(min(_SOME, count - done))
+                gathered.extend([self.value(depth=depth, trail=None) for _ in some])
             return gathered.result()
         while marker != 0x5D:  # ]
             self._at -= 1
-            gathered.add(self._element(depth, trail))
+            value = self.value(depth=depth, trail=None)
+            gathered.add(trail(value) if callable(trail) else value)
             marker = self._marker()
         return gathered.result()
-
-    def _element(self, depth: int, trail: Trail) -> Any:
-        value = self.value(depth=depth, trail=None)
-        return trail(value) if callable(trail) else value
 
     def _typed_array(self) -> npt.NDArray[Any]:
         """`[$type#count` and the elements without markers.

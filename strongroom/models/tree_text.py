@@ -37,6 +37,10 @@ _PLAIN: Final = re.compile(rb'"([^"\\\x00-\x1f]*+)"')
 _STRING: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 _SCALAR: Final = re.compile(rb"[-+.0-9A-Za-z]++")
 _NUMBERS: Final = re.compile(rb"[-+.0-9eENaInfity, \t\n\r]*+\]")
+_SMALL: Final = re.compile(rb"\{(?:[^{}\[\]\\]++|\[[^{}\[\]\\]*+\]|\{[^{}\[\]\\]*+\})*+\}")
+"""An object of scalars, arrays of scalars and objects of scalars; braces in strings end it early, and it is none."""
+_SMALL_BYTES: Final = 1 << 14
+"""Of an object that is read in one go."""
 _COMMA: Final = re.compile(rb",")
 _DIGITS_TO_ZERO: Final = bytes(0x30 if 0x30 <= code <= 0x39 else code for code in range(256))
 _TOO_MANY_DIGITS: Final = b"0" * (MAX_DIGITS + 1)
@@ -189,7 +193,7 @@ class TextReader:
                 _refuse()
             name = self._text()
             if name in members:
-                raise MalformedInput("an object names a member twice", code="tree_duplicate_member")
+                _refuse_twice()
             if self._next() != 0x3A:  # :
                 _refuse()
             self._at += 1
@@ -209,12 +213,34 @@ class TextReader:
             self._at += 1
             return gathered.result()
         while True:
-            value = self._value(depth, None)
+            value = self._small(depth) if taker else None
+            if value is None:
+                value = self._value(depth, None)
             if taker is not None:
                 value = taker(value)
             gathered.add(value)
             if self._ended(0x5D):
                 return gathered.result()
+
+    def _small(self, depth: int) -> dict[str, Any] | None:
+        """The small object that stands here; None where none does, or something is wrong with it.
+
+        No part of an object's text is an object's text: what is read here is what a reader from left to right reads.
+        """
+        self._blank()
+        found = _SMALL.match(self._data, self._at, self._at + _SMALL_BYTES)
+        if found is None or depth + 2 > self._nesting:
+            return None
+        text = found.group()
+        if _TOO_MANY_DIGITS in text.translate(_DIGITS_TO_ZERO):
+            return None
+        try:
+            value = json.loads(str(text, "utf-8"), object_pairs_hook=_members)
+        except ValueError:
+            return None
+        self._spend(text.count(b",") + text.count(b"[") + text.count(b"{"))
+        self._at = found.end()
+        return value if isinstance(value, dict) else None
 
     def _ended(self, end: int) -> bool:
         """Whether the container ends here; or else a comma was read."""
@@ -241,6 +267,17 @@ class TextReader:
             if stop == end:
                 return gathered.result()
             at = stop + 1
+
+
+def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        _refuse_twice()
+    return members
+
+
+def _refuse_twice() -> NoReturn:
+    raise MalformedInput("an object names a member twice", code="tree_duplicate_member")
 
 
 def _loaded(text: bytes) -> Any:

@@ -467,6 +467,7 @@ class _Planted:
     def width(self, learner: Learner) -> int:
         """How many numbers a leaf has: one, or one for each output; the same in all trees."""
         trees = self.trees
+        trees.join()
         for index, width in enumerate(trees.widths):
             if width not in (1, learner.outputs):
                 message = "a leaf has neither one value nor one for each output"
