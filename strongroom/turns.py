@@ -133,8 +133,6 @@ class Line(Generic[_T]):
         """As `join` and `next`, where nobody waits and a place is free: that refuses nobody. Else None."""
         if self._groups or self._busy >= self._places or self._taken(turn):
             return None
-        if turn.alone and turn.subject in self._subjects and self._subjects[turn.subject].places:
-            return None
         self._count += 1
         self._busy += 1
         for presence in self._presences(turn):

@@ -77,7 +77,6 @@ def test_a_free_place_is_taken_at_once_where_nobody_waits() -> None:
     queue.done(second)
     assert served(queue, 9) == ["4"]
     assert queue.waiting == 0 and queue.known == 0
-    assert queue.start(Turn("a", "m", alone=True), "7") is None  # whether it can be, `next` says
 
 
 def test_a_crowd_of_one_caller_delays_another_by_nothing_but_what_runs() -> None:
