@@ -43,8 +43,8 @@ class Given(Protocol):
         """All of them, opened."""
 
     @property
-    def spoilt(self) -> Callable[[str], None]:
-        """To be told, with a code, that they could not be used."""
+    def spoilt(self) -> Callable[[tuple[Opening, ...], str], None]:
+        """To be told, with a code, that these could not be used."""
 
 
 class Plan:
