@@ -21,7 +21,7 @@ from typing import Final, NamedTuple
 from strongroom import kernel
 
 RUN_BYTES: Final = 16 << 20
-"""Room of a worker's heap in huge pages; as much of what a run has freed stays its, for the next one."""
+"""Room of a worker's heap in huge pages. Of what a run frees at the heap's end, at most twice as much stays its."""
 LOAD_BYTES: Final = 32 << 20
 """Room for loading a model, besides that of its weights once they are packed."""
 LARGEST: Final = 32 << 20

@@ -226,8 +226,7 @@ class Template:
                 "loading the model took more time or memory than it may", code="load_limits"
             ) from None
         end.settimeout(BIRTH_S)
-        code = answer.get("refused")
-        if code in _REFUSALS:
+        if (code := answer.get("refused")) in _REFUSALS:
             kind, sentence = _REFUSALS[code]
             raise kind(sentence, code=code)
         if answer != {"loaded": True}:
@@ -303,8 +302,7 @@ class Worker:
         Raises:
             OSError, EOFError: it is not there, or another.
         """
-        size = socket.CMSG_SPACE(_CREDENTIALS.size)
-        message, ancillary, _, _ = self._end.recvmsg(1, size)
+        message, ancillary, _, _ = self._end.recvmsg(1, socket.CMSG_SPACE(_CREDENTIALS.size))
         if message != records.HELLO or len(ancillary) != 1 or ancillary[0][1] != socket.SCM_CREDENTIALS:
             raise EOFError
         pid, _, _ = _CREDENTIALS.unpack(ancillary[0][2])
