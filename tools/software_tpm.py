@@ -96,7 +96,10 @@ class SoftwareTpm:
         """Whether it answers: the control channel takes connections before the other is open, answers only after."""
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline and process.poll() is None:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._port + 1), 1) as probe:
+            with (
+                contextlib.suppress(OSError),
+                socket.create_connection(("127.0.0.1", self._port + 1), 1) as probe,
+            ):
                 probe.sendall(GET_CAPABILITY)
                 if probe.recv(64):
                     return process.poll() is None
