@@ -29,6 +29,7 @@ from fake_server import (
     Balancer,
     FakeServer,
     Got,
+    lasting_port,
     policy_text,
     problem,
     send,
@@ -1049,7 +1050,7 @@ def test_an_answer_that_does_not_say_its_precision_is_not_taken(connect: Connect
 
 def test_a_restarted_server_is_verified_again_before_anything_is_sent(connect: Connect) -> None:
     """New key on the same port: the old connection is gone; the new one is refused, attested, then used."""
-    with FakeServer(models={"m": stored("m")}) as before:
+    with FakeServer(port=lasting_port(), models={"m": stored("m")}) as before:
         client = connect(before.url, key=KEY)
         model = client.model("m")
         before.close()
@@ -1060,7 +1061,7 @@ def test_a_restarted_server_is_verified_again_before_anything_is_sent(connect: C
 
 def test_a_server_that_is_gone_for_a_moment_is_waited_for(connect: Connect) -> None:
     """Refused connections right after a verified server: nothing is sent until it is back and verified."""
-    with FakeServer(models={"m": stored("m")}) as before:
+    with FakeServer(port=lasting_port(), models={"m": stored("m")}) as before:
         client = connect(before.url, patience=10.0)
         before.close()
         back: list[FakeServer] = []
@@ -1088,7 +1089,7 @@ def test_patience_ends(connect: Connect, server: FakeServer) -> None:
 
 def test_a_server_that_comes_back_as_another_is_refused(connect: Connect) -> None:
     """A restart into other code: the request does not leave."""
-    with FakeServer(models={"m": stored("m")}) as before:
+    with FakeServer(port=lasting_port(), models={"m": stored("m")}) as before:
         client = connect(before.url, key=KEY)
         model = client.model("m")
         before.close()
@@ -1559,13 +1560,12 @@ def test_a_cancelled_call_leaves_the_client_usable(server: FakeServer) -> None:
 
 def test_nobody_there(connect: Connect) -> None:
     """A refused connection at once, without patience: there was no server before."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
+    port = lasting_port()
     began = time.monotonic()
     with pytest.raises(Unavailable) as refusal:
         connect(f"https://127.0.0.1:{port}")
     assert refusal.value.code == "server_unreachable"
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 5
 
 
 @pytest.mark.parametrize(
