@@ -43,8 +43,9 @@ class SessionCache:
       - A key is loaded once, however many ask for it; the others wait for that one load. Loaders run without
         the lock, so no load delays another key's load or run.
       - A leased session stays. What was evicted while leased is closed by its last lease.
-      - The sum of `memory_bytes` of all sessions, evicted ones still leased included, is within the budget.
-        What a loader takes before its session is counted comes on top: bound the number of loading threads.
+      - The sum of `memory_bytes` of all sessions, evicted ones still leased included, is within the budget. What is
+        known of a session before it is loaded is counted from then on, and what has to go for it goes before; what a
+        loader takes beyond that comes on top: bound the number of loading threads.
       - There are `most` at a time, however small they are: each may be a process, and those are counted elsewhere.
       - A failed load is not remembered: the next caller tries again.
     """
@@ -73,6 +74,12 @@ class SessionCache:
             entry = self._entries.get(key)
             return entry is not None and entry.session is not None
 
+    def stages(self, key: Hashable) -> int | None:
+        """In how many stages the session of `key` runs; None where there is none in memory. It is not used by this."""
+        with self._lock:
+            entry = self._entries.get(key)
+            return None if entry is None or entry.session is None else entry.session.stages
+
     def lease(self, key: Hashable) -> Lease | None:
         """A lease of the session of `key`, without waiting for one; None where there is none. The callee's to end."""
         with self._lock:
@@ -84,8 +91,11 @@ class SessionCache:
             return Lease(entry.session, lambda: self._leave(entry, wait=False))
 
     @contextlib.contextmanager
-    def get(self, key: Hashable, loader: Callable[[], Loaded]) -> Iterator[Loaded]:
-        """Leases the session of `key` for the length of a `with` block; `loader` makes it if it is not there.
+    def get(
+        self, key: Hashable, loader: Callable[[], Loaded], *, size: Callable[[], int] = lambda: 0
+    ) -> Iterator[Loaded]:
+        """Leases the session of `key` for the length of a `with` block; `loader` makes it if it is not there. `size`:
+        bytes of memory that it will take at least.
 
         Raises:
             LimitExceeded: the session alone is larger than the budget (code `engine_model_too_large`).
@@ -95,7 +105,7 @@ class SessionCache:
         entry, mine = self._join(key)
         try:
             if mine:
-                self._load(key, entry, loader)
+                self._load(key, entry, loader, size)
             entry.done.wait()
             if entry.session is None:
                 raise copy.copy(entry.error) if entry.error else Failure("loading the model failed")
@@ -142,18 +152,32 @@ class SessionCache:
         if wait:
             _close(closing)
         elif closing:
-            threading.Thread(target=_close, args=(closing,), name="cache-close").start()
+            try:
+                threading.Thread(target=_close, args=(closing,), name="cache-close").start()
+            except RuntimeError:  # there is none: better late than never
+                _close(closing)
 
-    def _load(self, key: Hashable, entry: _Entry, loader: Callable[[], Loaded]) -> None:
-        session, victims = None, []
+    def _load(
+        self, key: Hashable, entry: _Entry, loader: Callable[[], Loaded], size: Callable[[], int]
+    ) -> None:
+        session, victims, counted = None, [], 0
         try:
+            if expected := size():
+                with self._lock:
+                    victims = self._room_for(expected)
+                    self._used += (counted := expected)
+                _close(victims)  # before it is loaded, or both would be there
+                victims = []
             session = loader()
             with self._lock:
+                self._used -= counted
+                counted = 0
                 victims = self._room_for(session.memory_bytes)
                 entry.session = session
                 self._used += session.memory_bytes
         except BaseException as exc:
             with self._lock:
+                self._used -= counted
                 # A copy: the original's traceback keeps the loader's frames, and the model in them, alive.
                 entry.error = copy.copy(exc) if isinstance(exc, Error) else None
                 if self._entries.get(key) is entry:

@@ -76,7 +76,7 @@ def size_command(
     FILES are models; each is examined as at its upload. From what admission bounds, and the server's own part as it
     was measured, follow the peak of the server's memory, the size of an SGX enclave and how much of it older
     processors would have to page. With --budget, a model that does not fit is cut as a server with processes of its
-    own for models (Linux) would cut it, in such processes; the speed of this machine is measured for about a second,
+    own for models (Linux) would cut it, in such processes; the speed of this machine is measured for about two seconds,
     and the model is not run (docs/partitioning.md says how far such predictions were off). Needs the `server` extra.
     Exit codes: 0; 10 a model is refused, or the budget is too small; 20 unusable input.
     """
@@ -157,7 +157,7 @@ def _ahead(
     sizes: tuple[int, ...] | None,
 ) -> _Ahead:  # fmt: skip
     from strongroom.outlook import request_of
-    from strongroom.rehearsal import rates
+    from strongroom.pacing import rates
 
     try:
         requests = [request_of(model.info.admission, sizes) for model, _ in admitted]
@@ -179,16 +179,18 @@ def _outlook(
     from strongroom.admission import ChildLimits
     from strongroom.forms import WORTH_BYTES
     from strongroom.models.parting import stage_limit
-    from strongroom.outlook import room_of, staged, staged_room, whole
+    from strongroom.outlook import COUNTED, SLACK, room_of, staged, whole
     from strongroom.rehearsal import stage_lengths
 
     sizes, operations, run_bytes = request
     room = room_of(budget, run_bytes)
     loaded = model.loaded_bytes
     if loaded > room and model.runs_bytes >= WORTH_BYTES:
+        # With more in `loaded_bytes` a server would not cut it.
+        room = min(room, max(0, 2 * model.runs_bytes - COUNTED - SLACK) // SLACK * SLACK)
         seconds = settings.limits.preparation_s
         limits = ChildLimits(wall_s=seconds, cpu_s=seconds, memory_bytes=settings.limits.admission_bytes)
-        lengths = stage_lengths(admitted.onnx, nursery, limits=limits, limit=stage_limit(staged_room(room)))
+        lengths = stage_lengths(admitted.onnx, nursery, limits=limits, limit=stage_limit(room))
         if len(lengths) > 1:
             return staged(
                 lengths, room=room, run_bytes=run_bytes, operations=operations, sizes=sizes, rates=rates
@@ -270,7 +272,7 @@ def _show_ahead(models: list[Model], ahead: _Ahead, budget: int) -> None:
         )
         click.echo(
             f"  {model.name}: {stages}; peak {megabytes(outlook.peak_bytes)}, a warm request ({request}) "
-            f"{outlook.latency_s:.2g} s"
+            f"{outlook.latency_s:.2g} s on this machine as it is, {outlook.free_s:.2g} s with two cores free"
         )
         if outlook.stages > 1 and not ahead.missing(budget):
             click.echo(

@@ -22,18 +22,29 @@ import os
 import select
 import socket
 import threading
-from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final, Protocol
 
 from strongroom.errors import Error, Failure, SealRefused, Unavailable
 from strongroom.fetching import AHEAD, GONE, WORD
-from strongroom.jobs import Source
 from strongroom.models.parting import needed, resident
 from strongroom.sealed import TAG_BYTES, Opening
 
 SLOTS: Final = AHEAD
 BYTES_A_SECOND: Final = 100e6
 """At which stages are read, opened and loaded on a slow and busy machine: what a run's time grows by."""
+
+
+class Given(Protocol):
+    """Where stages come from: what of a `jobs.Source` is used here."""
+
+    @property
+    def stages(self) -> Callable[[], contextlib.AbstractContextManager[tuple[Opening, ...]]]:
+        """All of them, opened."""
+
+    @property
+    def spoilt(self) -> Callable[[tuple[Opening, ...], str], None]:
+        """To be told, with a code, that these could not be used."""
 
 
 class Plan:
@@ -122,7 +133,7 @@ class Feeding:
         self._wake = self._woken = -1
 
     @contextlib.contextmanager
-    def turn(self, source: Source, *, seconds: float) -> Iterator[None]:
+    def turn(self, source: Given, *, seconds: float) -> Iterator[None]:
         """One run has the stages for as long as the block lasts; others wait, so long at the most.
 
         Raises:
@@ -131,6 +142,7 @@ class Feeding:
         """
         if not self._turn.acquire(timeout=seconds):
             raise Unavailable("the model runs for others, stage by stage", code="overloaded")
+        openings: tuple[Opening, ...] = ()
         try:
             with source.stages() as openings:
                 if tuple(opening.length for opening in openings) != self.plan.lengths:
@@ -146,7 +158,7 @@ class Feeding:
                     self._openings = ()
                 self._check()
         except SealRefused as refusal:
-            source.spoilt(refusal.code)
+            source.spoilt(openings, refusal.code)
             raise
         finally:
             self._turn.release()
@@ -158,13 +170,23 @@ class Feeding:
             raise Failure("a stage of the model cannot be read") from None
 
     def serve(self, end: socket.socket, slots: Slots, run: int) -> None:
-        """Serves a worker, by its socket and into its slots, in its run of that number, until `stop`."""
-        self._woken, self._wake = os.pipe()
-        self._slots = slots
-        self._thread = threading.Thread(
-            target=self._serve, args=(end, slots, run), name="stages", daemon=True
-        )
-        self._thread.start()
+        """Serves a worker, by its socket and into its slots, in its run of that number, until `stop`.
+
+        Raises:
+            Unavailable: there is no descriptor, or no thread (code `overloaded`).
+        """
+        try:
+            self._woken, self._wake = os.pipe()
+            thread = threading.Thread(target=self._serve, args=(end, slots, run), name="stages", daemon=True)
+            try:
+                thread.start()
+            except BaseException:
+                os.close(self._wake)
+                os.close(self._woken)
+                raise
+        except (OSError, RuntimeError):
+            raise Unavailable("nobody can bring the model's stages now", code="overloaded") from None
+        self._thread, self._slots = thread, slots
 
     def stop(self, slots: Slots | None = None) -> None:
         """Returns when nobody is served any more, or not into these, and they are empty. Thread-safe."""

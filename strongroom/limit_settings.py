@@ -124,7 +124,7 @@ class Limits:
     )
     partition_bytes: int = _setting(
         256 << 20,
-        "Memory of one model in stages: those under way, and those that stay; three of the largest where single "
+        "Memory of one model in stages: those under way, and those that stay; five of the largest where single "
         "stages are too large for it (docs/partitioning.md).",
         unit="bytes",
         low=1,

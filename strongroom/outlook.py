@@ -17,12 +17,12 @@ from typing import Any, Final
 from strongroom.feeding import SLOTS, Plan
 from strongroom.models.info import Admission, Room
 
-PROCESSES: Final = 115 * 10**6
+PROCESSES: Final = 120 * 10**6
 """Bytes of a server's processes together (shared pages once) before a model is loaded: server, zygote, a spare one."""
-SERVED: Final = 55 * 10**6
-"""More while a model runs: the engine in the template and in the worker, what kernels packed and the heap keeps."""
-COUNTED: Final = 8 << 20
-"""Bytes of `limits.loaded_bytes` beyond the plan's: what a server counts for every model (`processes.FIXED`, twice)."""
+SERVED: Final = 20 * 10**6
+"""More while a model runs: the engine in the template, in the worker and in the spare one."""
+COUNTED: Final = 16 << 20
+"""Bytes of `limits.loaded_bytes` beyond the plan's: what servers count for those (`processes.FAMILY`), and more."""
 SLACK: Final = 256 << 10
 """Bytes by which a room is rounded down, so that a configuration says a plain number."""
 USUAL: Final = 128
@@ -31,7 +31,7 @@ USUAL: Final = 128
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
-    """What a machine does, as `rehearsal.rates` measures it, with one thread."""
+    """What a machine does, as `pacing.rates` measures it, with one thread: processor time, and what waiting adds."""
 
     opened: float
     """Bytes of stages that are read and decrypted in a second."""
@@ -41,6 +41,10 @@ class Rates:
     """Seconds to make a stage ready besides."""
     operations: float
     """Multiplications and additions in a second."""
+    waiting: float
+    """Seconds by the clock for each one of a run in stages, and"""
+    waiting_whole: float
+    """of one without: on a machine as busy as it was."""
 
     def to_json(self) -> dict[str, Any]:
         """The JSON object form."""
@@ -49,6 +53,8 @@ class Rates:
             "load_bytes_per_s": round(self.loaded),
             "session_s": round(self.session, 6),
             "operations_per_s": round(self.operations),
+            "waiting": round(self.waiting, 3),
+            "waiting_whole": round(self.waiting_whole, 3),
         }
 
 
@@ -66,7 +72,9 @@ class Outlook:
     peak_bytes: int
     """Server, worker and the processes beside them together, at their peak."""
     latency_s: float
-    """One warm request of `sizes`, without the network."""
+    """One warm request of `sizes` by the clock, on a machine as busy as this one, without the network."""
+    free_s: float
+    """The same where a core is free for the worker and one for the server."""
     sizes: tuple[int, ...]
     """Open dimensions of that request, as `Room.sizes`."""
 
@@ -79,21 +87,17 @@ class Outlook:
             "partition_bytes": self.partition_bytes,
             "peak_bytes": self.peak_bytes,
             "latency_s": round(self.latency_s, 4),
+            "free_s": round(self.free_s, 4),
             "sizes": list(self.sizes),
         }
 
 
 def room_of(budget: int, run_bytes: int) -> int:
-    """Bytes a model may take (`limits.loaded_bytes`) where all processes together have `budget` bytes and one request
-    `run_bytes`; 0 where nothing is left.
+    """Bytes a model may take (in stages: `limits.partition_bytes`) where all processes together have `budget` bytes and
+    one request `run_bytes`; 0 where nothing is left.
     """
     left = budget - PROCESSES - SERVED - run_bytes
     return max(0, left // SLACK * SLACK)
-
-
-def staged_room(room: int) -> int:
-    """Bytes of those (`limits.partition_bytes`) that its stages may take."""
-    return max(0, room - COUNTED)
 
 
 def request_of(
@@ -137,10 +141,11 @@ def whole(
     return Outlook(
         stages=1,
         staying=1,
-        loaded_bytes=room,
-        partition_bytes=staged_room(room),
+        loaded_bytes=room + COUNTED,
+        partition_bytes=room,
         peak_bytes=PROCESSES + SERVED + run_bytes + loaded,
-        latency_s=operations / rates.operations,
+        latency_s=operations / rates.operations * rates.waiting_whole,
+        free_s=operations / rates.operations,
         sizes=sizes,
     )
 
@@ -155,20 +160,24 @@ def staged(
     rates: Rates,
 ) -> Outlook:
     """Of a model in stages of these `lengths` (bytes), which has `room` bytes as of `room_of`."""
-    plan = Plan(lengths, staged_room(room))
+    plan = Plan(lengths, room)
+    free = seconds(plan, operations, rates)
     return Outlook(
         stages=len(lengths),
         staying=len(plan.stay),
-        loaded_bytes=room,
-        partition_bytes=staged_room(room),
+        loaded_bytes=room + COUNTED,
+        partition_bytes=room,
         peak_bytes=PROCESSES + SERVED + run_bytes + plan.memory_bytes,
-        latency_s=_seconds(plan, operations, rates),
+        latency_s=free * (rates.waiting if plan.moving else rates.waiting_whole),
+        free_s=free,
         sizes=sizes,
     )
 
 
-def _seconds(plan: Plan, operations: int, rates: Rates) -> float:
-    """Stage by stage: the server opens one into a slot once that was given back, the worker loads and runs it."""
+def seconds(plan: Plan, operations: int, rates: Rates) -> float:
+    """A run, stage by stage: the server opens one into a slot once that was given back, the worker loads and runs it.
+    Both have a core, and nobody waits for anything else.
+    """
     total = max(1, sum(plan.lengths))
     read = now = 0.0
     given_back = [0.0] * SLOTS

@@ -103,11 +103,11 @@ def test_a_budget_says_in_how_many_stages(layers: str) -> None:
 
 def test_people_read_what_to_set(capsys: pytest.CaptureFixture[str]) -> None:
     """Stages, peak, seconds, and the settings, where the budget is kept; how much is missing where it is not."""
-    rates = Rates(opened=1e9, loaded=1e9, session=0.0, operations=1e9)
+    rates = Rates(opened=1e9, loaded=1e9, session=0.0, operations=1e9, waiting=1.0, waiting_whole=1.0)
     outlook = staged([10**7] * 9, room=40 << 20, run_bytes=5, operations=10**9, sizes=(1, 128), rates=rates)
     model = SimpleNamespace(name="a.onnx")
     for apart, budget, words in (
-        (True, 220 * 10**6, ("fits, one request", "limits.partition_bytes = 33554432")),
+        (True, 220 * 10**6, ("fits, one request", "limits.partition_bytes = 41943040")),
         (True, 150 * 10**6, ("too small by",)),
         (False, 220 * 10**6, ("too small by 780.0 MB",)),
     ):

@@ -387,6 +387,40 @@ def test_what_is_in_use_stays() -> None:
     assert cache.loaded() == ("b", "c")
 
 
+def test_what_has_to_go_goes_before_the_next_is_loaded() -> None:
+    """By what is known of its size before; what is under way is counted, and by its true size when it is there."""
+    cache = SessionCache(30)
+    a, b, c = warm(cache, "a"), warm(cache, "b"), Fake(25)
+
+    def load() -> Session:
+        assert (a.closed, b.closed) == (1, 0) and cache.used_bytes == 30
+        return cast(Session, c)
+
+    with cache.get("c", load, size=lambda: 20):
+        assert b.closed == 1 and cache.used_bytes == 25 and cache.loaded() == ("c",)
+
+
+def test_what_cannot_have_room_is_not_loaded() -> None:
+    """Larger than the budget, or while all is in use or under way: refused before, and nothing is evicted."""
+    cache = SessionCache(30)
+    a = warm(cache, "a")
+    with pytest.raises(LimitExceeded) as caught, cache.get("b", never, size=lambda: 31):
+        pass
+    assert caught.value.code == "engine_model_too_large"
+    with cache.get("a", never), pytest.raises(Unavailable) as busy, cache.get("b", never, size=lambda: 21):
+        pass
+    assert busy.value.code == "engine_memory_busy" and cache.used_bytes == 10 and a.closed == 0
+
+    def load() -> Session:
+        with pytest.raises(Unavailable), cache.get("c", never, size=lambda: 11):
+            pass
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), cache.get("b", load, size=lambda: 20):
+        pass
+    assert cache.used_bytes == 10 and cache.loaded() == ("a",)
+
+
 def test_a_model_larger_than_the_budget_is_refused() -> None:
     """At once, whatever is loaded; and nothing is evicted for it."""
     cache = SessionCache(30)
@@ -411,6 +445,21 @@ def test_an_evicted_session_is_closed_by_its_last_lease() -> None:
                 assert cast(Any, session) is new
         assert old.closed == 0 and cache.used_bytes == 20
     assert old.closed == 1 and new.closed == 0 and cache.used_bytes == 10
+
+
+def test_the_last_lease_closes_it_also_where_there_is_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then whoever has it waits for that."""
+    cache, fake = SessionCache(100), Fake()
+    with cache.get("a", making(fake)):
+        lease = cache.lease("a")
+    assert lease is not None and cache.evict("a")
+
+    def none(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", none)
+    lease.end()
+    assert fake.closed == 1 and cache.used_bytes == 0
 
 
 def test_closing_forgets_all() -> None:

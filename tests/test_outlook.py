@@ -7,9 +7,9 @@ import pytest
 from strongroom.feeding import Plan
 from strongroom.models.info import Admission, Room
 from strongroom.outlook import COUNTED, PROCESSES, SERVED, SLACK, Rates, request_of, room_of, staged, whole
-from strongroom.processes import FIXED
+from strongroom.processes import FAMILY
 
-RATES = Rates(opened=1e9, loaded=5e8, session=0.0, operations=1e10)
+RATES = Rates(opened=1e9, loaded=5e8, session=0.0, operations=1e10, waiting=1.0, waiting_whole=1.0)
 
 
 def admission(*rooms: tuple[tuple[int, ...], int, int]) -> Admission:
@@ -23,13 +23,13 @@ def admission(*rooms: tuple[tuple[int, ...], int, int]) -> Admission:
 
 def test_the_plan_is_the_servers() -> None:
     """Stages, those that stay, and memory are those of `feeding.Plan`, processes and one request on top."""
-    lengths, room = [10_000_000] * 20, 60_000_000
+    lengths, room = [10_000_000] * 20, 90_000_000
     plan = Plan(lengths, room)
-    found = staged(lengths, room=room + COUNTED, run_bytes=7, operations=0, sizes=(1,), rates=RATES)
+    found = staged(lengths, room=room, run_bytes=7, operations=0, sizes=(1,), rates=RATES)
     assert (found.stages, found.staying) == (20, len(plan.stay)) and 0 < found.staying < 20
     assert found.peak_bytes == PROCESSES + SERVED + 7 + plan.memory_bytes
     said = found.to_json()
-    assert said["partition_bytes"] == room and said["loaded_bytes"] - room == COUNTED > FIXED
+    assert said["partition_bytes"] == room and said["loaded_bytes"] - room == COUNTED > FAMILY
 
 
 def test_reading_goes_on_beside_running() -> None:
@@ -37,7 +37,7 @@ def test_reading_goes_on_beside_running() -> None:
     lengths = [10_000_000] * 20
     found = staged(lengths, room=0, run_bytes=0, operations=0, sizes=(), rates=RATES)
     assert found.staying == 0 and found.latency_s == pytest.approx(20 * 0.02 + 0.01)
-    slow = Rates(opened=1e8, loaded=5e8, session=0.0, operations=1e10)
+    slow = Rates(opened=1e8, loaded=5e8, session=0.0, operations=1e10, waiting=1.0, waiting_whole=1.0)
     found = staged(lengths, room=0, run_bytes=0, operations=0, sizes=(), rates=slow)
     assert found.latency_s == pytest.approx(20 * 0.1 + 0.02)
 
@@ -45,16 +45,14 @@ def test_reading_goes_on_beside_running() -> None:
 def test_two_slots_and_no_third() -> None:
     """A long run of one stage does not let more than two be read ahead."""
     lengths = [10_000_000] * 3
-    rates = Rates(opened=1e9, loaded=1e12, session=1.0, operations=1e10)
+    rates = Rates(opened=1e9, loaded=1e12, session=1.0, operations=1e10, waiting=1.0, waiting_whole=1.0)
     found = staged(lengths, room=0, run_bytes=0, operations=0, sizes=(), rates=rates)
     assert found.latency_s == pytest.approx(3 * 1.0 + 0.01, abs=1e-3)
 
 
 def test_what_stays_is_not_loaded_again() -> None:
     """Where all stages stay, a request takes what its operations take."""
-    found = staged(
-        [10_000_000] * 4, room=80_000_000 + COUNTED, run_bytes=0, operations=10**10, sizes=(), rates=RATES
-    )
+    found = staged([10_000_000] * 4, room=80_000_000, run_bytes=0, operations=10**10, sizes=(), rates=RATES)
     assert found.staying == 4 and found.latency_s == pytest.approx(1.0)
 
 

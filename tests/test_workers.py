@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import fcntl
 import os
+import select
 import signal
 import socket
 import sys
@@ -446,6 +447,33 @@ def test_a_template_that_ends_is_made_anew(nursery: Nursery) -> None:
         wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
 
 
+def test_a_template_for_which_there_is_no_thread_is_made_later(
+    nursery: Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the next request: the model does not stay away for ever."""
+    start = threading.Thread.start
+
+    def none(thread: threading.Thread) -> None:
+        if thread.name == "workers-again":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with loaded(nursery, DOUBLE) as there:
+        run(there, {"x": X})
+        assert there._template is not None
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", none)
+            os.kill(there._template.pid, signal.SIGKILL)
+            wait_for(lambda: there._template is None or not there._template.alive())
+            for _ in range(2):
+                with pytest.raises(Unavailable):
+                    run(there, {"x": X})
+        with pytest.raises(Unavailable):
+            run(there, {"x": X})
+        wait_for(lambda: there._template is not None, 60)
+        assert run(there, {"x": X}).tolist() == [3.0, -4.0]
+
+
 def test_a_run_that_takes_too_long_is_ended(nursery: Nursery) -> None:
     """By the clock; the caller is told, and served again. Stopped processes count, too."""
     with loaded(nursery, DOUBLE) as there:
@@ -501,9 +529,13 @@ def test_models_that_are_not_run_keep_no_places(nursery: Nursery) -> None:
         for there in (*reversed(models), *models):
             assert run(there, {"x": X}).tolist() == [3.0, -4.0]
     finally:
+        held = [os.pidfd_open(there._template.pid) for there in models if there._template is not None]
         for there in models:
             there.close()
-    assert all_._count == 0 and not all_._idle
+    for process in held:  # their memory is free for the next model
+        assert select.select([process], [], [], 0)[0]
+        os.close(process)
+    assert len(held) == 3 and all_._count == 0 and not all_._idle
 
 
 def test_a_template_that_does_not_look_ends_all_the_same(nursery: Nursery) -> None:

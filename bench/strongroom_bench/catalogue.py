@@ -86,6 +86,13 @@ def _wide(net: Net) -> None:
     net.output(net.dense(x, 2048, 10), "output", ["N", 10])
 
 
+def _deep(net: Net) -> None:
+    x = net.input("input", F32, ["N", 1024])
+    for _ in range(6):
+        x = net.dense(x, 1024, 1024, act="relu", gain=2.0)
+    net.output(net.dense(x, 1024, 10), "output", ["N", 10])
+
+
 _IMAGE: Final = (3, 224, 224)
 _BASE: Final = partial(text.bert, layers=12, width=768, heads=12, inner=3072)
 _LARGEST: Final = partial(text.bert, layers=14, width=1024, heads=16, inner=4096)
@@ -127,6 +134,7 @@ ENTRIES: Final = (
     ),
     _net("mlp", "tabular", "perceptron 64-256-256-10", (64,), _mlp),
     _net("mlp2048", "wide", "perceptron of three layers of 2048", (2048,), _wide),
+    _net("mlp_deep", "wide", "perceptron of six layers of 1024", (1024,), _deep),
     _net(
         "tiny_resnet", "tiny", "ResNet of four blocks", (3, 32, 32),
         partial(vision.resnet, blocks=(1, 1, 1, 1), bottleneck=False, size=32, classes=10, base=8),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -16,6 +17,7 @@ from strongroom_bench import (
     footprint,
     latency,
     memory,
+    oversubscription,
     partition,
     precision,
     throughput,
@@ -33,6 +35,7 @@ from strongroom_bench.tables import render
 CACHE: Final = Path.home() / ".cache" / "strongroom-bench"
 SMALL: Final = ("trees30", "mlp", "trees500")
 PRECISE: Final = ("trained", "resnet50", "bert_base")
+BUDGETS: Final = ("100%", "75%", "50%", "30%")
 QUICK: Final = ("trees30", "squeezenet", "resnet50")
 MANY: Final = {
     "concurrent_requests": 512,
@@ -349,37 +352,61 @@ def memory_command(
     _show(_memory(models, options), as_json=as_json, out=out)
 
 
+def _partition(
+    models: tuple[str, ...], budgets: tuple[str, ...], options: Options, *, stages: int | None,
+    batches: tuple[int, ...], oversubscribe: int | None,
+) -> Result:  # fmt: skip
+    cores = Cores(None, None)
+    result = new_result("partition", partition.WHOLE, options, cores)
+    for workload in catalogue.select(models, options.cache / "models"):
+        for budget in [partition.budget_of(word, workload) for word in budgets]:
+            loaded = 8 << 30 if oversubscribe is None else oversubscription.loaded_bytes(budget)
+            limits = {"partition_bytes": budget.bytes, "loaded_bytes": loaded}
+            ours = start_ours(replace(options, limits=limits), cores)
+            try:
+                if oversubscribe is None:
+                    partition.measure(
+                        result, workload, ours, budget, stages=stages, rounds=options.plan.rounds, batches=batches,
+                        say=_say,
+                    )  # fmt: skip
+                else:
+                    oversubscription.measure(
+                        result, workload, ours, budget, times=oversubscribe, stages=stages,
+                        rounds=options.plan.rounds, say=_say,
+                    )  # fmt: skip
+            except Unable as reason:
+                result.miss("strongroom", f"{workload.name}, {budget.word}", str(reason))
+            finally:
+                ours.close()
+    return result
+
+
 @main.command("partition")
 @_models("encoder_830mb")
 @click.option("--room", default=100, show_default=True, metavar="MB",
               help="Memory of a model in stages (`limits.partition_bytes`).")  # fmt: skip
-@click.option("--stages", default=80, show_default=True, help="Stages that it is cut into, or fewer.")
+@click.option("--budgets", default="", callback=_names, metavar="BUDGET,...",
+              help="Several in place of --room, a server for each: 75MB, or 50% of what the whole takes.")  # fmt: skip
+@click.option("--stages", type=click.IntRange(2), metavar="N",
+              help="Stages that it is cut into, or fewer; else as many as the budget wants.")  # fmt: skip
 @click.option("--batches", default="4", show_default=True, callback=_names, metavar="ROWS,...",
               help="Rows of the requests that show what a batch saves.")  # fmt: skip
 @click.option("--rounds", default=10, show_default=True, help="Requests of each, in turns.")
+@click.option("--oversubscribe", type=click.IntRange(2, 16), metavar="N",
+              help="Instead: several models that want N times the memory of all; --rounds times each.")  # fmt: skip
 @_cache
 @_json
 @_out
 def partition_command(
-    models: tuple[str, ...], room: int, stages: int, batches: tuple[str, ...], rounds: int, cache: Path,
-    as_json: bool, out: Path | None,
+    models: tuple[str, ...], room: int, budgets: tuple[str, ...], stages: int | None, batches: tuple[str, ...],
+    rounds: int, oversubscribe: int | None, cache: Path, as_json: bool, out: Path | None,
 ) -> None:  # fmt: skip
-    """A model in stages against the whole, on one server: latency, memory, and what a batch saves."""
-    options = _options(
-        rounds=rounds, warmups=1, target=None, policy=None, key=None, cache=cache,
-        limits={"partition_bytes": room * 10**6, "loaded_bytes": 8 << 30},
-    )  # fmt: skip
-    cores = Cores(None, None)
-    result = new_result("partition", partition.WHOLE, options, cores)
-    for workload in catalogue.select(models, options.cache / "models"):
-        ours = start_ours(options, cores)
-        try:
-            rows = tuple(map(int, batches))
-            partition.measure(result, workload, ours, stages=stages, rounds=rounds, batches=rows, say=_say)
-        except Unable as reason:
-            result.miss("strongroom", workload.name, str(reason))
-        finally:
-            ours.close()
+    """A model in stages against the whole, on one server: latency, memory, and what a batch saves, by budget."""
+    options = _options(rounds=rounds, warmups=1, target=None, policy=None, key=None, cache=cache)
+    rows = tuple(map(_count, batches))
+    result = _partition(
+        models, budgets or (f"{room}MB",), options, stages=stages, batches=rows, oversubscribe=oversubscribe
+    )
     _show(result, as_json=as_json, out=out)
 
 
@@ -424,6 +451,8 @@ def all_command(
     _show(_precision(PRECISE, plain), as_json=as_json, out=out)
     if plain.target is None:
         _show(_memory(("paper",), plain), as_json=as_json, out=out)
+        staged = _partition(("resnet50",), BUDGETS, plain, stages=None, batches=(4, 8), oversubscribe=None)
+        _show(staged, as_json=as_json, out=out)
 
 
 @main.command()

@@ -7,6 +7,7 @@ loaded and run. Pages that processes share are counted once (Pss), where the ker
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,37 +23,62 @@ INTERVAL_S: Final = 0.005
 Say = Callable[[str], None]
 
 
-def tree_bytes(root: int) -> int:
-    """Resident memory of a process and everything below it, shared pages counted once."""
-    waiting, total = [root], 0
+def tree(root: int) -> list[int]:
+    """A process and everything below it."""
+    waiting, found = [root], []
     while waiting:
-        pid = waiting.pop()
-        total += _resident(pid)
+        found.append(pid := waiting.pop())
         try:
             for task in Path(f"/proc/{pid}/task").iterdir():
                 waiting += map(int, (task / "children").read_text().split())
         except OSError:
             continue
-    return total
+    return found
 
 
-def _resident(pid: int) -> int:
-    for name, word in (("smaps_rollup", "Pss:"), ("status", "VmRSS:")):
+def tree_bytes(root: int) -> int:
+    """Resident memory of a process and everything below it, shared pages counted once."""
+    return sum(_resident(pid)[0] for pid in tree(root))
+
+
+def tree_processor_s(root: int) -> float:
+    """Seconds of processors that they have used, in ticks of the kernel (10 ms); those that ended are not in it."""
+    ticks = 0
+    for pid in tree(root):
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _resident(pid: int) -> tuple[int, int]:
+    """Its share (Pss), and all that it has (Rss)."""
+    for name, share, whole in (("smaps_rollup", "Pss", "Rss"), ("status", "VmRSS", "VmRSS")):
         try:
             lines = Path(f"/proc/{pid}/{name}").read_text().splitlines()
         except OSError:
             continue
-        for line in lines:
-            if line.startswith(word):
-                return int(line.split()[1]) * 1024
-    return 0
+        words = {word: int(value.split()[0]) for word, _, value in (line.partition(":") for line in lines)
+                 if word in (share, whole)}  # fmt: skip
+        if words:
+            return words[share] * 1024, words[whole] * 1024
+    return 0, 0
 
 
 class Peak:
-    """The largest value seen."""
+    """The largest values seen: of the sum, and of resident memory of the first process and of any other."""
 
     def __init__(self) -> None:
-        self.bytes = 0
+        self.bytes = self.root_rss = self.largest_rss = 0
+
+    def look(self, root: int) -> None:
+        """Once."""
+        (share, rss), *others = [_resident(pid) for pid in tree(root)]
+        self.bytes = max(self.bytes, share + sum(share for share, _ in others))
+        self.root_rss = max(self.root_rss, rss)
+        self.largest_rss = max([self.largest_rss, *(rss for _, rss in others)])
 
 
 @contextmanager
@@ -62,7 +88,7 @@ def watching(root: int) -> Iterator[Peak]:
 
     def watch() -> None:
         while True:
-            peak.bytes = max(peak.bytes, tree_bytes(root))
+            peak.look(root)
             if ended.wait(INTERVAL_S):
                 return
 

@@ -323,10 +323,85 @@ def _plain_charts(result: Result) -> list[tuple[str, str]]:
 
 
 def _partition_charts(result: Result) -> list[tuple[str, str]]:
+    """Latency and memory against the budget, what a batch saves; bars of whatever has no budget."""
+    found: dict[str, list[Row]] = {}
+    others = []
+    for row in result.rows:
+        if "budget" in row.detail:
+            found.setdefault(row.detail["model"], []).append(row)
+        else:
+            others.append(row)
+    charts = []
+    for model, rows in found.items():
+        warm = [row for row in rows if row.metric == "warm"]
+        charts.append(
+            (f"{model}: latency of one row against the budget", _against_budget(warm, 1.0, "seconds"))
+        )
+        peak = [row for row in rows if row.metric == "peak"]
+        label = "MB, all processes of the server (Pss)"
+        charts.append((f"{model}: memory at its peak against the budget", _against_budget(peak, 1e-6, label)))
+        if len({row.metric for row in rows if _rows_of(row)}) > 1:
+            charts.append((f"{model}: what a batch saves", _batch_curve(rows)))
+    return charts + _partition_bars(others)
+
+
+def _against_budget(rows: Sequence[Row], scale: float, label: str) -> str:
+    figure, axes = _figure(8, 3.8)
+    for at, name in enumerate(dict.fromkeys(row.contender for row in rows)):
+        mine = sorted((r for r in rows if r.contender == name), key=lambda row: int(row.detail["budget"]))
+        values = [row.summary for row in mine]
+        axes.errorbar(
+            [row.detail["budget"] / 1e6 for row in mine],
+            [one.median * scale for one in values],
+            yerr=[
+                [(one.median - one.low) * scale for one in values],
+                [(one.high - one.median) * scale for one in values],
+            ],
+            label=name, marker="o", markersize=4, color=COLOURS[at % len(COLOURS)],
+        )  # fmt: skip
+    axes.set_xlabel("budget of the model in stages, MB")
+    axes.set_ylabel(label)
+    axes.set_ylim(bottom=0)
+    axes.set_xlim(left=0)
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    return _svg(figure)
+
+
+def _rows_of(row: Row) -> int:
+    """Rows of the requests that it is about; 0: it is about something else."""
+    return (
+        1 if row.metric == "warm" else int(row.metric.removeprefix("batch ")) if "batch" in row.metric else 0
+    )
+
+
+def _batch_curve(rows: Sequence[Row]) -> str:
+    figure, axes = _figure(8, 3.8)
+    lines: dict[str, list[tuple[int, float]]] = {}
+    for row in sorted(rows, key=_rows_of):
+        if count := _rows_of(row):
+            name = f"{row.contender}, {row.detail['word']}"
+            lines.setdefault(name, []).append((count, row.summary.median / count))
+    for at, (name, points) in enumerate(lines.items()):
+        axes.plot(
+            [count for count, _ in points], [value for _, value in points], label=name, marker="o", markersize=4,
+            color=COLOURS[at % len(COLOURS)], linestyle="--" if name.startswith("whole") else "-",
+        )  # fmt: skip
+    axes.set_xlabel("rows of a request")
+    axes.set_ylabel("seconds for each row")
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    return _svg(figure)
+
+
+def _partition_bars(found: Sequence[Row]) -> list[tuple[str, str]]:
     """Times and bytes do not go on one axis."""
     charts = []
-    for unit, title in (("s", TITLES[result.command]), ("bytes", "Resident memory of our server")):
-        rows = [row for row in result.rows if row.unit == unit]
+    for unit, title in (("s", TITLES["partition"]), ("bytes", "Resident memory of our server")):
+        rows = [row for row in found if row.unit == unit]
+        if not rows:
+            continue
         figure, axes = _figure(8, 1.2 + 0.3 * len(rows))
         axes.barh(
             range(len(rows)),
