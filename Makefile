@@ -19,8 +19,7 @@ demo-tpm: $(VENV)/tpm.stamp
 test: $(VENV)/tpm.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python tools/suite.py -n 2 --dist loadfile --no-loadscope-reorder
 
 # The whole suite once more with every line and branch counted, which takes twice the time.
 coverage: $(VENV)/tpm.stamp

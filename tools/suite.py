@@ -1,6 +1,7 @@
-"""Runs the tests as two pytest processes with half of the files each, and mypy beside them: what `make check` calls.
+"""Runs the tests and mypy beside them: what `make check` and `make test` call.
 
-    .venv/bin/python tools/suite.py [pytest's options]
+    .venv/bin/python tools/suite.py [pytest's options]    # two pytest processes with half of the files each
+    .venv/bin/python tools/suite.py -n 2 [...]            # one, which deals files out with pytest-xdist as it goes
 
 1. Each half collects its own files only. pytest-xdist collects every test in every process and sends each result to a
    third: on two cores that took a third of the time of ten thousand short tests.
@@ -9,6 +10,7 @@
 3. The first half's output is shown as it comes, what the others said after it, in order. The exit code is 0 if every
    one's was.
 4. The halves share nothing: pytest gives each its own folder of temporary files.
+5. Where servers are started, files take minutes and their time varies: there (`-n`) xdist's way wins.
 
 `--record` writes the table from what each file took this time, for a machine with nothing else to do.
 """
@@ -27,6 +29,7 @@ from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 TABLE: Final = ROOT / "tests" / "seconds.json"
+MYPY: Final = [sys.executable, "-m", "mypy"]
 HALVES: Final = 2
 COLLECTED: Final = 0.1
 """Seconds that a file takes before its first test."""
@@ -105,6 +108,8 @@ def main() -> int:
     """Runs everything and returns 0 if all of it passed, else 1."""
     record = "--record" in sys.argv
     options = [option for option in sys.argv[1:] if option != "--record"]
+    if "-n" in options:
+        return _code(run([[sys.executable, "-m", "pytest", *options], MYPY]))
     table = json.loads(TABLE.read_text()) if TABLE.exists() else {}
     dealt = shares({name: table.get(name, UNLISTED) for name in files_of_tests()})
     with tempfile.TemporaryDirectory(prefix="strongroom-suite-") as folder:
@@ -114,10 +119,14 @@ def main() -> int:
              *(f"tests/{name}" for name in names)]
             for report, names in zip(reports, dealt, strict=True)
         ]  # fmt: skip
-        codes = run([*commands, [sys.executable, "-m", "mypy"]])
+        codes = run([*commands, MYPY])
         _show(reports, record=record)
+    return _code(codes)
+
+
+def _code(codes: list[int]) -> int:
     if any(codes):
-        print(f"failed: exit codes {codes} of the first half, the second and mypy")
+        print(f"failed: exit codes {codes}, the last of them mypy's")
     return int(any(codes))
 
 
