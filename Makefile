@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 export ORT_DISABLE_TELEMETRY := 1
+# What pytest made of a file of tests, and compiled modules, are kept for the next process, whatever the shell says.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo demo-tpm gramine test coverage check lint fuzz bench bench-quick bench-report docs vectors evidence lock clean
 
@@ -17,8 +19,7 @@ demo-tpm: $(VENV)/tpm.stamp
 test: $(VENV)/tpm.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python tools/suite.py -n 2 --dist loadfile --no-loadscope-reorder
 
 # The whole suite once more with every line and branch counted, which takes twice the time.
 coverage: $(VENV)/tpm.stamp
@@ -27,8 +28,7 @@ coverage: $(VENV)/tpm.stamp
 check: $(VENV)/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" -q
+	$(BIN)/python tools/suite.py -m "not slow" -q
 
 fuzz: $(VENV)/test.stamp
 	$(BIN)/python fuzz/run.py --minutes 30

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import sys
+import time
+from collections import Counter
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -53,13 +57,44 @@ def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str)
     return argname if isinstance(val, bytes) or (" at 0x" in repr(val) and not callable(val)) else None
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--report FILE`: what `tools/suite.py` asks each half for."""
+    parser.addoption(
+        "--report", type=Path, help="write outcomes, reasons of skips and seconds of files there"
+    )
+
+
+SECONDS: Counter[str] = Counter()
+"""Processor time of this process and of those it waited for, by file."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Adds up what each file takes."""
+    before = _processor_time()
+    try:
+        return (yield)
+    finally:
+        SECONDS[str(item.path.relative_to(REPOSITORY / "tests"))] += _processor_time() - before
+
+
+def _processor_time() -> float:
+    times = os.times()
+    return time.process_time() + times.children_user + times.children_system
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Ends every run with a counted list of what was not exercised on this machine, and why."""
     reasons: dict[str, int] = {}
     for report in terminalreporter.stats.get("skipped", []):
         text = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
         reason = text.removeprefix("Skipped: ").removeprefix("not exercised here: ")
         reasons[reason] = reasons.get(reason, 0) + 1
+    if (path := config.getoption("--report")) is not None:
+        outcomes = {word: len(found) for word, found in terminalreporter.stats.items() if word in OUTCOMES}
+        report = {"outcomes": outcomes, "reasons": reasons, "never": NEVER_EXERCISED, "seconds": SECONDS}
+        path.write_text(json.dumps(report))
+        return
     for fact in NEVER_EXERCISED:
         reasons.setdefault(fact, 1)
     terminalreporter.section("not exercised here")
@@ -68,6 +103,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(f"  {count} x {reason}")
 
 
+OUTCOMES = ("passed", "failed", "error", "skipped", "xfailed", "xpassed", "deselected")
 NEVER_EXERCISED = (
     "TEE hardware: no Intel SGX, Intel TDX, AMD SEV-SNP or AWS Nitro machine and no TPM chip was used; the simulated "
     "TEE, a software TPM and emulated kernel interfaces ran",

@@ -13,6 +13,7 @@ import io
 import json
 import os
 import re
+import secrets
 import socket
 import ssl
 import threading
@@ -50,6 +51,18 @@ SECURITY = SecurityConfiguration(
     verify_on_load="tags",
     logging="no_content",
 )
+
+
+def lasting_port() -> int:
+    """A free port for a server that goes and comes back: below those that systems give to whoever asks for any, so
+    that no other test has it meanwhile.
+    """
+    while True:
+        port = secrets.SystemRandom().randrange(20_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def policy_text(*, measurement: str = MEASUREMENT) -> str:

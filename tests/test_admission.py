@@ -461,6 +461,7 @@ def test_our_own_corpus_comes_out_as_it_says(nursery: Nursery) -> None:
     assert counted["hostile"] > 300 and counted["innocent"] > 50, counted
 
 
+@pytest.mark.slow
 def test_our_own_corpus_can_be_written(tmp_path: Path) -> None:
     """As files, with what is expected of each; all are named, and small."""
     own_corpus.write(tmp_path)

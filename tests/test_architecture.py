@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import tomllib
 from pathlib import Path
@@ -34,21 +35,23 @@ def _modules() -> dict[str, Path]:
 MODULES = _modules()
 
 
-def _tree(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"))
+@functools.cache
+def _nodes(path: Path) -> tuple[ast.AST, ...]:
+    """Every node of the file. Nobody changes one."""
+    return tuple(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
 
 
-def _imports(path: Path) -> set[str]:
+@functools.cache
+def _imports(path: Path) -> frozenset[str]:
     """Strongroom modules that `path` imports at run time, anywhere in the file, `TYPE_CHECKING` blocks left out."""
-    tree = _tree(path)
     typing_only = {
         id(inner)
-        for node in ast.walk(tree)
+        for node in _nodes(path)
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
         for inner in ast.walk(node)
     }
     names: set[str] = set()
-    for node in ast.walk(tree):
+    for node in _nodes(path):
         if id(node) in typing_only:
             continue
         if isinstance(node, ast.Import):
@@ -58,7 +61,7 @@ def _imports(path: Path) -> set[str]:
             module = node.module or ""
             names |= {f"{module}.{a.name}" if f"{module}.{a.name}".removeprefix("strongroom.") in MODULES else module
                       for a in node.names}  # fmt: skip
-    return {n.removeprefix("strongroom.") for n in names if n.startswith("strongroom.")}
+    return frozenset(n.removeprefix("strongroom.") for n in names if n.startswith("strongroom."))
 
 
 def _allowed(name: str, target: str) -> bool:
@@ -130,7 +133,7 @@ def test_the_pure_tiers_do_no_input_or_output() -> None:
     for name, path in MODULES.items():
         if ROWS[name][0] > 1:
             continue
-        for node in ast.walk(_tree(path)):
+        for node in _nodes(path):
             if isinstance(node, ast.Import | ast.ImportFrom):
                 roots = (
                     [a.name.split(".")[0] for a in node.names]
@@ -147,7 +150,7 @@ def test_nothing_deserialises_code() -> None:
     """No module imports pickle, marshal or shelve, or calls eval or exec: a model is data, never code."""
     wrong = []
     for name, path in MODULES.items():
-        for node in ast.walk(_tree(path)):
+        for node in _nodes(path):
             if isinstance(node, ast.Import | ast.ImportFrom):
                 roots = [a.name for a in node.names] if isinstance(node, ast.Import) else [str(node.module)]
                 wrong += [

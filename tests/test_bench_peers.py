@@ -114,6 +114,7 @@ def test_a_peer_that_does_not_start_says_why(
     server.close()
 
 
+@pytest.mark.slow
 def test_whoever_says_something_else_is_not_compared(doubling: Workload) -> None:
     """A fast server with wrong answers is absent, with the reason; the others are compared."""
     result, contenders = (
@@ -183,6 +184,7 @@ def test_whoever_gives_up_in_the_middle_is_absent_and_the_rest_is_measured_anew(
     bare.close()
 
 
+@pytest.mark.slow
 def test_throughput_takes_servers_only(doubling: Workload, good: Server) -> None:
     """An engine has no server to load, and that is said."""
     result = new_result("good")
@@ -206,6 +208,7 @@ def test_connections_that_a_server_ends_are_said(doubling: Workload) -> None:
     assert any("2 of them ended in a slice" in note for note in result.notes)
 
 
+@pytest.mark.slow
 def test_overload_has_three_phases(doubling: Workload) -> None:
     """Before, meanwhile, after; with what was refused and lost, and how long health took."""
     result, server = new_result("good"), fake("good")

@@ -524,6 +524,7 @@ def test_the_operators_commands_say_simulated(words: list[str], tmp_path: Path) 
     assert not (tmp_path / "absent").exists()
 
 
+@pytest.mark.slow
 def test_measure_names_the_root_where_there_is_one(tmp_path: Path) -> None:
     """Beside the measurement, for `policy init`; standard output stays the measurement alone."""
     from strongroom.attester import load_or_create_root, root_digest

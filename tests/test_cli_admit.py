@@ -52,6 +52,7 @@ def test_exit_codes(files: dict[str, str]) -> None:
     assert code == 20 and "upload_unreadable" in text
 
 
+@pytest.mark.slow
 def test_the_report_is_json(files: dict[str, str]) -> None:
     """With --json, whatever the verdict."""
     code, text = run(files["bad"], "--json")

@@ -30,6 +30,7 @@ from fake_server import (
     Balancer,
     FakeServer,
     Got,
+    lasting_port,
     policy_text,
     problem,
     send,
@@ -451,7 +452,7 @@ def test_evidence_that_drips_is_given_up(
     def script(_: FakeServer, got: Got, connection: ssl.SSLSocket) -> bool:
         begun = {b"X": OK, b"{": OK + b"Content-Length: 4000\r\n\r\n"}
         connection.sendall(begun.get(drip[:1], b""))
-        for _count in range(40):
+        for _count in range(300):
             connection.sendall(drip)
             time.sleep(0.1)
         return True
@@ -461,7 +462,7 @@ def test_evidence_that_drips_is_given_up(
     with pytest.raises(Unavailable) as refusal:
         connect(server.url)
     assert refusal.value.code == "answer_late"
-    assert time.monotonic() - began < 2.5
+    assert time.monotonic() - began < 15
 
 
 def test_a_connection_that_took_too_long_may_not_drip_either(
@@ -479,7 +480,7 @@ def test_a_connection_that_took_too_long_may_not_drip_either(
 
     def script(_: FakeServer, _got: Got, connection: ssl.SSLSocket) -> bool:
         connection.sendall(OK)
-        for _count in range(40):
+        for _count in range(300):
             connection.sendall(b"X-Slow: 1\r\n")
             time.sleep(0.1)
         return True
@@ -489,7 +490,7 @@ def test_a_connection_that_took_too_long_may_not_drip_either(
     with pytest.raises(Unavailable) as refusal:
         connect(server.url)
     assert refusal.value.code == "answer_late"
-    assert time.monotonic() - began < 2.5
+    assert time.monotonic() - began < 15
 
 
 def test_evidence_that_drips_at_the_second_question_is_given_up(
@@ -504,7 +505,7 @@ def test_evidence_that_drips_at_the_second_question_is_given_up(
             send(connection, 503, b"")
             return True
         connection.sendall(OK)
-        for _count in range(30):
+        for _count in range(300):
             connection.sendall(b"X-Slow: 1\r\n")
             time.sleep(0.1)
         return True
@@ -606,13 +607,21 @@ def test_an_answer_longer_than_taken_is_refused(connect: Connect, server: FakeSe
     ids=["interim", "fields", "bytes", "protocol"],
 )
 def test_heads_are_bounded_and_those_of_http(connect: Connect, server: FakeServer, head: bytes) -> None:
-    """Whoever answers; here the question for evidence, and then a request of a server that was verified."""
-    server.script = raw("/v1/evidence", head)
+    """Whoever answers; here the question for evidence, and then a request of a server that was verified. The server
+    does not end the connection: asyncio drops what it has not yet decrypted when the end is there already.
+    """
+
+    def script(_: FakeServer, _got: Got, connection: ssl.SSLSocket) -> bool:
+        connection.sendall(head)
+        return True
+
+    server.script = script
     with pytest.raises(AttestationRefused) as refused:
         connect(server.url)
     assert refused.value.code == "answer_head"
+    server.script = None
     client = connect(server.url)
-    server.script = raw("/v1/models/m", head)
+    server.script = script
     with pytest.raises(Refused) as refusal:
         client.model("m")
     assert refusal.value.code == "answer_head"
@@ -639,21 +648,23 @@ def test_bytes_behind_an_answer_are_nobodys(connect: Connect, server: FakeServer
 def test_bytes_that_come_while_nobody_asks_are_nobodys(connect: Connect, server: FakeServer) -> None:
     """The same, where they come later than the answer."""
     client = connect(server.url)
+    answered, sent = threading.Event(), threading.Event()
 
     def script(fake: FakeServer, got: Got, connection: ssl.SSLSocket) -> bool:
         if got.path != "/v1/models/m" or fake.handshakes > 1:
             return False
         send(connection, 200, json.dumps(stored("m")[0].info).encode())
-        time.sleep(0.05)
+        answered.wait(20)
         connection.sendall(OK + b"Content-Length: 2\r\n\r\n{}")
+        sent.set()
         return True
 
     server.script = script
     client.model("m")
-    if client.runner is None:
-        time.sleep(0.2)
-    else:
-        client.wait(asyncio.sleep(0.2))
+    answered.set()
+    assert sent.wait(20)
+    if client.runner is not None:
+        client.wait(asyncio.sleep(0.1))
     assert client.model("m").metadata.name == "m"
     assert server.handshakes == 2
 
@@ -981,26 +992,28 @@ def test_a_delete_is_never_repeated_after_it_was_sent(connect: Connect, server: 
 
 def test_slowness_is_not_answered_with_more_load(connect: Connect, server: FakeServer) -> None:
     """A request that ran out of time is not sent again."""
-    client = connect(server.url, timeout=0.3)
+    client = connect(server.url, timeout=1.0)
+    late = threading.Event()
 
     def script(_: FakeServer, got: Got, connection: ssl.SSLSocket) -> bool:
-        time.sleep(0.8)
+        late.wait(20)
         return False
 
     server.script = script
     with pytest.raises(Unavailable) as refusal:
         client.model("m")
+    late.set()
     assert refusal.value.code == "answer_late"
     assert server.paths().count("/v1/models/m") == 1
 
 
 def test_what_takes_long_to_make_is_waited_for(connect: Connect, server: FakeServer) -> None:
     """An upload of which something is made; that this server makes nothing is noticed, too."""
-    client = connect(server.url, key=KEY, timeout=0.3)
+    client = connect(server.url, key=KEY, timeout=1.0)
 
     def script(_: FakeServer, got: Got, connection: ssl.SSLSocket) -> bool:
         if got.method == "PUT":
-            time.sleep(0.6)
+            time.sleep(1.5)
         return False
 
     server.script = script
@@ -1038,7 +1051,7 @@ def test_an_answer_that_does_not_say_its_precision_is_not_taken(connect: Connect
 
 def test_a_restarted_server_is_verified_again_before_anything_is_sent(connect: Connect) -> None:
     """New key on the same port: the old connection is gone; the new one is refused, attested, then used."""
-    with FakeServer(models={"m": stored("m")}) as before:
+    with FakeServer(port=lasting_port(), models={"m": stored("m")}) as before:
         client = connect(before.url, key=KEY)
         model = client.model("m")
         before.close()
@@ -1049,7 +1062,7 @@ def test_a_restarted_server_is_verified_again_before_anything_is_sent(connect: C
 
 def test_a_server_that_is_gone_for_a_moment_is_waited_for(connect: Connect) -> None:
     """Refused connections right after a verified server: nothing is sent until it is back and verified."""
-    with FakeServer(models={"m": stored("m")}) as before:
+    with FakeServer(port=lasting_port(), models={"m": stored("m")}) as before:
         client = connect(before.url, patience=10.0)
         before.close()
         back: list[FakeServer] = []
@@ -1077,7 +1090,7 @@ def test_patience_ends(connect: Connect, server: FakeServer) -> None:
 
 def test_a_server_that_comes_back_as_another_is_refused(connect: Connect) -> None:
     """A restart into other code: the request does not leave."""
-    with FakeServer(models={"m": stored("m")}) as before:
+    with FakeServer(port=lasting_port(), models={"m": stored("m")}) as before:
         client = connect(before.url, key=KEY)
         model = client.model("m")
         before.close()
@@ -1528,9 +1541,10 @@ def test_aconnect_to_a_wrong_server(server: FakeServer) -> None:
 def test_a_cancelled_call_leaves_the_client_usable(server: FakeServer) -> None:
     """asyncio: leases are given back, the next call works."""
 
+    cancelled = threading.Event()
+
     def script(_: FakeServer, got: Got, connection: ssl.SSLSocket) -> bool:
-        time.sleep(0.3 if got.path == "/v1/models" else 0)
-        return False
+        return got.path == "/v1/models" and not cancelled.wait(20)
 
     async def story() -> None:
         async with strongroom.aconnect(server.url, policy=parse_policy(policy_text())) as client:
@@ -1538,6 +1552,7 @@ def test_a_cancelled_call_leaves_the_client_usable(server: FakeServer) -> None:
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.1):
                     await client.models()
+            cancelled.set()
             assert (await client.model("m")).id == "m/versions/1"
             assert all(e.leases == 0 for e in client._session._endpoints)
 
@@ -1546,13 +1561,12 @@ def test_a_cancelled_call_leaves_the_client_usable(server: FakeServer) -> None:
 
 def test_nobody_there(connect: Connect) -> None:
     """A refused connection at once, without patience: there was no server before."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
+    port = lasting_port()
     began = time.monotonic()
     with pytest.raises(Unavailable) as refusal:
         connect(f"https://127.0.0.1:{port}")
     assert refusal.value.code == "server_unreachable"
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 5
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from fake_server import lasting_port
 from onnx import TensorProto, helper
 from serving import Serving, serving
 
@@ -208,9 +208,7 @@ def test_blindai(server: Serving, policy: Path, tmp_path: Path) -> None:
 
 def test_a_restart_between_two_requests(tmp_path: Path) -> None:
     """Same store, new keys, same port: the client verifies again and gets the same answer, bit for bit."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    environment = {"STRONGROOM_BIND": f"127.0.0.1:{port}"}
+    environment = {"STRONGROOM_BIND": f"127.0.0.1:{lasting_port()}"}
     rows = np.random.default_rng(7).normal(size=(50, 2)).astype(np.float32)
     with serving(tmp_path / "server", environment=environment) as server:
         policy = server.write_policy(tmp_path / "policy.toml")

@@ -209,6 +209,7 @@ def test_every_setting_is_documented_with_a_unit_where_it_has_one() -> None:
             assert setting.low <= setting.default <= setting.high
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_give_a_configuration_or_our_error(data: bytes) -> None:

@@ -865,6 +865,7 @@ def test_a_plain_head_passes() -> None:
     )
 
 
+@pytest.mark.slow
 @given(
     st.sampled_from(["GET", "PUT", "POST", "DELETE", "HEAD"]),
     st.binary(max_size=40),

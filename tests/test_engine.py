@@ -246,6 +246,7 @@ def test_nothing_is_logged(capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_an_estimate_counts_what_a_small_file_becomes() -> None:
     """A constant made by an operator is memory all the same, where it can be measured; the file's size is the floor."""
     shape = helper.make_tensor("s", TensorProto.INT64, [1], [3 << 20])

@@ -242,6 +242,7 @@ SPECS = st.lists(
 )
 
 
+@pytest.mark.slow
 @given(
     SPECS, st.lists(st.tuples(st.sampled_from("abc"), SHAPES, st.sampled_from(list(DATATYPES))), max_size=3)
 )

@@ -135,6 +135,7 @@ def test_the_path_holds_the_dependencies_and_not_the_clone(tmp_path: Path) -> No
     assert message["base"] == str(tmp_path) and message["config"] is None
 
 
+@pytest.mark.slow
 def test_nothing_planted_runs_before_the_import_hook(tmp_path: Path) -> None:
     """Names that packages try on other platforms: what lies there under them is never run, not even once."""
     site = tmp_path / "site"

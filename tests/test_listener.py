@@ -18,7 +18,7 @@ def test_tcp_without_tls_is_closed() -> None:
             with socket.create_connection(("127.0.0.1", here.port), 5) as tcp:
                 tcp.sendall(first)
                 assert b"HTTP" not in drain(tcp)
-            assert time.monotonic() - start < 2
+            assert time.monotonic() - start < 4.5
 
 
 @pytest.mark.slow

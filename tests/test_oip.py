@@ -341,6 +341,7 @@ def test_requests_and_responses_survive_the_journey() -> None:
                 assert came.array.tolist() == sent.array.tolist()
 
 
+@pytest.mark.slow
 @given(
     hnp.arrays(
         dtype=st.sampled_from([np.float16, np.float32, np.float64]),

@@ -359,6 +359,7 @@ def test_refusals_have_a_form(answer: dict[str, Any]) -> None:
     assert isinstance(preparation._refusal(answer), Failure)
 
 
+@pytest.mark.slow
 def test_what_is_said_has_room(nursery: Nursery) -> None:
     """Names of excluded nodes burden the record like any metadata."""
     model = admitted(LAYERS_)

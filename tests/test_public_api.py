@@ -30,6 +30,7 @@ def test_import_loads_nothing_heavy() -> None:
     assert python(f"import sys, strongroom; print([m for m in {HEAVY} if m in sys.modules])") == "[]\n"
 
 
+@pytest.mark.slow
 def test_the_client_needs_nothing_of_the_server() -> None:
     """Every public name, imported where the server's packages cannot be."""
     code = (
@@ -40,6 +41,7 @@ def test_the_client_needs_nothing_of_the_server() -> None:
     assert python(code) == "fine\n"
 
 
+@pytest.mark.slow
 def test_import_time() -> None:
     """Well under 200 ms, measured against another import side by side, so that a busy machine slows both."""
     timed = "import time; began = time.perf_counter(); {}; print(time.perf_counter() - began)"

@@ -245,6 +245,7 @@ def test_every_older_abi_of_landlock_takes_hold(abi: int, monkeypatch: pytest.Mo
 # Descriptors
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.integers(3, 300), min_size=1, max_size=12, unique=True),

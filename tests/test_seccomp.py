@@ -294,6 +294,7 @@ RULES = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=120, deadline=None)
 @given(RULES, st.sampled_from(["read", "write", "openat"]), st.tuples(*[st.sampled_from(INTERESTING)] * 6))
 def test_any_table_is_assembled_to_what_it_means(

@@ -362,6 +362,7 @@ def test_a_header_made_to_fit_the_stranger_does_not_open(tmp_path: Path, field: 
     assert code_of(stranger) == "store_other_root"
 
 
+@pytest.mark.slow
 def test_one_process_at_a_time(tmp_path: Path) -> None:
     """A second open is refused, from this process and from another one; after close it is not."""
     script = (

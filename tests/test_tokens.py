@@ -388,6 +388,7 @@ def test_other_keys_are_refused(pem: bytes, code: str) -> None:
 # --- anything -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @given(st.one_of(st.text(max_size=300), st.binary(max_size=200).map(lambda data: signed(HEADER, data))))
 @settings(max_examples=200, deadline=None)
 def test_any_token_is_a_principal_or_our_refusal(token: str) -> None:

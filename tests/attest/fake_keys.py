@@ -7,6 +7,8 @@ None of this is safe for anything but tests: whoever reads this file has every k
 
 from __future__ import annotations
 
+import _ssl
+import ctypes
 import functools
 import hashlib
 
@@ -88,11 +90,44 @@ def _is_prime(number: int) -> bool:
     return True
 
 
+def _openssl() -> ctypes.CDLL | None:
+    """OpenSSL's big numbers, where Python's own extension is linked to a shared libcrypto; else None."""
+    try:
+        library = ctypes.CDLL(_ssl.__file__)
+        library.BN_bin2bn.restype = library.BN_new.restype = library.BN_CTX_new.restype = ctypes.c_void_p
+        library.BN_bin2bn.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.c_void_p]
+        library.BN_mod_exp.argtypes = [ctypes.c_void_p] * 5
+        library.BN_bn2binpad.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int]
+        library.BN_free.argtypes = library.BN_CTX_free.argtypes = [ctypes.c_void_p]
+        library.BN_free.restype = library.BN_CTX_free.restype = None
+    except (AttributeError, OSError):
+        return None
+    return library
+
+
+_OPENSSL = _openssl()
+
+
+def _power(base: int, exponent: int, modulus: int) -> int:
+    """`pow` in a tenth of its time: it was a twentieth of all the tests'. What it gives is checked by whoever asks."""
+    if _OPENSSL is None:
+        return pow(base, exponent, modulus)
+    size = (modulus.bit_length() + 7) // 8
+    given = [_OPENSSL.BN_bin2bn(n.to_bytes(size), size, None) for n in (base % modulus, exponent, modulus)]
+    made, context, out = _OPENSSL.BN_new(), _OPENSSL.BN_CTX_new(), ctypes.create_string_buffer(size)
+    done = _OPENSSL.BN_mod_exp(made, *given, context) == 1 and _OPENSSL.BN_bn2binpad(made, out, size) == size
+    for number in (*given, made):
+        _OPENSSL.BN_free(number)
+    _OPENSSL.BN_CTX_free(context)
+    assert done
+    return int.from_bytes(out.raw)
+
+
 def rsa_raw(key: rsa.RSAPrivateKey, encoded: bytes) -> bytes:
     """RSA's private operation over an encoded message, whatever it is (RFC 8017 section 5.2.1)."""
     numbers = key.private_numbers()
     message = int.from_bytes(encoded)
-    at_p, at_q = pow(message, numbers.dmp1, numbers.p), pow(message, numbers.dmq1, numbers.q)
+    at_p, at_q = _power(message, numbers.dmp1, numbers.p), _power(message, numbers.dmq1, numbers.q)
     made = at_q + numbers.q * (numbers.iqmp * (at_p - at_q) % numbers.p)
     assert pow(made, numbers.public_numbers.e, numbers.public_numbers.n) == message
     return made.to_bytes(key.key_size // 8)

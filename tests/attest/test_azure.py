@@ -348,6 +348,7 @@ def assert_bytes_count(document: dict[str, Any], examine_it: Any, *, step: int) 
         assert isinstance(examine_it(canonical(document | {"pcrs": pcrs})).claims, Absent)
 
 
+@pytest.mark.slow
 def test_every_byte_counts() -> None:
     """Report, quote, signature, PCRs; the padding must be zero."""
     assert_bytes_count(json.loads(CLOUD.document), examine, step=7)
@@ -391,6 +392,7 @@ def test_recorded_snp_machines_are_valid(name: str) -> None:
     assert len([k for k, _ in found.details if k.startswith("pcr")]) == 24
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["snp-vtpm-milan-v1", "snp-vtpm-genoa"])
 def test_every_byte_of_the_recorded_snp_machines_counts(name: str) -> None:
     """A flip anywhere in report, quote, signature or PCRs is refused."""

@@ -211,6 +211,7 @@ def test_the_deepest_tree_has_a_proof_of_20_hashes() -> None:
     check_inclusion(Inclusion(MAX_BATCH - 1, MAX_BATCH, (b"h" * 32,) * 20))
 
 
+@pytest.mark.slow
 @settings(max_examples=120, deadline=None)
 @given(size=st.integers(2, 200), data=st.data())
 def test_every_leaf_verifies_and_no_altered_proof_does(size: int, data: st.DataObject) -> None:

@@ -105,6 +105,7 @@ def test_what_no_bundle_can_hold_is_not_written(changed: dict[str, Any]) -> None
     assert caught.value.code == "bundle_malformed"
 
 
+@pytest.mark.slow
 def test_every_flipped_byte_is_refused() -> None:
     """In every entry, header and directory field: none is free."""
     for at in range(len(WITH_USED)):

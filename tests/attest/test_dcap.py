@@ -617,6 +617,7 @@ def _flip(data: bytes, at: int) -> bytes:
     return data[:at] + bytes([data[at] ^ 1 << at % 8]) + data[at + 1 :]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vendor", EVERY.values(), ids=EVERY.keys())
 def test_no_byte_of_a_quote_is_unauthenticated(vendor: Intel) -> None:
     """Every 23rd byte of the quote flipped; the slow test below flips all of recorded ones."""
@@ -626,6 +627,7 @@ def test_no_byte_of_a_quote_is_unauthenticated(vendor: Intel) -> None:
         assert failures(examine(vendor, data=_flip(quote, at), **given)) != [], at
 
 
+@pytest.mark.slow
 def test_no_byte_of_a_bundle_is_unauthenticated_but_its_own_spelling() -> None:
     """Documents, signatures, chains and lists are signed or pinned; spaces between the bundle's members are free."""
     bundle, quote, roots = SGX.bundle, SGX.quote, SGX.roots
@@ -744,6 +746,7 @@ def test_azures_quote_is_authentic_and_named_unsupported_or_judged_below_its_par
     assert found.claims.tcb_status == "OutOfDate"
 
 
+@pytest.mark.slow
 @recorded
 @pytest.mark.parametrize("folder", FLIPPED, ids=lambda p: p.name)
 def test_flips_of_recorded_quotes_are_refused(folder: Path) -> None:

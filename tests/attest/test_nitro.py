@@ -575,6 +575,7 @@ def test_recorded_documents_are_refused_at_another_time_and_under_another_root(n
     assert failures(examine(data, now=now)) == ["root_not_accepted"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_recorded_documents_with_a_byte_flipped_are_refused(name: str) -> None:
     """Every authenticated byte is refused; sampled, since each costs five signatures."""

@@ -707,6 +707,7 @@ def test_no_evidence_gives_no_claims() -> None:
 # --- damage -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["interoperable", "Gramine, both, with NULL", "ours", "Open Enclave"])
 def test_every_byte_of_a_self_signed_certificate_flipped_is_refused(name: str) -> None:
     """All are authenticated: by the signature, or as the signature and its frame."""
@@ -805,6 +806,7 @@ def test_the_recorded_certificate_that_has_expired_is_refused_today() -> None:
     assert failures(examine(der)) == ["ratls_certificate_expired"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ra-tls/gramine-both-oids", "ra-tls/rats-tls-extra-claims"])
 def test_recorded_certificates_with_a_byte_flipped_are_refused(name: str) -> None:
     """Every byte of a self-signed certificate is authenticated; sampled."""
@@ -816,6 +818,7 @@ def test_recorded_certificates_with_a_byte_flipped_are_refused(name: str) -> Non
         assert failures(examine(bytes(damaged), now)), at
 
 
+@pytest.mark.slow
 def test_the_recorded_nitro_certificate_with_a_byte_flipped_is_refused_where_it_matters() -> None:
     """Key and document are what counts there: names, dates and the authority's signature are not authenticated."""
     der, expected = recorded("nitro/prod-2023-in-tls-certificate")

@@ -741,6 +741,7 @@ def assert_all_flips_refused(sample: str, *, step: int) -> None:
         assert isinstance(found.claims, Absent)
 
 
+@pytest.mark.slow
 @recorded
 @pytest.mark.parametrize("sample", GENUINE)
 def test_bytes_flipped_here_and_there_are_refused(sample: str) -> None:

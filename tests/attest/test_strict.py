@@ -147,6 +147,7 @@ def test_canonical_is_rfc_8785() -> None:
     assert list(json.loads(canonical(value))) == order
 
 
+@pytest.mark.slow
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers(-MAX_INTEGER, MAX_INTEGER) | st.text(),

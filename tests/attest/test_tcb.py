@@ -270,6 +270,7 @@ def _agree(rounds: int) -> None:
     assert len(met) >= 4
 
 
+@pytest.mark.slow
 def test_two_evaluations_agree_about_random_platforms() -> None:
     """This package and dcap-qvl, over levels and SVNs by chance."""
     _agree(60)

@@ -598,6 +598,7 @@ def test_a_weak_or_foreign_bare_key_is_refused(spki: Any) -> None:
     assert failures(examine(TPM.but(members={"ak_public": der}).document))[0][1] == "evidence_malformed"
 
 
+@pytest.mark.slow
 def test_every_byte_of_the_quote_counts() -> None:
     """Flip any byte of quote, signature, AK or PCR values: refused, and no claims (the AK is named)."""
     document = json.loads(TPM.document)
@@ -619,6 +620,7 @@ def test_every_byte_of_the_quote_counts() -> None:
             assert isinstance(examine(reshaped(pcrs=pcrs)).claims, Absent)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("member", ["ek_certificate", "certificates"])
 def test_every_byte_of_the_certificates_counts(member: str) -> None:
     """Flip any byte of leaf, intermediate or root: the path does not verify."""
@@ -934,6 +936,7 @@ def test_recorded_trustee_quote_verifies_and_is_refused_for_what_it_lacks() -> N
     assert bytes.fromhex(nonce) in base64.b64decode(message)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["swtpm-recorded-ecc", "swtpm-trustee"])
 def test_every_byte_of_the_recorded_quotes_counts(name: str) -> None:
     """Flip any byte of quote or signature, or any PCR: the quote is refused."""

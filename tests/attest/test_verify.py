@@ -547,6 +547,7 @@ def test_a_verdict_is_json() -> None:
     assert again["keyset_digest"] == hashlib.sha256(SERVER.keyset_bytes).hexdigest()
 
 
+@pytest.mark.slow
 def test_every_single_wrong_byte_of_the_evidence_is_refused() -> None:
     """Each byte of genuine evidence flipped in one bit: never accepted."""
     genuine = SERVER.evidence.data

@@ -277,6 +277,7 @@ def test_samples_are_good() -> None:
 numbers = st.sampled_from([-2, -1, 0, 1, 2, 3, 4, 5, 6, NO_NODE, 2**31, 2**62])
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(
     st.sampled_from([tree(), categorical_tree(), PRUNED]),

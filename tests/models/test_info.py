@@ -140,6 +140,7 @@ documents = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from([*INFO.to_json(), *(f"rules/{name}" for name in INFO.rules.to_json())]), documents)
 def test_any_document_gives_a_value_or_our_error(path: str, value: Any) -> None:

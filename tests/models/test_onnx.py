@@ -610,6 +610,7 @@ def test_unknown_fields_are_refused(where: str) -> None:
     assert refusal(made) == "onnx_unknown_field"
 
 
+@pytest.mark.slow
 @given(st.binary(max_size=100), st.integers(0, len(targets_data.MODEL)))
 @settings(max_examples=200, deadline=None)
 def test_any_bytes_are_admitted_or_refused(data: bytes, cut: int) -> None:

@@ -126,6 +126,7 @@ def test_the_specification_numbers_the_same_clauses() -> None:
             assert code in CODES or (code.endswith("*") and any(c.startswith(code[:-1]) for c in CODES))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("domain", ["", "ai.onnx.ml"])
 def test_every_attribute_of_every_operator_has_a_range(domain: str) -> None:
     """Integers have a row in the table, in every version of every operator that runs here; strings words, or text."""

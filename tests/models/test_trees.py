@@ -283,6 +283,7 @@ def test_thresholds_are_compared_in_float32() -> None:
 # Base scores and links
 
 
+@pytest.mark.slow
 def test_base_scores_are_transformed_to_the_bit() -> None:
     """For any base score the margin of a tree of 0 is XGBoost's: its logarithm is the C library's, not numpy's."""
     zero = model(tree(split_conditions=[0.5, -1.5, 0.0, 0.0, 0.0]))
@@ -308,6 +309,7 @@ def test_the_logarithm_is_right_over_its_whole_range() -> None:
         assert abs(float(made[0]) - true) <= np.spacing(np.float32(abs(true)) + np.float32(1e-30))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", sorted(set(OBJECTIVES) - {"reg:linear"}))
 def test_links_hold_at_extreme_margins(objective: str) -> None:
     """Predictions stay within 1e-5 of XGBoost's where exp overflows, underflows or is 0."""
