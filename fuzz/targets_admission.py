@@ -39,8 +39,9 @@ SEEDS = {
         b'{"info":{"format":"onnx"},"sha256":"","canonical_sha256":""}',
     ),
     "fuzz_admission_report": (
-        b'{"bounds":null,"canonical_sha256":"","code":"onnx_graph","format":"onnx","level":"strict","message":"x",'
-        b'"rules":[{"result":"refused","rule":"6.1"}],"sha256":"' + b"0" * 64 + b'","size":1,'
+        b'{"bounds":null,"canonical_sha256":"","code":"onnx_graph","engine":"","format":"onnx","level":"strict",'
+        b'"message":"x","partition":"","precision":null,"rules":[{"result":"refused","rule":"6.1"}],'
+        b'"sha256":"' + b"0" * 64 + b'","size":1,"stages":0,'
         b'"type":"strongroom-admission-report/1","verdict":"refused"}',
     ),
 }

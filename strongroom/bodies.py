@@ -121,7 +121,8 @@ def protocol_metadata(view: View, *, versions: tuple[int, ...]) -> dict[str, Any
         "outputs": [_tensor_json(spec) for spec in info.outputs],
         "parameters": {
             **_parameters_json(info.precision),
-            **({"stages": view.stages} if view.stages > 1 else {}),
+            "partition": info.partition,
+            "stages": view.stages,
         },
     }
 
@@ -186,7 +187,9 @@ def decoder(
             wanted = wanted or (model.info.primary_output,)
             if len(wanted) != 1:
                 _refuse("a .npy file holds one array, so ask for one output", "parameter_invalid")
-        return replace(request, outputs=wanted)
+        return InferRequest(
+            id=request.id, inputs=request.inputs, outputs=wanted, parameters=request.parameters
+        )
 
     return decode
 

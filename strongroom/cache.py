@@ -74,6 +74,12 @@ class SessionCache:
             entry = self._entries.get(key)
             return entry is not None and entry.session is not None
 
+    def stages(self, key: Hashable) -> int | None:
+        """In how many stages the session of `key` runs; None where there is none in memory. It is not used by this."""
+        with self._lock:
+            entry = self._entries.get(key)
+            return None if entry is None or entry.session is None else entry.session.stages
+
     def lease(self, key: Hashable) -> Lease | None:
         """A lease of the session of `key`, without waiting for one; None where there is none. The callee's to end."""
         with self._lock:
@@ -146,7 +152,10 @@ class SessionCache:
         if wait:
             _close(closing)
         elif closing:
-            threading.Thread(target=_close, args=(closing,), name="cache-close").start()
+            try:
+                threading.Thread(target=_close, args=(closing,), name="cache-close").start()
+            except RuntimeError:  # there is none: better late than never
+                _close(closing)
 
     def _load(
         self, key: Hashable, entry: _Entry, loader: Callable[[], Loaded], size: Callable[[], int]

@@ -89,13 +89,19 @@ class Body:
                 for start in range(0, len(view), CHUNK):
                     yield view[start : start + CHUNK]
 
-        def digest() -> bytes:
-            running = hashlib.sha256()
-            for view in views:
-                running.update(view)
-            return running.digest()
+        known: list[
+            bytes
+        ] = []  # most bodies are small, and nobody asks: `cache` would take longer than the rest
 
-        return cls(length=sum(map(len, views)), digest=cache(digest), chunks=chunks, in_memory=True)
+        def digest() -> bytes:
+            if not known:
+                running = hashlib.sha256()
+                for view in views:
+                    running.update(view)
+                known.append(running.digest())
+            return known[0]
+
+        return cls(length=sum(map(len, views)), digest=digest, chunks=chunks, in_memory=True)
 
     def behind(self, part: bytes) -> Body:
         """This body with `part` in front of it."""

@@ -8,7 +8,8 @@ from collections.abc import Callable, Hashable
 from typing import Final
 
 GRAIN_S: Final = 0.01
-"""Deadlines are kept to so many seconds: a timer is set for the earliest, and left alone by those that are met."""
+"""Seconds that a deadline may be kept late, never early: a timer is set for the earliest, and left alone by those that
+are met."""
 
 
 class Deadlines:
@@ -28,23 +29,28 @@ class Deadlines:
         loop = asyncio.get_running_loop()
         until = loop.time() + seconds
         self._waiting[key] = (until, act)
+        self._set(loop, until)
+
+    def drop(self, key: Hashable) -> None:
+        """What was waited for has come."""
+        self._waiting.pop(key, None)
+
+    def _set(self, loop: asyncio.AbstractEventLoop, until: float) -> None:
         timer = self._timer if self._loop is loop else None
         if timer is None or timer.when() > until + GRAIN_S:
             if timer is not None:
                 timer.cancel()
             self._loop, self._timer = loop, loop.call_at(until, self._look)
 
-    def drop(self, key: Hashable) -> None:
-        """What was waited for has come."""
-        self._waiting.pop(key, None)
-
     def _look(self) -> None:
         loop = asyncio.get_running_loop()
         self._timer = None
-        now = loop.time() + GRAIN_S
+        now = loop.time()
         due = [(key, act) for key, (until, act) in self._waiting.items() if until <= now]
-        for key, act in due:
-            del self._waiting[key]
-            act()
-        if self._waiting and self._timer is None:
-            self._timer = loop.call_at(min(until for until, _ in self._waiting.values()), self._look)
+        try:
+            for key, act in due:
+                del self._waiting[key]
+                act()
+        finally:  # one that fails takes no other along
+            if self._waiting:
+                self._set(loop, min(until for until, _ in self._waiting.values()))

@@ -8,6 +8,8 @@ Rules
     declared.
   - A refusal is one framed problem document with a stable `code`, then the connection is closed.
   - Neither a log line nor a response shows what a request or an exception contained.
+  - A head that is, byte for byte, the last one of its connection has the same one meaning: it is not read again. What
+    depends on anything but these bytes (deadlines, whose turn it is, tokens' ages) is looked at each time.
 
     accepted --TLS--> idle --first byte--> head --blank line--> body --last byte--> idle (keep-alive)
        |               |                    |                    |
@@ -82,6 +84,16 @@ class Crowd:
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Head:
+    """A head that was read and checked: its bytes, with the empty line, and what they mean."""
+
+    data: bytes
+    scope: dict[str, Any]
+    length: int
+    keep_alive: bool
+
+
 class _Phase(enum.Enum):
     IDLE = "no request under way in this direction"
     HEAD = "a head has begun"
@@ -101,6 +113,9 @@ class GuardedProtocol(asyncio.BufferedProtocol):
         self._url = b""
         self._headers: list[tuple[bytes, bytes]] = []
         self._expects_continue = False
+        self._known: _Head | None = None  # the last head, where it came in one piece
+        self._parsed = False  # the parser has seen the head of what arrives
+        self._body_in_piece = 0
         self._due, self._act = _NEVER, self._abort
         self._timer: asyncio.TimerHandle | None = None
         self._phase = _Phase.IDLE
@@ -156,6 +171,7 @@ class GuardedProtocol(asyncio.BufferedProtocol):
         """The end. Nothing may fire after it."""
         self.crowd.connections.discard(self)
         self._deaf = self._left = True
+        self._known = None
         self._due = _NEVER
         if self._timer is not None:
             self._timer.cancel()
@@ -243,13 +259,20 @@ class GuardedProtocol(asyncio.BufferedProtocol):
                 piece, view = view[: self._missing], view[self._missing :]
                 self._take_body(piece, len(piece))
                 continue
-            if self._phase is _Phase.IDLE:
+            begins = self._phase is _Phase.IDLE
+            if begins:
+                if (known := self._known) is not None and self._same_again(known, view):
+                    view = view[len(known.data) :]
+                    continue
                 self._begin_head()
             size = _SLICE_BODY if self._phase is _Phase.BODY else _SLICE_HEAD
             piece, view = view[:size], view[size:]
+            self._parsed, self._body_in_piece = True, 0
             try:
                 self._parser.feed_data(piece)
                 self._account(len(piece))
+                if begins:
+                    self._remember(piece)
             except Refusal as refusal:
                 self._refuse(refusal)
             except (httptools.HttpParserError, httptools.HttpParserUpgrade) as exc:
@@ -272,10 +295,33 @@ class GuardedProtocol(asyncio.BufferedProtocol):
         else:
             exchange.append(piece)
         if not self._missing:
-            self._parser = httptools.HttpRequestParser(
-                self
-            )  # for the next request; this one still waits for bytes
+            if self._parsed:  # for the next request; this one still waits for bytes
+                self._parsed, self._parser = False, httptools.HttpRequestParser(self)
             self.on_message_complete()
+
+    def _remember(self, piece: memoryview) -> None:
+        """Keeps the head that `piece` begins with, where the parser saw all of it there: what it did not take for body
+        was head. Not one that says something beyond its own bytes: 100-continue, chunks.
+        """
+        self._known, exchange = None, self.exchange
+        if exchange is None or self._phase is _Phase.HEAD or self._expects_continue or self._deaf:
+            return
+        data = bytes(piece[: len(piece) - self._body_in_piece])
+        if data.find(b"\r\n\r\n") != len(data) - 4 or any(
+            name == b"transfer-encoding" for name, _ in self._headers
+        ):
+            return
+        scope = {name: value for name, value in exchange.scope.items() if name != "strongroom.exchange"}
+        self._known = _Head(data, scope, self._missing + self._body_in_piece, exchange.keep_alive)
+
+    def _same_again(self, known: _Head, view: memoryview) -> bool:
+        """Whether this is that head again, between two requests; then its request begins."""
+        if self.unanswered() is not None or bytes(view[: len(known.data)]) != known.data:
+            return False
+        self._begin(known.scope.copy(), known.length, keep_alive=known.keep_alive, expects_continue=False)
+        if not known.length:
+            self.on_message_complete()
+        return True
 
     def _begin_head(self) -> None:
         self._phase = _Phase.HEAD
@@ -358,21 +404,24 @@ class GuardedProtocol(asyncio.BufferedProtocol):
                 raise Refusal(503, "http_connection_cap", "too many connections; try again later")
         except Refusal as refusal:
             self._stop(refusal)
-        self._phase = _Phase.BODY
-        self._idle_since = _NEVER
-        self._unproductive = 0
-        self._missing = length or 0
-        self._body_due = self._loop.time() + self.limits.body_idle_s
-        self._set_deadline(self.limits.body_idle_s / 4, self._watch_body)
-        self.exchange = Exchange(
-            self,
+        self._begin(
             self._scope(method),
+            length or 0,
             keep_alive=self._parser.should_keep_alive(),
             expects_continue=self._expects_continue,
         )
+
+    def _begin(self, scope: dict[str, Any], length: int, *, keep_alive: bool, expects_continue: bool) -> None:
+        """The head is there and good: the body may come, and the application runs."""
+        self._phase = _Phase.BODY
+        self._idle_since = _NEVER
+        self._unproductive = 0
+        self._missing = length
+        self._body_due = self._loop.time() + self.limits.body_idle_s
+        self._set_deadline(self.limits.body_idle_s / 4, self._watch_body)
+        self.exchange = Exchange(self, scope, keep_alive=keep_alive, expects_continue=expects_continue)
         task = self._loop.create_task(self._serve(self.exchange))
         self.crowd.tasks.add(task)
-        task.add_done_callback(self.crowd.tasks.discard)
 
     def _scope(self, method: str) -> dict[str, Any]:
         raw, _, query = self._url.partition(b"?")
@@ -391,6 +440,7 @@ class GuardedProtocol(asyncio.BufferedProtocol):
             "query_string": query,
             "headers": self._headers,
             "state": {"connection": self.connection},
+            "strongroom.facts": {},
         }
 
     def on_body(self, body: bytes) -> None:
@@ -398,6 +448,7 @@ class GuardedProtocol(asyncio.BufferedProtocol):
         exchange = self.exchange
         assert exchange is not None  # noqa: S101 - made with the head
         self._unproductive = 0
+        self._body_in_piece += len(body)
         self._body_due = self._loop.time() + self.limits.body_idle_s
         if self._missing:
             self._missing -= len(body)
@@ -469,6 +520,12 @@ class GuardedProtocol(asyncio.BufferedProtocol):
         self._leave()
 
     async def _serve(self, exchange: Exchange) -> None:
+        try:
+            await self._run(exchange)
+        finally:
+            self.crowd.tasks.discard(asyncio.current_task())
+
+    async def _run(self, exchange: Exchange) -> None:
         """The application, with its accidents kept to itself."""
         if exchange.disconnected:  # the same segment that completed the head also broke the body
             return

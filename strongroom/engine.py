@@ -41,6 +41,7 @@ import onnxruntime as onnxruntime  # for `staging`, too: no other module imports
 from onnxruntime.capi import onnxruntime_pybind11_state as _native
 
 _FATAL: Final = 4
+_FOLDER: Final = "session.model_external_initializers_file_folder_path"
 onnxruntime.set_default_logger_severity(_FATAL)
 
 # Besides its own classes, pybind11 turns C++'s standard exceptions into these.
@@ -91,7 +92,7 @@ class InProcess:
                 try:
                     return self._engine.load_prepared(read_stage(stages[0]), source.info)
                 except (Error, OSError, MemoryError) as fault:
-                    source.spoilt(fault.code if isinstance(fault, Error) else "load_limits")
+                    source.spoilt(stages, fault.code if isinstance(fault, Error) else "load_limits")
         return self._engine.load(
             models.reopen(
                 source.read(),
@@ -136,9 +137,10 @@ class Engine:
             gauge=self._gauge,
         )
 
-    def load_prepared(self, stage: memoryview, info: ModelInfo) -> Session:
+    def load_prepared(self, stage: memoryview, info: ModelInfo, *, confined: bool = False) -> Session:
         """A session of a prepared form's only stage: no copy of its weights is made, so `stage` is the session's from
-        here on, and nobody writes to it.
+        here on, and nobody writes to it. `confined`: this process can open no file by a name, whatever a graph says,
+        but may ask whether there is one; onnxruntime then copies no weights while it builds the graph.
 
         Raises:
             AdmissionRefused: it is no stage, onnxruntime cannot load it, or sees other inputs and outputs in it than
@@ -146,7 +148,7 @@ class Engine:
         """
         with self._gauge.measure() as grown:
             try:
-                native, values = _prepared(stage)
+                native, values = _prepared(stage, confined=confined)
             except FOREIGN:
                 _refuse_load("onnxruntime cannot load the prepared form", "engine_refused")
             native._model_bytes = None
@@ -162,7 +164,7 @@ class Engine:
         )
 
 
-def _prepared(stage: memoryview) -> tuple[Any, list[Any]]:
+def _prepared(stage: memoryview, *, confined: bool) -> tuple[Any, list[Any]]:
     found = layout(stage, size=len(stage))
     weights = np.frombuffer(stage, np.uint8)
     values = []
@@ -171,17 +173,33 @@ def _prepared(stage: memoryview) -> tuple[Any, list[Any]]:
         if data.ctypes.data % data.itemsize:  # as onnxruntime aligns its own
             data = data.copy()
         values.append(onnxruntime.OrtValue.ortvalue_from_numpy(data.reshape(tensor.dimensions)))
+    names = [tensor.name for tensor in found.tensors]
+    graph = bytes(stage[found.weights : found.weights + found.graph])
+    if confined:
+        # onnxruntime looks whether the place that the graph names is there (`engine_options.PLACE`), and reads nothing
+        # from it: it has every tensor of the table already. Where it looks in another way than it may, it refuses.
+        with contextlib.suppress(*FOREIGN):
+            options = _prepared_options(names, values)
+            options.add_session_config_entry(_FOLDER, "/")
+            return _opened(graph, options), values
+    # The first copies every tensor for as long as the graph is built; without the second, which is in the options, the
+    # copies would be what kernels use.
+    options = _prepared_options(names, values)
+    options.add_external_initializers(names, values)
+    return _opened(graph, options), values
+
+
+def _prepared_options(names: list[str], values: list[Any]) -> Any:
     options = session_options(0)
     # What there was to be optimised, was; what is done to the result again would be done to no plain session's.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    # Both: the first copies every tensor for as long as the graph is built, for a file could not be read; without the
-    # second the copies would be what kernels use.
-    options.add_external_initializers([tensor.name for tensor in found.tensors], values)
-    for tensor, value in zip(found.tensors, values, strict=True):
-        options.add_initializer(tensor.name, value)
-    graph = bytes(stage[found.weights : found.weights + found.graph])
-    native = onnxruntime.InferenceSession(graph, sess_options=options, providers=["CPUExecutionProvider"])
-    return native, values
+    for name, value in zip(names, values, strict=True):
+        options.add_initializer(name, value)
+    return options
+
+
+def _opened(graph: bytes, options: Any) -> Any:
+    return onnxruntime.InferenceSession(graph, sess_options=options, providers=["CPUExecutionProvider"])
 
 
 def optimise(model: int, *, graph: int, weights: int, size: int) -> None:
@@ -230,7 +248,7 @@ def session_options(model_bytes: int) -> Any:
         *ENTRIES,
         # Admission refuses external data. Were some overlooked, the base for relative paths would be the
         # process's working folder; below a device no path exists.
-        ("session.model_external_initializers_file_folder_path", os.devnull),
+        (_FOLDER, os.devnull),
         ("optimization.constant_folding_max_output_size_in_bytes", str(max(FOLDING_BYTES, 4 * model_bytes))),
     ):
         options.add_session_config_entry(key, value)
@@ -301,6 +319,9 @@ def _resident_bytes() -> int | None:
 
 class Session:
     """One loaded model. `run` may be called from several threads at once."""
+
+    stages = 1
+    """See `jobs.Loaded`."""
 
     def __init__(
         self, native: Any, *, info: ModelInfo, memory_bytes: int, gauge: _Gauge, weights: object = None

@@ -223,6 +223,15 @@ class Exchange:
         else:
             raise Failure("the application's answer is out of order")
 
+    async def answer(self, status: int, headers: list[tuple[bytes, bytes]], body: Bytes) -> None:
+        """The whole answer: as two calls of `send`."""
+        if self.disconnected or self.complete:
+            return
+        if self.started:
+            raise Failure("the application's answer is out of order")
+        self._begin(status, headers)
+        await self._send_body(body, more=False)
+
     def _begin(self, status: int, headers: Any) -> None:
         self.started = True
         self._continue = False

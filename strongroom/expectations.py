@@ -30,4 +30,5 @@ def check_expected(model: ModelVersion, sha256: str | None, precision: tuple[str
     )
     if sha256 is not None and not hmac.compare_digest(got, sha256):
         raise Conflict(f"expected a model with SHA-256 {sha256}, got {got}", code="model_digest_mismatch")
-    check_accepted(model.info.precision.name, precision, model=f"{model.name}/versions/{model.version}")
+    if precision:
+        check_accepted(model.info.precision.name, precision, model=f"{model.name}/versions/{model.version}")

@@ -43,8 +43,8 @@ class Given(Protocol):
         """All of them, opened."""
 
     @property
-    def spoilt(self) -> Callable[[str], None]:
-        """To be told, with a code, that they could not be used."""
+    def spoilt(self) -> Callable[[tuple[Opening, ...], str], None]:
+        """To be told, with a code, that these could not be used."""
 
 
 class Plan:
@@ -142,6 +142,7 @@ class Feeding:
         """
         if not self._turn.acquire(timeout=seconds):
             raise Unavailable("the model runs for others, stage by stage", code="overloaded")
+        openings: tuple[Opening, ...] = ()
         try:
             with source.stages() as openings:
                 if tuple(opening.length for opening in openings) != self.plan.lengths:
@@ -157,7 +158,7 @@ class Feeding:
                     self._openings = ()
                 self._check()
         except SealRefused as refusal:
-            source.spoilt(refusal.code)
+            source.spoilt(openings, refusal.code)
             raise
         finally:
             self._turn.release()
@@ -169,13 +170,23 @@ class Feeding:
             raise Failure("a stage of the model cannot be read") from None
 
     def serve(self, end: socket.socket, slots: Slots, run: int) -> None:
-        """Serves a worker, by its socket and into its slots, in its run of that number, until `stop`."""
-        self._woken, self._wake = os.pipe()
-        self._slots = slots
-        self._thread = threading.Thread(
-            target=self._serve, args=(end, slots, run), name="stages", daemon=True
-        )
-        self._thread.start()
+        """Serves a worker, by its socket and into its slots, in its run of that number, until `stop`.
+
+        Raises:
+            Unavailable: there is no descriptor, or no thread (code `overloaded`).
+        """
+        try:
+            self._woken, self._wake = os.pipe()
+            thread = threading.Thread(target=self._serve, args=(end, slots, run), name="stages", daemon=True)
+            try:
+                thread.start()
+            except BaseException:
+                os.close(self._wake)
+                os.close(self._woken)
+                raise
+        except (OSError, RuntimeError):
+            raise Unavailable("nobody can bring the model's stages now", code="overloaded") from None
+        self._thread, self._slots = thread, slots
 
     def stop(self, slots: Slots | None = None) -> None:
         """Returns when nobody is served any more, or not into these, and they are empty. Thread-safe."""

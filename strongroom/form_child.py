@@ -23,6 +23,7 @@ from typing import Any, Final
 import onnx
 
 from strongroom import admission_child, frames, kernel, sandbox
+from strongroom.engine_options import PLACE
 from strongroom.stages import GRAPH_BYTES, PIPES, TYPES, Tensor, tail
 
 FACTOR: Final = 4
@@ -54,7 +55,7 @@ def _formed(end: socket.socket, model: int, weights: int, header: dict[str, Any]
 
     kernel.fill_blocks(0)  # nobody's memory but the model's comes here
     kernel.return_large_blocks()  # the model is laid out anew, tensor by tensor
-    graph = os.memfd_create("graph")
+    written = os.memfd_create("graph")
     for descriptor in (model, weights):
         os.fchmod(descriptor, 0o666)  # they are opened again by another user
     held = sandbox.lock_down(
@@ -63,8 +64,8 @@ def _formed(end: socket.socket, model: int, weights: int, header: dict[str, Any]
             + header["child"]["memory_bytes"]
             + FACTOR * header["size"],
             cpu_s=header["child"]["cpu_s"],
-            read_fds=(end.fileno(), model, graph),
-            write_fds=(end.fileno(), weights, graph),
+            read_fds=(end.fileno(), model, written),
+            write_fds=(end.fileno(), weights, written),
             fork=False,
             receive_fds=True,
             file_bytes=GRAPH_BYTES,
@@ -73,20 +74,30 @@ def _formed(end: socket.socket, model: int, weights: int, header: dict[str, Any]
     )
     if not set(header["layers"]) - _DROPPED <= set(held) or "landlock" not in held:
         raise PermissionError
-    engine.optimise(model, graph=graph, weights=weights, size=header["size"])
+    engine.optimise(model, graph=written, weights=weights, size=header["size"])
     os.close(weights)
-    data = os.read(graph, GRAPH_BYTES)
-    tensors = list(_tensors(data, str(weights)))
-    return tail(data, tensors, weights=max((t.offset + t.length for t in tensors), default=0))
+    data = os.read(written, GRAPH_BYTES)
+    graph, tensors = _located(data, str(weights))
+    return tail(graph, tensors, weights=max((t.offset + t.length for t in tensors), default=0))
 
 
-def _tensors(graph: bytes, file: str) -> Iterator[Tensor]:
+def _located(data: bytes, file: str) -> tuple[bytes, list[Tensor]]:
+    """The graph with another place for its weights than `file`, and the tensors that are there."""
+    parsed = onnx.ModelProto.FromString(data)
+    tensors = list(_tensors(parsed.graph, file))
+    for initializer in parsed.graph.initializer:
+        for entry in initializer.external_data:
+            if entry.key == "location":
+                entry.value = PLACE
+    return parsed.SerializeToString(), tensors
+
+
+def _tensors(parsed: onnx.GraphProto, file: str) -> Iterator[Tensor]:
     """The tensors whose content is in the weights.
 
     Raises:
         ValueError: one of them is not where the engine takes it from while it loads.
     """
-    parsed = onnx.ModelProto.FromString(graph).graph
     if any(_external(inner) for node in parsed.node for inner in _inner(node)):
         raise ValueError("a tensor of an inner graph")
     for initializer in parsed.initializer:

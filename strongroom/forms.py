@@ -8,7 +8,8 @@ Rules
   - That process has read a stranger's model: what it gives is counted, bounded, and checked for its form. It is sealed
     before anybody uses it, and whoever uses it is confined as whoever loads the model itself.
   - A form is never necessary. Whatever goes wrong with one is written to the log and the model is loaded as it was
-    admitted; then another one is made, once. One at a time.
+    admitted; then another one is made, once. One at a time. What is wrong with the disk is not wrong with the form.
+  - Names of models are sealed, and the log is the host's: it has codes, sizes and times.
   - The server holds one chunk of it at a time.
 """
 
@@ -22,19 +23,19 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Final, TypeAlias
 
 from strongroom import disk
 from strongroom.admission import SPARE_S, ChildLimits
-from strongroom.errors import Error, LimitExceeded, NotFound
+from strongroom.errors import Error, LimitExceeded, NotFound, SealRefused
 from strongroom.frames import receive, send
 from strongroom.kernel import trim_heap
 from strongroom.models.parting import needed, resident, stage_limit
 from strongroom.partition import AUTO, OFF
 from strongroom.partitioning import Reading, parts_of, pieces_of
-from strongroom.prepared import Making
+from strongroom.prepared import Form, Making
 from strongroom.sealed import TAG_BYTES, Opening, Sealer
 from strongroom.stages import GRAPH_BYTES, LENGTHS, PIPES, TABLE_BYTES, layout
 from strongroom.state import ModelVersion
@@ -79,41 +80,82 @@ class Forms:
         self._one = threading.Lock()  # is held while one is made
         self._lock = threading.Lock()
         self._tried: set[tuple[str, int]] = set()
+        self._again: set[tuple[str, int]] = set()  # whose form was spoilt before
         self._closed = False
 
     @contextlib.contextmanager
     def stages(self, model: ModelVersion) -> Iterator[tuple[Opening, ...]]:
         """The stages of the model's form while the block lasts; () where there is none for this engine and processor,
         or it cannot be read.
+
+        Raises:
+            NotFound: deleted meanwhile. Unavailable, Failure: a fault of the disk, of a form of several stages: as a
+                whole such a model is not to be taken into memory.
         """
         with contextlib.ExitStack() as stack:
             stages: tuple[Opening, ...] = ()
-            try:
-                form = self._store.form(model)
-                if form is not None and form.making == self._making:
+            for _ in range(2):  # another one may take its place between two looks
+                form = self._usable(model)
+                if form is None:
+                    break
+                try:
                     stages = stack.enter_context(self._store.stages(model, form))
-            except NotFound:
-                raise
-            except Error as fault:
-                self.spoilt(model, fault.code)
+                    break
+                except NotFound:
+                    raise
+                except SealRefused as fault:
+                    self._drop(model, tuple(stage.file_id for stage in form.stages), fault.code)
+                except Error as fault:
+                    log.warning("a prepared form cannot be read now: %s", fault.code)
+                    if len(form.stages) > 1:
+                        raise
+                    break
             yield stages
+
+    def count(self, model: ModelVersion) -> int:
+        """In how many stages the model would be loaded; 1: as a whole.
+
+        Raises:
+            NotFound: deleted meanwhile.
+        """
+        form = self._usable(model)
+        return len(form.stages) if form is not None else 1
 
     def least_bytes(self, model: ModelVersion) -> int:
         """Bytes of memory that the model takes at least once it is loaded; 0 where there is no form to tell by."""
         try:
-            form = self._store.form(model)
+            form = self._usable(model)
         except Error:
             return 0
-        if form is None or form.making != self._making:
+        if form is None:
             return 0
         lengths = [stage.length for stage in form.stages]
         return needed(lengths, resident(lengths, self.room)) if len(lengths) > 1 else form.length
 
-    def spoilt(self, model: ModelVersion, why: str) -> None:
-        """The form cannot be used (`why`: a code). It goes, and is made again when the next load asks for it."""
-        log.warning("model %s version %d: its prepared form is not used: %s", model.name, model.version, why)
-        with contextlib.suppress(Error):  # the next one takes its place
-            self._store.put_form(model, self._making, ())
+    def _usable(self, model: ModelVersion) -> Form | None:
+        form = self._store.form(model)
+        return form if form is not None and form.making == self._making else None
+
+    def spoilt(self, model: ModelVersion, stages: tuple[Opening, ...], why: str) -> None:
+        """The form with these stages cannot be used (`why`: a code). It goes, if it is still the model's, and another
+        one is made, once: of one stage when a load asks for it, else now, for what is loaded goes on with it.
+        """
+        if self._drop(model, tuple(stage.file_id for stage in stages), why) and len(stages) > 1:
+            self.make_later(model)
+
+    def _drop(self, model: ModelVersion, file_ids: tuple[bytes, ...], why: str) -> bool:
+        try:
+            if not self._store.drop_form(model, file_ids):
+                return False
+        except Error as fault:  # it stays named; the next one takes its place
+            log.warning("a prepared form stays in the record: %s", fault.code)
+        log.warning("a prepared form is not used: %s", why)
+        key = model.name, model.version
+        with self._lock:
+            if key not in self._again:
+                self._again.add(key)
+                self._tried.discard(key)
+        return True
 
     def make(self, model: ModelVersion) -> None:
         """Makes the model's form, unless there is one, or it could not be made before. What goes wrong is logged."""
@@ -124,13 +166,28 @@ class Forms:
                 self._make(model)
             except (Error, OSError, EOFError, MemoryError, ValueError) as fault:
                 why = fault.code if isinstance(fault, Error) else type(fault).__name__
-                log.warning("model %s version %d: no prepared form: %s", model.name, model.version, why)
+                log.warning("no prepared form of a model: %s", why)
             trim_heap()  # a model passed through here, in the clear
+
+    def make_first(self, model: ModelVersion) -> None:
+        """The same where there is no form to be used and the model is larger than memory: as a whole it is loaded only
+        where it cannot be cut. What is wrong with the store is the load's to say.
+        """
+        with contextlib.suppress(Error):
+            if model.info.partition == OFF or self._usable(model) is not None:
+                return
+            with self._store.canonical(model) as canonical:
+                large = 2 * canonical.length > self._budget
+            if large:
+                self.make(model)
 
     def make_later(self, model: ModelVersion) -> None:
         """The same in a thread of its own."""
         if self._worth(model):
-            threading.Thread(target=self.make, args=(model,), name="forms", daemon=True).start()
+            try:
+                threading.Thread(target=self.make, args=(model,), name="forms", daemon=True).start()
+            except RuntimeError:  # there is none: another load asks again
+                log.warning("no prepared form of a model: no thread")
 
     def close(self) -> None:
         """No further form is begun."""
@@ -173,25 +230,22 @@ class Forms:
             sealer, path = self._store.begin_stage()
             try:
                 disk.check_room(path.parent, keep=self._keep_free + 2 * canonical.length)
-                pieces = form_pieces(self._nursery, canonical, limits=self._limits, layers=self._layers)
-                length = _seal(sealer, path, pieces)
+                # Closed before the file that it reads: what the preparer is fed with may be behind what it gave.
+                with contextlib.closing(
+                    form_pieces(self._nursery, canonical, limits=self._limits, layers=self._layers)
+                ) as pieces:
+                    length = _seal(sealer, path, pieces)
             except BaseException:
                 self._store.discard(path)
                 raise
         stages: tuple[_File, ...] = ((sealer, path, length),)
         if (wanted := self._cut(model, length)) is not None:
-            stages = self._split(model, stages[0], *wanted)
+            stages = self._split(stages[0], *wanted)
         self._store.put_form(model, self._making, stages)
-        log.info(
-            "model %s version %d: a prepared form of %d bytes, in %d stages, in %.1f s",
-            model.name,
-            model.version,
-            length,
-            len(stages),
-            time.monotonic() - started,
-        )
+        seconds = time.monotonic() - started
+        log.info("a prepared form of %d bytes, in %d stages, in %.1f s", length, len(stages), seconds)
 
-    def _split(self, model: ModelVersion, whole: _File, count: int | None, limit: int) -> tuple[_File, ...]:
+    def _split(self, whole: _File, count: int | None, limit: int) -> tuple[_File, ...]:
         """The files of the stages that a whole form was cut into; its own goes. The whole, where nothing can be cut."""
         sealer, path, length = whole
         made: list[_File] = []
@@ -219,7 +273,7 @@ class Forms:
             for _, place, _ in made:
                 self._store.discard(place)
             why = fault.code if isinstance(fault, Error) else type(fault).__name__
-            log.warning("model %s version %d: it is not cut into stages: %s", model.name, model.version, why)
+            log.warning("a model is not cut into stages: %s", why)
             return (whole,)
         finally:
             disk.close(fd)
@@ -250,7 +304,7 @@ def _seal(sealer: Sealer, path: Path, pieces: Iterable[bytes | memoryview]) -> i
 
 def form_pieces(
     nursery: Nursery, canonical: Opening, *, limits: ChildLimits, layers: tuple[str, ...]
-) -> Iterator[bytes]:
+) -> Generator[bytes]:
     """A whole prepared form of the model that `canonical` holds, as its bytes come; `layers` have to hold in the
     process that makes it.
 
@@ -270,7 +324,7 @@ class _Making:
         self._limits, self._layers = limits, layers
         self._fault: BaseException | None = None
 
-    def pieces(self) -> Iterator[bytes]:
+    def pieces(self) -> Generator[bytes]:
         """The bytes of the stage, as they come.
 
         Raises:
@@ -307,7 +361,12 @@ class _Making:
     def _begin(self, end: socket.socket, timely: Timely) -> tuple[int, int]:
         """Hands the preparer its pipes; our ends of them, to write the model and to read the weights."""
         model, feed = os.pipe()
-        weights, drain = os.pipe()
+        try:
+            weights, drain = os.pipe()
+        except OSError:  # no descriptors are left: none of them is kept
+            os.close(model)
+            os.close(feed)
+            raise
         header = {
             "size": self._canonical.length,
             "child": dataclasses.asdict(self._limits),

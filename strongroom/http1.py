@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Final
 
 from strongroom.calls import Answer, Data, Outcome, Request, Unacceptable, Unanswered, target
@@ -33,6 +34,9 @@ READ: Final = 16 << 10
 """Bytes read at once where it is not known yet what they are: one TLS record."""
 JOINED: Final = 64 << 10
 """Bytes of head and body that are copied together, so that a small request is one write and one packet."""
+
+REMEMBERED_HEAD: Final = 2048
+"""Bytes of an answer's head up to which it is remembered what it says: most are, byte for byte, one of the last few."""
 
 _DEFAULTS: Final = (("Accept", "application/json"),)
 _FIXED: Final = "Accept-Encoding: identity\r\nUser-Agent: strongroom-client\r\n"
@@ -251,6 +255,11 @@ def parse_head(head: bytes) -> tuple[int, dict[str, str], bool]:
         Unacceptable: not the head of an HTTP/1.x answer (code `answer_head`); two lengths or codings
             (`answer_unframed`).
     """
+    status, headers, lasting = (_parse_known if len(head) <= REMEMBERED_HEAD else _parse)(head)
+    return status, headers.copy(), lasting
+
+
+def _parse(head: bytes) -> tuple[int, dict[str, str], bool]:
     first, *lines = head.decode("latin-1").split("\r\n")
     start = _STATUS.fullmatch(first)
     if start is None or len(lines) > MAX_FIELDS:
@@ -268,6 +277,9 @@ def parse_head(head: bytes) -> tuple[int, dict[str, str], bool]:
         headers[name] = value
     closing = "close" in (word.strip() for word in headers.get("connection", "").lower().split(","))
     return int(start[2]), headers, start[1] == "1" and not closing
+
+
+_parse_known = lru_cache(maxsize=8)(_parse)
 
 
 def framing(status: int, headers: dict[str, str], request: Request) -> int | None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final, TypeAlias
 from urllib.parse import quote
 
@@ -102,7 +103,7 @@ def _fit(value: object, spec: TensorInfo) -> Array:
         )
     target = np.dtype(oip.DATATYPES[spec.datatype])
     if array.dtype == target:
-        return np.ascontiguousarray(array).reshape(array.shape)
+        return array if array.flags.c_contiguous else np.ascontiguousarray(array).reshape(array.shape)
     whole = array.dtype.kind in "iu" and target.kind in "iu"
     if array.dtype.kind not in "biuf" or not (whole or np.can_cast(array.dtype, target, casting="same_kind")):
         raise _dtype_error(array, spec)
@@ -156,10 +157,9 @@ def infer_request(
     """`POST /v2/models/{m}/versions/{v}/infer`, tied to the very bytes of the model by its digest. `accepted`: the
     precisions that an answer may be of, () for all.
     """
-    path = "/v2/models" + calls.model_path(metadata.name, version=metadata.version) + "/infer"
     datatypes = {spec.name: spec.datatype for spec in metadata.inputs}
     strings_out = any(spec.datatype == "BYTES" for spec in metadata.outputs if spec.name in wanted.names)
-    query = ""
+    asked: tuple[str, ...] = ()
     parts: tuple[calls.Data, ...]
     if strings_out or "BYTES" in datatypes.values():
         tensors = tuple(oip.Tensor(name=n, datatype=datatypes[n], array=a) for n, a in inputs.items())
@@ -171,24 +171,46 @@ def infer_request(
         content, accept = _JSON, _JSON
     else:
         accept = _NPY if len(wanted.names) == 1 else _NPZ
-        query = "&".join(f"output={quote(name, safe='')}" for name in wanted.names)
+        asked = wanted.names
         if len(inputs) == 1:
             parts, content = npy.npy_parts(next(iter(inputs.values()))), _NPY
         else:
             parts, content = (npy.encode_npz(inputs),), _NPZ
+    path, query, headers = _head(
+        metadata.name, metadata.version, metadata.digest, content, accept, asked, accepted
+    )
     return calls.Request(
         method="POST",
         path=path,
         query=query,
-        headers=(
-            ("Content-Type", content),
-            ("Accept", accept),
-            ("Strongroom-Model-Digest", metadata.digest),
-            *((("Strongroom-Accept-Precision", ", ".join(accepted)),) if accepted else ()),
-        ),
+        headers=headers,
         body=calls.Body.of(*parts),
         max_answer=MAX_RESULT,
         received=received,
+    )
+
+
+@lru_cache(maxsize=64)
+def _head(
+    name: str,
+    version: str,
+    digest: str,
+    content: str,
+    accept: str,
+    outputs: tuple[str, ...],
+    accepted: tuple[str, ...],
+) -> tuple[str, str, tuple[tuple[str, str], ...]]:
+    """Path, query and fields of a request for a run: the same for every run of a model, nearly always."""
+    precision = ("Strongroom-Accept-Precision", ", ".join(accepted))
+    return (
+        "/v2/models" + calls.model_path(name, version=version) + "/infer",
+        "&".join(f"output={quote(output, safe='')}" for output in outputs),
+        (
+            ("Content-Type", content),
+            ("Accept", accept),
+            ("Strongroom-Model-Digest", digest),
+            *((precision,) if accepted else ()),
+        ),
     )
 
 

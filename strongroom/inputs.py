@@ -79,11 +79,14 @@ def room_for(info: ModelInfo, arrays: Mapping[str, Array]) -> Room | None:
     """The cheapest of the rooms that admission bounded into which these inputs fit (`docs/spec/admission.md` §8.2);
     None where it bounded none.
     """
-    needs = _needs(info, arrays)
-    fitting = [
-        room for room in info.admission.rooms if all(room.fits(axis, size) for axis, size in needs.items())
-    ]
-    return min(fitting, key=lambda room: (room.operations, room.steps), default=None)
+    return _cheapest(info.admission.rooms, _needs(info, arrays))
+
+
+def _cheapest(rooms: tuple[Room, ...], needs: Mapping[int, int]) -> Room | None:
+    fitting = [room for room in rooms if all(room.fits(axis, size) for axis, size in needs.items())]
+    if len(fitting) < 2:
+        return fitting[0] if fitting else None
+    return min(fitting, key=lambda room: (room.operations, room.steps))
 
 
 def _needs(info: ModelInfo, arrays: Mapping[str, Array]) -> dict[int, int]:
@@ -107,7 +110,8 @@ def _room(info: ModelInfo, arrays: Mapping[str, Array]) -> None:
             )
     if "no_empty_inputs" in found.flags and not all(array.size for array in arrays.values()):
         raise InvalidRequest("the model takes no input without elements", code="input_shape")
-    if _needs(info, arrays) and room_for(info, arrays) is None:
+    needs = _needs(info, arrays)
+    if needs and _cheapest(found.rooms, needs) is None:
         rooms = ", ".join("x".join(map(str, room.sizes)) for room in found.rooms)
         raise InvalidRequest(
             f"the request is larger than the model was admitted for: open dimensions up to one of {rooms}",
@@ -149,16 +153,16 @@ def _shape(spec: TensorSpec, shape: tuple[int, ...], symbols: dict[str, tuple[in
     """Rank, fixed sizes, and symbols: `symbols` holds those met so far, with the input that gave the size."""
     if spec.shape is None:
         return
-    written = f"[{', '.join('?' if size is None else str(size) for size in spec.shape)}]"
     if len(shape) != len(spec.shape):
         raise InvalidRequest(
-            f"input {spec.name!r}: expected {len(spec.shape)} dimensions {written}, got {list(shape)}",
+            f"input {spec.name!r}: expected {len(spec.shape)} dimensions {_written(spec.shape)}, got {list(shape)}",
             code="input_rank",
         )
     for expected, size in zip(spec.shape, shape, strict=True):
         if isinstance(expected, int) and size != expected:
             raise InvalidRequest(
-                f"input {spec.name!r}: expected shape {written}, got {list(shape)}", code="input_shape"
+                f"input {spec.name!r}: expected shape {_written(spec.shape)}, got {list(shape)}",
+                code="input_shape",
             )
         if isinstance(expected, str):
             known, where = symbols.setdefault(expected, (size, spec.name))
@@ -169,8 +173,17 @@ def _shape(spec: TensorSpec, shape: tuple[int, ...], symbols: dict[str, tuple[in
                 )
 
 
+def _written(shape: tuple[int | str | None, ...]) -> str:
+    return f"[{', '.join('?' if size is None else str(size) for size in shape)}]"
+
+
 def _values(spec: TensorSpec, array: Array, rules: InputRules) -> None:
     if array.dtype.kind != "f":
+        return
+    if rules.allow_nan and not rules.reject_infinite and not rules.integer_columns:
+        return
+    # One look where all is well, as it nearly always is.
+    if np.count_nonzero(np.isfinite(array)) == array.size and not rules.integer_columns:
         return
     if not rules.allow_nan and bool(np.isnan(array).any()):
         raise InvalidRequest(

@@ -87,8 +87,8 @@ class Source:
         default=lambda: contextlib.nullcontext(())
     )
     """The stages of its prepared form, opened; () where it has none."""
-    spoilt: Callable[[str], None] = field(default=lambda _why: None)
-    """To be told, with a code, that the prepared form could not be used."""
+    spoilt: Callable[[tuple[Opening, ...], str], None] = field(default=lambda _stages, _why: None)
+    """To be told, with a code, that these stages of the prepared form could not be used."""
     room: int = 0
     """Bytes of memory that it may take where it has several stages."""
 
@@ -129,6 +129,8 @@ class Loaded(Protocol):
 
     memory_bytes: int
     """Estimate of the memory it occupies between runs, in bytes."""
+    stages: int
+    """In how many it runs; 1: as a whole."""
 
     def run(self, inputs: Mapping[str, Array], *, outputs: tuple[str, ...], job: Job) -> dict[str, Array]:
         """Runs the model on arrays that `inputs.check_inputs` returned; () asks for all outputs.

@@ -24,7 +24,8 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final
+from functools import lru_cache
+from typing import Any, Final
 
 import numpy as np
 
@@ -41,6 +42,11 @@ from strongroom.oip import (
 )
 
 Data = bytes | bytearray | memoryview
+
+JOINED: Final = 64 << 10
+"""Bytes of an array up to which it is copied by numpy itself: a view of it would take longer to make."""
+REMEMBERED: Final = 64
+"""Headers that are remembered, each way: a caller sends arrays of one shape again and again."""
 
 MAX_HEADER: Final = 1024
 """Bytes of a header: numpy writes 118 for an ordinary array."""
@@ -107,12 +113,13 @@ def decode_npy(data: Data, *, limits: WireLimits) -> Array:
         check_size(payload_bytes(flat), "the array", limits=limits)
     else:
         check_size(len(payload), "the array", limits=limits)
-        dtype = np.dtype(f"{header.order}{header.kind}{header.itemsize}")
+        dtype = _dtype(header.order, header.kind, header.itemsize)
         flat = np.frombuffer(payload, dtype=dtype) if count else np.empty(0, dtype=dtype)
         if header.kind == "b" and count and int(flat.view(np.uint8).max()) > 1:
             raise InvalidRequest("a boolean is neither 0 nor 1", code="npy_value")
     array = flat.reshape(shape[::-1]).T if header.fortran else flat.reshape(shape)
-    array = np.asarray(array, dtype=array.dtype.newbyteorder("="), order="C")
+    if header.fortran or not array.dtype.isnative:
+        array = np.asarray(array, dtype=array.dtype.newbyteorder("="), order="C")
     # Kernels may load whole vectors; an unaligned view (a header of odd length) is copied.
     return array if array.flags.aligned else array.copy()
 
@@ -126,7 +133,16 @@ def _read_header(view: memoryview) -> _Header:
     if end - start > MAX_HEADER:
         raise LimitExceeded(f"the .npy header is longer than {MAX_HEADER} bytes", code="npy_header_too_long")
     check_member(len(view) >= end, "the .npy header is cut off", code="npy_malformed")
-    text = bytes(view[start:end]).decode("latin-1")
+    order, kind, itemsize, fortran, shape = _read_text(bytes(view[start:end]))
+    return _Header(order, kind, itemsize, fortran, shape, end)
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _read_text(data: bytes) -> tuple[str, str, int, bool, tuple[int, ...]]:
+    """What a header's text says: byte order, type character, bytes of an element, Fortran's order or not, shape. A fact
+    about these bytes, and remembered; refusals are not.
+    """
+    text = data.decode("latin-1")
     if _STRUCTURED.search(text):
         raise InvalidRequest("structured arrays are not tensors", code="npy_structured")
     found = _read_entries(text)
@@ -136,7 +152,12 @@ def _read_header(view: memoryview) -> _Header:
     check_member(
         len(shape) != 1 or "," in found["shape"], "the .npy header is malformed", code="npy_malformed"
     )
-    return _Header(order, kind, itemsize, found["fortran"] == "True", shape, end)
+    return order, kind, itemsize, found["fortran"] == "True", shape
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _dtype(order: str, kind: str, itemsize: int) -> np.dtype[Any]:
+    return np.dtype(f"{order}{kind}{itemsize}")
 
 
 def _read_entries(text: str) -> dict[str, str]:
@@ -204,6 +225,8 @@ def _read_strings(payload: memoryview, header: _Header, count: int) -> Array:
 
 def encode_npy(array: Array) -> bytes:
     """The array as a .npy file, in one piece: see `npy_parts`."""
+    if array.nbytes <= JOINED and array.dtype.kind + str(array.dtype.itemsize) in _PLAIN:
+        return _written(array.dtype.str, array.shape) + array.tobytes()  # one copy either way
     return b"".join(npy_parts(array))
 
 
@@ -221,10 +244,16 @@ def npy_parts(array: Array) -> tuple[bytes, Data]:
         array = _numpy_strings(array)
     elif array.dtype.kind + str(array.dtype.itemsize) not in _PLAIN:
         raise InvalidRequest("the array's dtype is none of the protocol's", code="npy_dtype")
-    text = f"{{'descr': {array.dtype.str!r}, 'fortran_order': False, 'shape': {array.shape!r}, }}"
+    return _written(array.dtype.str, array.shape), _payload(array)
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _written(descr: str, shape: tuple[int, ...]) -> bytes:
+    """The header of an array of this dtype and shape."""
+    text = f"{{'descr': {descr!r}, 'fortran_order': False, 'shape': {shape!r}, }}"
     # NEP 1: magic, version, length and header together are a multiple of 64; spaces pad, a newline ends it.
     header = text.encode("ascii") + b" " * (-(len(text) + 11) % 64) + b"\n"
-    return b"".join((_MAGIC, b"\x01\x00", struct.pack("<H", len(header)), header)), _payload(array)
+    return b"".join((_MAGIC, b"\x01\x00", struct.pack("<H", len(header)), header))
 
 
 def _payload(array: Array) -> Data:

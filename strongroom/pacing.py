@@ -97,7 +97,7 @@ class _Given:
         """All of them."""
         return contextlib.nullcontext((self.opening,) * _STAGES)
 
-    def spoilt(self, _why: str) -> None:
+    def spoilt(self, _stages: tuple[Opening, ...], _why: str) -> None:
         """Nobody makes it anew."""
 
 

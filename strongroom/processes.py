@@ -169,11 +169,19 @@ class Template:
                     self.feeding = Feeding(plan)
                     self.memory_bytes = max(self.memory_bytes - size, plan.memory_bytes + FAMILY)
             except (SealRefused, AdmissionRefused, LimitExceeded, Failure) as fault:
-                source.spoilt(fault.code)
-                if plan is not None:  # as a whole it is not taken into memory
+                # As a whole, a model in stages is not taken into memory: what may be over by the next load, which has
+                # the same stages then, costs it none of them.
+                if plan is None or isinstance(fault, SealRefused | AdmissionRefused):
+                    source.spoilt(stages, fault.code)
+                if plan is not None:
                     raise
                 return False
             return True
+
+    @property
+    def stages(self) -> int:
+        """In how many the model runs; 1: as a whole."""
+        return 1 if self.feeding is None else len(self.feeding.plan.lengths)
 
     def bear(self, size: int, *, most: int) -> Worker:
         """Has a worker forked; parameters and exceptions are those of `Worker`."""
@@ -304,14 +312,16 @@ class Worker:
         if message != records.HELLO or len(ancillary) != 1 or ancillary[0][1] != socket.SCM_CREDENTIALS:
             raise EOFError
         pid, _, _ = _CREDENTIALS.unpack(ancillary[0][2])
-        self._process = os.pidfd_open(pid)
-        parent, born = _birth(pid)
-        self._statm = os.open(f"/proc/{pid}/statm", os.O_RDONLY | os.O_CLOEXEC)
-        if parent != self.template.pid or born < self._asked or not self.alive():
-            os.close(self._process)  # whoever it is: nobody that we may kill
-            self._process = -1
-            raise EOFError
-        self.pid = pid
+        process = os.pidfd_open(pid)
+        try:
+            parent, born = _birth(pid)
+            self._statm = os.open(f"/proc/{pid}/statm", os.O_RDONLY | os.O_CLOEXEC)
+            if parent != self.template.pid or born < self._asked or _readable(process):
+                raise EOFError
+        except BaseException:
+            os.close(process)  # whoever it is: nobody that we may kill
+            raise
+        self.pid, self._process = pid, process
         self._end.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)
         descriptor = _memory_file(self._size)
         try:
@@ -412,6 +422,7 @@ class Worker:
             return None
         outcome, self._found = answer
         if outcome != records.DONE:
+            self._used = self._size  # some outputs may be there, and nobody says where
             _refuse(outcome)
         size = 0
         for place in self._found:

@@ -205,15 +205,16 @@ def take(area: Array, place: Place, *, datatype: str) -> Array:
         EOFError: there is no such tensor: it is not as long as its shape says, or is not of its type.
     """
     _check(place, len(area), datatype)
-    shared = area[place.offset : place.offset + place.size]
     if datatype == "BYTES":
-        return _elements(shared.tobytes(), place.shape)
-    copied = shared.copy()
-    if datatype == "BOOL" and place.size and int(copied.max()) > 1:
-        raise EOFError  # another byte in a bool is undefined behaviour in numpy's and everybody's loops
+        return _elements(area[place.offset : place.offset + place.size].tobytes(), place.shape)
     if not place.size:
         return np.empty(place.shape, DATATYPES[datatype])
-    return copied.view(DATATYPES[datatype]).reshape(place.shape)
+    if datatype == "BOOL":
+        copied = area[place.offset : place.offset + place.size].copy()
+        if int(copied.max()) > 1:
+            raise EOFError  # another byte in a bool is undefined behaviour in numpy's and everybody's loops
+        return copied.view(DATATYPES[datatype]).reshape(place.shape)
+    return np.ndarray(place.shape, DATATYPES[datatype], area, place.offset).copy()
 
 
 def _check(place: Place, area: int, datatype: str) -> None:

@@ -26,12 +26,13 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, Final, TypeVar
 
 from strongroom import __version__, bodies
+from strongroom.asked import Asked, served
+from strongroom.asked import read as read_asked
 from strongroom.attest.evidence import parse_nonce
-from strongroom.bodies import JSON, NPY, NPZ
+from strongroom.bodies import JSON
 from strongroom.errors import Error, Failure, InvalidRequest, MalformedInput, NotFound, Unavailable
 from strongroom.exchange import Exchange
 from strongroom.handover_source import HandoverSource
-from strongroom.jobs import engine
 from strongroom.names import check_name
 from strongroom.oip import WireLimits
 from strongroom.partition import AUTO, read_partition
@@ -40,20 +41,16 @@ from strongroom.recovery import Recovery
 from strongroom.reduction_fields import ACCEPT, read_accepted, read_fields
 from strongroom.routes import Receive, Request, Response, Route, Router, Scope, Send
 from strongroom.service import DEFAULT_SEED_NAME, ERASURE, Call, Epoch, Service, View
-from strongroom.store import ModelVersion
 
 log = logging.getLogger("strongroom.rest")
 
 _T = TypeVar("_T")
 BYTES: Final = "application/octet-stream"
 
-DATA_DEPENDENT: Final = "data_dependent_output"
-"""The flag of admission for models the shape of whose outputs depends on the content of their inputs (§8.3)."""
 PAUSE_S: Final = 0.25
 """Seconds until somebody is told to come back later. Who does so at once, on many connections, would keep the server
 busy with refusals, and those whom it has let in waiting."""
 _VERSION: Final = re.compile(r"[1-9][0-9]{0,8}")
-_SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _DIGEST: Final = re.compile(r"sha-256=:([A-Za-z0-9+/]{43}=):")
 _BEARER: Final = re.compile(r"Bearer +([!-~]+)", re.IGNORECASE)
 
@@ -129,9 +126,17 @@ class Rest:
         except Exception as fault:  # noqa: BLE001 - the caller gets our words only, the log no words at all
             _log_fault(fault)
             response = problem(Failure("a fault of this server"))
-        await response.send_to(send, self._common(scope))
+        exchange = scope.get("strongroom.exchange")
+        if isinstance(exchange, Exchange):
+            await exchange.answer(response.status, response.fields + self._common(scope), response.body)
+        else:
+            await response.send_to(send, self._common(scope))
 
     async def _answer(self, scope: Scope, receive: Receive) -> Response:
+        if (known := scope.get("strongroom.facts", {}).get("handler")) is not None:
+            handler, former = known
+            response: Response = await handler(former.again(scope, receive))
+            return response
         route, names = self._router.find(scope["path"])
         handler = route.handler(scope["method"])
         if handler is None:
@@ -139,6 +144,7 @@ class Rest:
             return problem(error, headers=(("Allow", route.allow),))
         request = Request(scope, receive, names)
         route.check_query(request)
+        request.facts["handler"] = (handler, request.again({}, _nothing))
         return await handler(request)
 
     def _common(self, scope: Scope) -> list[tuple[bytes, bytes]]:
@@ -211,7 +217,7 @@ class Rest:
                 precision=accepted,
             ),
         )
-        return Response(data, 200, _served(model, self._service.stages_of(model)), JSON)
+        return Response(data, 200, served(model, self._service.stages_of(model)), JSON)
 
     async def _report(self, request: Request) -> Response:
         evidence = self._epoch_of(request.scope).boot_evidence
@@ -345,25 +351,36 @@ class Rest:
         return _json({"name": view.model.name, "ready": True})
 
     async def _infer(self, request: Request) -> Response:
-        name, version = self._address(request)
-        form = _content_form(request)
-        answer = _answer_form(request, default=form)
-        outputs = tuple(_parameters(request, "output"))
-        accepted = read_accepted(request.headers.get(ACCEPT))
-        model, data = await _while_connected(
-            request,
-            self._service.infer(
+        asked: Asked | None = request.facts.get("asked")
+        if asked is None:
+            name, version = self._address(request)
+            asked = request.facts["asked"] = read_asked(
+                request,
                 self._call(request),
                 name=name,
                 version=version,
-                expect_sha256=_expected(request),
+                wire=self._wire,
+                simulated=self._service.simulated,
+            )
+        model, data = await _while_connected(
+            request,
+            self._service.infer(
+                asked.call,
+                name=asked.name,
+                version=asked.version,
+                expect_sha256=asked.expected,
                 body=_Whole(request),
-                decode=bodies.decoder(form, outputs=outputs, answer=answer, limits=self._wire),
-                encode=lambda response: bodies.encode(answer, response, simulated=self._service.simulated),
-                precision=accepted,
+                decode=asked.decode,
+                encode=asked.encode,
+                precision=asked.accepted,
             ),
         )
-        return Response(data, 200, _served(model, self._service.stages_of(model)), answer)
+        return asked.response(data, model, self._service.stages_of(model))
+
+
+async def _nothing() -> dict[str, Any]:
+    """Of a request that is only remembered for its head."""
+    raise AssertionError("it has no body")
 
 
 async def _hold_back() -> None:
@@ -382,20 +399,6 @@ def _log_fault(fault: Exception) -> None:
 
 def _json(document: dict[str, Any], *, status: int = 200) -> Response:
     return Response(bodies.dump(document), status, {}, JSON)
-
-
-def _served(model: ModelVersion, stages: int) -> dict[str, str]:
-    dependent = DATA_DEPENDENT in model.info.admission.flags
-    return {
-        # Content of the request shows in the length of the answer.
-        **({"Strongroom-Output-Shape": "data-dependent"} if dependent else {}),
-        "Strongroom-Model-Name": model.name,
-        "Strongroom-Model-Version": str(model.version),
-        "Strongroom-Model-SHA256": model.sha256,
-        "Strongroom-Precision": model.info.precision.name,
-        "Strongroom-Engine": engine(),
-        **({"Strongroom-Stages": str(stages)} if stages > 1 else {}),
-    }
 
 
 def _check_coding(request: Request) -> None:
@@ -511,42 +514,3 @@ def _content_digest(request: Request, *, required: bool) -> str | None:
         raise MalformedInput(
             "Content-Digest: expected one sha-256=:<base64>:", code="digest_malformed"
         ) from None
-
-
-def _expected(request: Request) -> str | None:
-    value = request.headers.get("strongroom-model-digest")
-    if value is not None and _SHA256.fullmatch(value) is None:
-        raise MalformedInput(
-            "Strongroom-Model-Digest: expected 64 lower-case hex characters", code="digest_malformed"
-        )
-    return value
-
-
-def _content_form(request: Request) -> str:
-    """The media type of the body; none stands for JSON, as the protocol's own clients send none."""
-    if "inference-header-content-length" in request.headers:
-        raise InvalidRequest("binary tensors in JSON are not served", code="media_type_unsupported")
-    form = _media_type(request.headers.get("content-type", JSON))
-    if form not in bodies.FORMS:
-        raise InvalidRequest(
-            f"Content-Type: expected {', '.join(bodies.FORMS)}", code="media_type_unsupported"
-        )
-    return form
-
-
-def _answer_form(request: Request, *, default: str) -> str:
-    """The media type asked for: the first one known in Accept, whatever its weight."""
-    accept = request.headers.get("accept", "*/*")
-    for part in accept.split(","):
-        kind, _, weight = part.partition(";")
-        if re.fullmatch(r"\s*q\s*=\s*0(\.0*)?\s*", weight):
-            continue
-        if (form := _media_type(kind)) in bodies.FORMS:
-            return form
-        if form in ("*/*", "application/*"):
-            return default
-    raise InvalidRequest(f"Accept: expected one of {JSON}, {NPY}, {NPZ}", code="not_acceptable")
-
-
-def _media_type(value: str) -> str:
-    return value.partition(";")[0].strip().lower()

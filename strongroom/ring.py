@@ -23,6 +23,8 @@ from typing import Final, TypeAlias
 
 SLOTS: Final = 4
 """Chunks on their way at one time: few enough to stay in a processor's cache."""
+SHORT: Final = 16
+"""Chunks up to which a stage has two slots: making fresh memory for more takes longer than waiting for one."""
 HUGE: Final = 2 << 20
 """Bytes of a huge page."""
 NUMBER: Final = struct.Struct("<I")
@@ -44,6 +46,11 @@ def buffer(size: int) -> mmap.mmap:
     return made
 
 
+def slots_for(chunks: int) -> int:
+    """How many slots a stage of so many chunks passes through."""
+    return 2 if chunks <= SHORT else SLOTS
+
+
 def receive_stage(end: socket.socket, *, length: int, chunk_size: int) -> memoryview:
     """The bytes that `send_stage` sent, in private memory, once all of them are authentic.
 
@@ -54,13 +61,15 @@ def receive_stage(end: socket.socket, *, length: int, chunk_size: int) -> memory
     message, descriptors, _, _ = socket.recv_fds(end, 1, 1)
     if message != MEMORY or len(descriptors) != 1:
         raise EOFError
-    slots, unmap = _map(descriptors[0], SLOTS * chunk_size)
+    chunks = -(-length // chunk_size)
+    places = slots_for(chunks)
+    slots, unmap = _map(descriptors[0], places * chunk_size)
     os.close(descriptors[0])
     memory = buffer(length)
     whole = memoryview(memory)[:length]
     data = b""
     # A number for each chunk and the last word: what comes behind that is another message's.
-    left = NUMBER.size * (-(-length // chunk_size) + 1)
+    left = NUMBER.size * (chunks + 1)
     try:
         while left:
             more = end.recv(min(left, NUMBER.size * SLOTS))
@@ -74,7 +83,7 @@ def receive_stage(end: socket.socket, *, length: int, chunk_size: int) -> memory
                 if number == AUTHENTIC:
                     return whole
                 part = whole[number * chunk_size : (number + 1) * chunk_size]
-                at = number % SLOTS * chunk_size
+                at = number % places * chunk_size
                 part[:] = slots[at : at + len(part)]
                 copied, data = copied + data[:4], data[4:]
             end.sendall(copied)

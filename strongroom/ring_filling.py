@@ -21,7 +21,7 @@ from typing import Final, TypeAlias
 
 from strongroom.errors import SealRefused
 from strongroom.frames import Stream
-from strongroom.ring import AUTHENTIC, MEMORY, NUMBER, SLOTS, buffer
+from strongroom.ring import AUTHENTIC, MEMORY, NUMBER, SLOTS, buffer, slots_for
 from strongroom.sealed import TAG_BYTES, Opening
 
 THREADS: Final = 2
@@ -70,7 +70,7 @@ def send_stage(end: socket.socket, stream: Stream, opening: Opening) -> None:
         SealRefused: a chunk is not authentic. The child waits on, and has to be ended.
         EOFError, OSError: the child ended, or says what it cannot, or takes too long; a fault of the disk.
     """
-    size = SLOTS * opening.chunk_size
+    size = slots_for(opening.chunks) * opening.chunk_size
     descriptor = os.memfd_create("stage", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(descriptor, size)
@@ -89,7 +89,7 @@ class _Sending:
 
     def __init__(self, end: socket.socket, stream: Stream, opening: Opening, slots: memoryview) -> None:
         self._end, self._stream, self._opening, self._slots = end, stream, opening, slots
-        self._free = [threading.Semaphore(1) for _ in range(SLOTS)]
+        self._free = [threading.Semaphore(1) for _ in range(slots_for(opening.chunks))]
         self._stopped = False
 
     def run(self) -> None:
@@ -107,7 +107,7 @@ class _Sending:
             raise self._fault
 
     def _place(self, number: int, scratch: memoryview) -> None:
-        slot = number % SLOTS
+        slot = number % len(self._free)
         self._free[slot].acquire()
         if self._stopped:
             raise EOFError
@@ -130,7 +130,7 @@ class _Sending:
                     raise EOFError
                 for (number,) in NUMBER.iter_unpack(data):
                     missing.remove(number)
-                    self._free[number % SLOTS].release()
+                    self._free[number % len(self._free)].release()
         except (OSError, EOFError, KeyError) as fault:
             self._fault = EOFError() if isinstance(fault, KeyError) else fault
             self._stop()

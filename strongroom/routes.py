@@ -25,15 +25,17 @@ _LEAF: Final = ""
 
 class Request:
     """One request. `headers`: by lower-case name, the first of several. `path_params`: what stands for the template's
-    names.
+    names. `facts`: what follows from the head alone and was found out already; the edge keeps it for as long as the
+    same head comes again.
     """
 
-    __slots__ = ("headers", "path_params", "query", "receive", "scope")
+    __slots__ = ("facts", "headers", "path_params", "query", "receive", "scope")
 
     def __init__(self, scope: Scope, receive: Receive, path_params: dict[str, str] | None = None) -> None:
         self.scope = scope
         self.receive = receive
         self.path_params = path_params or {}
+        self.facts: dict[str, Any] = scope.get("strongroom.facts", {})
         self.headers: dict[str, str] = {
             name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])
         }
@@ -41,6 +43,15 @@ class Request:
         self.query: list[tuple[str, str]] = (
             parse_qsl(query.decode("latin-1"), keep_blank_values=True) if query else []
         )
+
+    def again(self, scope: Scope, receive: Receive) -> Request:
+        """The next request with the same head."""
+        one = Request.__new__(Request)
+        one.scope, one.receive = scope, receive
+        one.headers, one.query, one.path_params, one.facts = (
+            self.headers, self.query, self.path_params, self.facts,
+        )  # fmt: skip
+        return one
 
     def values(self, name: str) -> list[str]:
         """All values of a query parameter."""
@@ -64,10 +75,17 @@ class Response:
         for name, value in headers.items():
             self.fields.append((name.lower().encode("latin-1"), value.encode("latin-1")))
 
+    @classmethod
+    def of_fields(cls, body: bytes | bytearray | memoryview, fields: Fields) -> Response:
+        """An answer 200 with these fields, behind its length."""
+        one = cls.__new__(cls)
+        one.body, one.status = body, 200
+        one.fields = [(b"content-length", b"%d" % len(body)), *fields]
+        return one
+
     async def send_to(self, send: Send, common: Fields) -> None:
         """Sends it, with `common` behind its own fields."""
-        self.fields += common
-        await send({"type": "http.response.start", "status": self.status, "headers": self.fields})
+        await send({"type": "http.response.start", "status": self.status, "headers": self.fields + common})
         await send({"type": "http.response.body", "body": self.body})
 
 

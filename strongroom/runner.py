@@ -16,6 +16,7 @@ import contextlib
 import hmac
 import logging
 import math
+import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -162,6 +163,8 @@ class Runner:
         )
         self._trials: weakref.WeakKeyDictionary[Loaded, Trials] = weakref.WeakKeyDictionary()
         self._loads = Lane("load", workers=LOADERS, waiting=limits.waiting, code="overloaded")
+        # Of its own, and without bounds: what was deleted is not kept in memory by those who load.
+        self._unloads = Lane("unload", workers=1, waiting=sys.maxsize, code="overloaded")
         self._preparing = Lane("form", workers=1, waiting=limits.waiting, code="overloaded")
         self._large = Lane("large", workers=1, waiting=limits.waiting, code="overloaded")
         self._loading: dict[tuple[str, int], asyncio.Task[None]] = {}
@@ -170,6 +173,7 @@ class Runner:
         """Ends the threads, after the work that is under way, and all loaded models."""
         self._runs.close()
         self._loads.close()
+        self._unloads.close()
         self._large.close()
         if self._forms is not None:
             self._forms.close()
@@ -177,14 +181,20 @@ class Runner:
         self._cache.close()
 
     def stages(self, model: ModelVersion) -> int:
-        """In how many stages a model runs; 1: as a whole."""
-        if model.name in self._preloaded:
+        """In how many stages a model runs, or would if it were loaded; 1: as a whole."""
+        if (running := self._cache.stages(_key(model))) is not None:
+            return running
+        if (forms := self._forms_of(model)) is None:
             return 1
         try:
-            form = self._store.form(model)
+            return forms.count(model)
         except NotFound:  # deleted meanwhile
             return 1
-        return len(form.stages) if form is not None else 1
+
+    def _forms_of(self, model: ModelVersion) -> Forms | None:
+        # The digest of what was admitted cannot be compared where something else is read.
+        whole = model.name in self._preloaded or self._verify_on_load != "tags"
+        return None if whole else self._forms
 
     def is_loaded(self, model: ModelVersion) -> bool:
         """Whether a run would start warm."""
@@ -217,7 +227,7 @@ class Runner:
 
     async def unload(self, model: ModelVersion) -> None:
         """Drops a model from memory; runs under way go on with it."""
-        await self._loads.run(self._cache.evict, _key(model))
+        await self._unloads.run(self._cache.evict, _key(model))
 
     async def run(
         self,
@@ -243,7 +253,7 @@ class Runner:
             await self.load(model)
         task = _Task(model=model, principal=principal, caller=caller, decode=decode, encode=encode)
         task.small = size <= SMALL
-        turn = Turn(caller, f"{model.name}/{model.version}")
+        turn = Turn(caller, f"{model.name}/{model.version}", alone=self.stages(model) > 1)
         if model.info.batching and task.small and principal is not None and self._limits.batch_rows > 1:
             return await self._run_in_company(task, turn)
         place = await self._runs.enter(turn)
@@ -392,8 +402,7 @@ class Runner:
 
     def _loader(self, model: ModelVersion) -> Callable[[], Loaded]:
         entry = self._preloaded.get(model.name)
-        # The digest of what was admitted cannot be compared where something else is read.
-        forms = self._forms if entry is None and self._verify_on_load == "tags" else None
+        forms = self._forms_of(model)
         source = Source(
             info=model.info,
             sha256=model.sha256,
@@ -409,6 +418,8 @@ class Runner:
             )
 
         def load() -> Loaded:
+            if forms is not None:
+                forms.make_first(model)
             try:
                 loaded = self._host.load(source)
                 if forms is not None:

@@ -97,6 +97,9 @@ class Profile:
     """Opening its own pipes and memory files once more by name (/proc/self/fd), for a library that takes nothing but
     names. Then the root is not exchanged, and Landlock alone keeps every other name from it: whoever asks for this
     has to see that `landlock` holds. With `receive_fds`."""
+    looks: bool = False
+    """Asking whether there is a file by a name, for a library that looks whether a folder is there: with the layer
+    `namespaces` there is one, which is empty. With `receive_fds`, which leaves as much of it."""
 
 
 _held: frozenset[str] = frozenset()
@@ -238,6 +241,7 @@ def _assembled(machine: str, profile: Profile, parent: int) -> bytes:
         parent=parent,
         tend=profile.tend,
         opens=profile.reopens,
+        looks=profile.looks,
     )
     return seccomp.assemble(rules, machine=machine)
 

@@ -211,6 +211,8 @@ class Opening:
         if file_size != expected:
             code = "seal_truncated" if file_size < expected else "seal_trailing"
             raise SealRefused(f"{expected} bytes of sealed file expected, got {file_size}", code=code)
+        self.file_id = file_id
+        """Of the container, as the record has it."""
         self.length = length
         """Bytes of plaintext."""
         self.chunk_size = chunk_size

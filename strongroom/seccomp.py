@@ -164,6 +164,7 @@ def rules(
     parent: int,
     tend: bool = True,
     opens: bool = False,
+    looks: bool = False,
 ) -> tuple[Rule, ...]:
     """The allow-list of one kind of process; the most frequent calls first.
 
@@ -171,7 +172,8 @@ def rules(
     bounded by what is open, and not by number. `files`: a descriptor of `write_fds` may be sized and sought.
     `parent`: process id of the one process that is never signalled. `tend`: with `fork`, waiting for children and
     killing them; without it their ends tell their parent nothing. `opens`: opening files by
-    name, to read, or to write what is made or emptied; which ones there are for it, Landlock decides.
+    name, to read, or to write what is made or emptied; which ones there are for it, Landlock decides. `looks`: asking
+    whether there is a file by a name, which who may receive descriptors could anyway (`_of_received`).
     """
     return (
         Rule("futex", (Argument(1, _FUTEX, mask=0x7F),)),
@@ -193,6 +195,7 @@ def rules(
         *(_of_parents() if fork else ()),
         *(_of_tenders(parent) if fork and tend else ()),
         *(_of_openers() if opens else ()),
+        *(Rule(call) for call in ("stat", "newfstatat") if looks),
         *(Rule(call, action=refuse(errno.ENOENT)) for call in _LOOKS.split()),
     )
 

@@ -210,7 +210,8 @@ class Service:
         """
         principal = self._authenticate(call)
         model = shown(self._authorised("read", principal, name, version), principal)
-        return report_of_model(model, key=call.epoch.receipt_key, engine=engine())
+        stages = self._runner.stages(model)
+        return report_of_model(model, key=call.epoch.receipt_key, engine=engine(), stages=stages)
 
     async def versions(self, call: Call, *, name: str) -> tuple[int, ...]:
         """The version numbers of a model that this caller may see, oldest first.
@@ -264,19 +265,21 @@ class Service:
         self._authorise_upload(intent)
         caller = caller_of(principal, call.address)
         keys = (principal.id, call.address) if principal else (call.address,)
-        with (
-            self._slots.hold(caller),
-            self._preparing.hold(caller) if reduction is not None else contextlib.nullcontext(),
-            self._quotas.upload(caller=caller, keys=keys, owner=intent.owner) as take,
-            self._budget.account(caller) as hold,
-        ):
-            part = reduction.part if reduction is not None else None
-            arriving = Arriving(part, most=self.limits.calibration_bytes)
-            try:
-                model = await self._receive(intent, body, arriving, take, hold)
-                return self._view(model, principal)
-            finally:
-                arriving.erase()
+        with self._slots.hold(caller):
+            with (
+                self._preparing.hold(caller) if reduction is not None else contextlib.nullcontext(),
+                self._quotas.upload(caller=caller, keys=keys, owner=intent.owner) as take,
+                self._budget.account(caller) as hold,
+            ):
+                part = reduction.part if reduction is not None else None
+                arriving = Arriving(part, most=self.limits.calibration_bytes)
+                try:
+                    model = await self._receive(intent, body, arriving, take, hold)
+                finally:
+                    arriving.erase()
+            # In no place of uploads: forms are made one after the other, and take as long as models make them.
+            await self._runner.prepare(model)
+            return self._view(model, principal)
 
     async def upload_seed(self, call: Call, *, name: str, sha256: str | None, body: Body) -> View:
         """`POST /model/upload`: an upload whose format is found out; private with a key, public without.
@@ -526,11 +529,9 @@ class Service:
                 self._authorise_upload(intent)
                 self._quotas.check(intent.owner, more=0)
                 info = replace(info, partition=intent.partition)
-                committed = await self._disk.run_for(
+                return await self._disk.run_for(
                     turn, upload.commit, info=info, canonical_sha256=canonical_sha256
                 )
-            await self._runner.prepare(committed)
-            return committed
         finally:
             if upload is not None:
                 await self._disk.run(upload.abort)

@@ -11,7 +11,7 @@ import socket
 from collections.abc import Mapping, Sequence
 
 from strongroom.engine import InProcess
-from strongroom.errors import Error, InvalidRequest
+from strongroom.errors import AdmissionRefused, InvalidRequest, SealRefused
 from strongroom.feeding import Feeding, Plan, Slots
 from strongroom.jobs import Job, Loaded, Source
 from strongroom.oip import Array
@@ -42,6 +42,7 @@ class StagedHere:
         seen = mmap.mmap(self._slots.readable, self._slots.size, prot=mmap.PROT_READ)
         self._staged.feed(self._theirs, memoryview(seen))
         self.memory_bytes = plan.memory_bytes
+        self.stages = len(plan.lengths)
 
     def run(self, inputs: Mapping[str, Array], *, outputs: tuple[str, ...], job: Job) -> dict[str, Array]:
         """See `jobs.Loaded`."""
@@ -82,7 +83,10 @@ class Here:
             if len(stages) > 1:
                 try:
                     return StagedHere(source, stages)
-                except Error as fault:
-                    source.spoilt(fault.code)
+                except (
+                    SealRefused,
+                    AdmissionRefused,
+                ) as fault:  # what else is wrong may be over by the next load
+                    source.spoilt(stages, fault.code)
                     raise
         return self._whole.load(source)

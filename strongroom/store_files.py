@@ -152,6 +152,20 @@ class DataFiles:
             for _, path, _ in stages:
                 self.discard(path)
 
+    def drop_form(self, model: ModelVersion, file_ids: tuple[bytes, ...]) -> bool:
+        """Leaves a model without its prepared form, if the files of its stages are still those with these ids; whether
+        they were.
+
+        Raises:
+            As `put_form`.
+        """
+        with self._lock:
+            entry = self._entry(model.name, model.version)
+            if entry.form is None or tuple(stage.file_id for stage in entry.form.stages) != file_ids:
+                return False
+            self.put_form(model, entry.form.making, ())
+            return True
+
     def discard(self, path: Path) -> None:
         """Gives up a file of `begin_stage`, unless the record names it by now."""
         self._discard(path.name)

@@ -121,6 +121,7 @@ def load_key(pem: bytes) -> Ed25519PrivateKey:
     return key
 
 
+@lru_cache(maxsize=16)
 def audience(keyset_digest: bytes) -> str:
     """Returns the `aud` of tokens for the server with this keyset digest (32 bytes)."""
     return f"strongroom:{keyset_digest.hex()}"
@@ -181,7 +182,7 @@ def check_token(
         Unavailable: `auth_busy`.
     """
     principal, claims = _signed(token)
-    if not hmac.compare_digest(claims.aud.encode(), audience(keyset_digest).encode()):
+    if not hmac.compare_digest(claims.aud, audience(keyset_digest)):
         _refuse("token: made for another server's keyset", "auth_wrong_server")
     _check_times(claims, now=now)
     nonces.check(claims.nonce)
@@ -225,7 +226,7 @@ class NonceBook:
         """
         if not nonce:
             _refuse("token: no server nonce", "auth_nonce_required")
-        data = _unb64url(nonce) if _NONCE.fullmatch(nonce) else b""
+        data = _nonce_bytes(nonce) if _NONCE.fullmatch(nonce) else b""
         bucket = int.from_bytes(data[:8], "big")
         # The MAC first: only what this book issued is worth an opinion about its age.
         if (
@@ -265,6 +266,12 @@ class NonceBook:
             return nonce
         head = bucket.to_bytes(8, "big")
         return head + hmac.digest(self._key, _NONCE_LABEL + head, "sha256")[:16]
+
+
+@lru_cache(maxsize=REMEMBERED_TOKENS)
+def _nonce_bytes(nonce: str) -> bytes:
+    """The bytes of a nonce. That is a fact about its text; whether it is anybody's, its MAC says each time."""
+    return _unb64url(nonce)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ import math
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final, NoReturn, ParamSpec, Protocol, TypeVar
@@ -48,14 +48,17 @@ class Slots:
         self._held: dict[str, int] = {}
         self._count = 0
 
-    @contextlib.contextmanager
-    def hold(self, caller: str) -> Iterator[None]:
+    def hold(self, caller: str) -> _Slot:
         """Takes a place for `caller` (a principal's id or an address) while the block runs.
 
         Raises:
             Unavailable: no place left (the code given to the constructor), or none for this caller
                 (`caller_too_busy`).
         """
+        return _Slot(self, caller)
+
+    def take(self, caller: str) -> None:
+        """What `hold` does first."""
         if self._count >= self._total:
             raise Unavailable(f"at most {self._total} of these requests at a time", code=self._code)
         if self._held.get(caller, 0) >= self._per_caller:
@@ -64,13 +67,28 @@ class Slots:
             )
         self._count += 1
         self._held[caller] = self._held.get(caller, 0) + 1
-        try:
-            yield
-        finally:
-            self._count -= 1
-            self._held[caller] -= 1
-            if not self._held[caller]:
-                del self._held[caller]
+
+    def give_back(self, caller: str) -> None:
+        """What `hold` does last."""
+        self._count -= 1
+        self._held[caller] -= 1
+        if not self._held[caller]:
+            del self._held[caller]
+
+
+class _Slot:
+    """One place, for the length of a `with` block. No generator: every request has one, and each costs."""
+
+    __slots__ = ("_caller", "_slots")
+
+    def __init__(self, slots: Slots, caller: str) -> None:
+        self._slots, self._caller = slots, caller
+
+    def __enter__(self) -> None:
+        self._slots.take(self._caller)
+
+    def __exit__(self, *_: object) -> None:
+        self._slots.give_back(self._caller)
 
 
 class Budget:
@@ -82,34 +100,50 @@ class Budget:
         self.held = 0
         self._of: dict[str, int] = {}
 
-    @contextlib.contextmanager
-    def account(self, caller: str) -> Iterator[Callable[[int], None]]:
+    def account(self, caller: str) -> _Account:
         """Gives a function that takes bytes as they arrive; all of them are given back when the block ends.
 
         Raises:
             Unavailable: from that function, where the bytes do not fit (code `overloaded`), or are too many of
                 one caller (`caller_too_busy`).
         """
-        mine = 0
+        return _Account(self, caller)
 
-        def take(count: int) -> None:
-            nonlocal mine
-            if self.held + count > self._total:
-                raise Unavailable("too many bytes of requests in memory", code="overloaded")
-            if self._of.get(caller, 0) + count > self._per_caller:
-                raise Unavailable("too many bytes of one caller's requests in memory", code="caller_too_busy")
-            self.held += count
-            self._of[caller] = self._of.get(caller, 0) + count
-            mine += count
+    def take(self, caller: str, count: int) -> None:
+        """Takes bytes for `caller`; raises as `account` says."""
+        if self.held + count > self._total:
+            raise Unavailable("too many bytes of requests in memory", code="overloaded")
+        if self._of.get(caller, 0) + count > self._per_caller:
+            raise Unavailable("too many bytes of one caller's requests in memory", code="caller_too_busy")
+        self.held += count
+        self._of[caller] = self._of.get(caller, 0) + count
 
-        try:
-            yield take
-        finally:
-            self.held -= mine
-            if mine:
-                self._of[caller] -= mine
-                if not self._of[caller]:
-                    del self._of[caller]
+    def give_back(self, caller: str, count: int) -> None:
+        """Gives them back."""
+        self.held -= count
+        if count:
+            self._of[caller] -= count
+            if not self._of[caller]:
+                del self._of[caller]
+
+
+class _Account:
+    """What one request takes, for the length of a `with` block."""
+
+    __slots__ = ("_budget", "_caller", "_mine")
+
+    def __init__(self, budget: Budget, caller: str) -> None:
+        self._budget, self._caller, self._mine = budget, caller, 0
+
+    def __enter__(self) -> Callable[[int], None]:
+        return self._take
+
+    def _take(self, count: int) -> None:
+        self._budget.take(self._caller, count)
+        self._mine += count
+
+    def __exit__(self, *_: object) -> None:
+        self._budget.give_back(self._caller, self._mine)
 
 
 class Rate:
@@ -260,7 +294,9 @@ class Lane:
         """
         if self._closed:
             raise _ending()
-        ticket = self._line.join(turn, call := _Call())
+        if (free := self._line.start(turn, call := _Call())) is not None:
+            return free
+        ticket = self._line.join(turn, call)
         self._start_next()
         if not ticket.waiting:
             return ticket

@@ -5,7 +5,9 @@ Rules
     with the fewest places now; among those to whoever waited longest *since its caller and its model last had a
     place*. So a crowd of one caller's, or for one model, delays another's work by the work in progress and no
     more, and nobody waits for ever: whoever is passed over now is older than all who come later.
-  - How many places a model has now does not count: one caller's long run would keep a model's others out.
+  - How many places a model has now does not count: one caller's long run would keep a model's others out. But for
+    those of which one run goes on at a time anyway (`Turn.alone`): the next ones wait in the line, not in a place
+    that somebody else could have.
   - A line, each caller's part of it and the time in it are bounded; what is beyond is refused, with a time to
     come back.
   - Nothing is remembered of who has no work here, so a crowd of names takes no memory.
@@ -34,6 +36,8 @@ class Turn:
 
     caller: str
     subject: str
+    alone: bool = False
+    """Whether of this subject one piece of work has a place at a time."""
 
 
 NOBODY: Final = Turn("", "")
@@ -49,6 +53,8 @@ class Ticket(Generic[_T]):
     number: int
     since: float
     waiting: bool = True
+    placed: bool = False
+    """Whether it has a place."""
 
 
 @dataclass(slots=True)
@@ -121,20 +127,39 @@ class Line(Generic[_T]):
             presence.waiting += 1
         return ticket
 
-    def next(self) -> Ticket[_T] | None:
-        """The work whose turn it is, from now on in its place; None where no place is free or nobody waits."""
-        if self._busy >= self._places or not self._groups:
+    def start(self, turn: Turn, work: _T) -> Ticket[_T] | None:
+        """As `join` and `next`, where nobody waits and a place is free: that refuses nobody. Else None."""
+        if self._groups or self._busy >= self._places:
             return None
-        turn = min(self._groups, key=self._rank)
+        self._count += 1
+        self._busy += 1
+        for presence in self._presences(turn):
+            presence.places += 1
+        return Ticket(turn, work, self._count, 0.0, waiting=False)
+
+    def next(self) -> Ticket[_T] | None:
+        """The work whose turn it is, from now on in its place; None where no place is free, or nobody waits who could
+        have it.
+        """
+        if self._busy >= self._places:
+            return None
+        ready = (turn for turn in self._groups if not (turn.alone and self._subjects[turn.subject].places))
+        turn = min(ready, key=self._rank, default=None)
+        if turn is None:
+            return None
         ticket = self._groups[turn][0]
         self._remove(ticket)
+        ticket.placed = True
         self._busy += 1
         for presence in self._presences(turn):
             presence.places += 1
         return ticket
 
     def done(self, ticket: Ticket[_T]) -> None:
-        """Gives back the place of work that has ended."""
+        """Gives back the place of work that has ended; nothing where it has none: it was late, or gave it back."""
+        if not ticket.placed:
+            return
+        ticket.placed = False
         self._busy -= 1
         self._count += 1
         for presence in self._presences(ticket.turn):
@@ -168,10 +193,12 @@ class Line(Generic[_T]):
         return caller.places, max(mine, subject.left), mine, number
 
     def _presences(self, turn: Turn) -> tuple[_Presence, _Presence]:
-        return (
-            self._callers.setdefault(turn.caller, _Presence()),
-            self._subjects.setdefault(turn.subject, _Presence()),
-        )
+        caller, subject = self._callers.get(turn.caller), self._subjects.get(turn.subject)
+        if caller is None:
+            caller = self._callers[turn.caller] = _Presence()
+        if subject is None:
+            subject = self._subjects[turn.subject] = _Presence()
+        return caller, subject
 
     def _remove(self, ticket: Ticket[_T]) -> None:
         group = self._groups[ticket.turn]

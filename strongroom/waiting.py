@@ -98,7 +98,11 @@ class Waiting:
             self._making = True
             if after_s:
                 self._hurry.clear()
-        threading.Thread(target=self._make, args=(after_s,), name="template-waiting", daemon=True).start()
+        try:
+            threading.Thread(target=self._make, args=(after_s,), name="template-waiting", daemon=True).start()
+        except RuntimeError:  # there is no thread: another time
+            with self._lock:
+                self._making = False
 
     def drop(self) -> None:
         """Ends the one that waits."""

@@ -26,7 +26,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from strongroom import frames, kernel, models, records, ring, sandbox, staging
+from strongroom import frames, heap, kernel, models, records, ring, sandbox, staging
 from strongroom.engine import Engine, Session, warm
 from strongroom.errors import AdmissionRefused, Error, InvalidRequest, LimitExceeded
 from strongroom.models.info import ModelInfo
@@ -75,33 +75,36 @@ def template(descriptor: int) -> int:
         # filling all of that takes as long as the rest.
         kernel.fill_blocks(0)
         try:
-            session = _load(server, header)
+            session, room = _load(server, header)
         except Error as refusal:
             frames.send(server, {"refused": refusal.code})
             return 0
         except MemoryError:
             frames.send(server, {"refused": "load_limits"})
             return 0
-        kernel.fill_blocks(FILL)
         gc.collect()
-        kernel.trim_heap()  # loading left several times the model in holes, which each fork would keep
+        heap.loaded(room)  # loading left several times the model in holes, which each fork would keep
+        kernel.fill_blocks(FILL)
         gc.freeze()
         frames.send(server, {"loaded": True})
         return _fork_workers(server, session, header)
 
 
-def _load(server: socket.socket, header: dict[str, Any]) -> Session | Staged:
+def _load(server: socket.socket, header: dict[str, Any]) -> tuple[Session | Staged, heap.Room]:
+    """What runs the model, and where in the heap it was made."""
     info, form = ModelInfo.from_json(header["info"]), header["stage"]
     if form is not None:
         staying = _staying(server, form["staying"])
         if form["plan"] is not None:
-            return staging.of_plan(info, form["plan"], staying)
-        return Engine().load_prepared(next(staying), info)
+            return staging.of_plan(info, form["plan"], staying), heap.Room(0, 0)
+        stage = next(staying)
+        room = heap.spacious(len(stage) + heap.LOAD_BYTES)
+        return Engine().load_prepared(stage, info, confined=True), room
     _, data = frames.receive_bytes(server)
     admitted = models.reopen(
         data, info=info, sha256=header["sha256"], canonical_sha256=header["canonical_sha256"]
     )
-    return Engine().load(admitted)
+    return Engine().load(admitted), heap.Room(0, 0)
 
 
 def _staying(server: socket.socket, stages: list[dict[str, int]]) -> Iterator[memoryview]:
@@ -130,6 +133,7 @@ def _profile(header: dict[str, Any], *, fork: bool) -> sandbox.Profile:
         fork=fork,
         receive_fds=fork,
         tend=False,
+        looks=fork,
         processes=header["processes"] if fork else None,
     )
 
@@ -159,6 +163,10 @@ def _work(session: Session | Staged, header: dict[str, Any], *, parent: int) -> 
         return 1
     with socket.socket(fileno=_WORKER) as server:
         server.sendall(records.HELLO)
+        if isinstance(session, Session):
+            kernel.fill_blocks(0)  # nothing of anybody's is here yet
+            heap.for_runs()
+            kernel.fill_blocks(FILL)
         message, descriptors, _, _ = socket.recv_fds(server, 9, 1)
         if message[:1] != records.MEMORY or len(descriptors) != 1:
             return 1

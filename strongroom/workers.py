@@ -171,8 +171,10 @@ class Model:
         self._back: float = 0.0  # monotonic seconds at which it may be there again
         self._closed = False
         self._new = True
+        self._former: tuple[Template, float] | None = None  # what is to be made anew, and nobody does yet
         self._template: Template | None = self._make()
         self.memory_bytes = self._template.memory_bytes
+        self.stages = self._template.stages
         with self._lock:
             self._bear_spare()
 
@@ -181,18 +183,24 @@ class Model:
         names = self._names(outputs)
         feeding = self._feeding()
         if feeding is None:
-            return self._run(inputs, names, job)
+            return self._run(inputs, names, job, None)
         seconds = job.seconds + feeding.plan.seconds
         with feeding.turn(self._source, seconds=seconds):
-            return self._run(inputs, names, replace(job, seconds=seconds))
+            return self._run(inputs, names, replace(job, seconds=seconds), feeding)
 
     def _feeding(self) -> Feeding | None:
         """Of a model in stages: what gives them to its workers."""
         template = self._template
         return None if template is None else template.feeding
 
-    def _run(self, inputs: Mapping[str, Array], names: tuple[str, ...], job: Job) -> dict[str, Array]:
-        under = _Under(self, self._take(job, self._caller(job)), job, names)
+    def _run(
+        self, inputs: Mapping[str, Array], names: tuple[str, ...], job: Job, feeding: Feeding | None
+    ) -> dict[str, Array]:
+        one = self._take(job, self._caller(job))
+        if one.template.feeding is not feeding:  # it was made anew meanwhile: this run has not the turn there
+            self.give_back(one, job, again=True)
+            raise Unavailable("the model's process was made anew", code="overloaded")
+        under = _Under(self, one, job, names)
         try:
             under.start(inputs)
         except Died:
@@ -225,7 +233,7 @@ class Model:
 
     def _names(self, outputs: tuple[str, ...]) -> tuple[str, ...]:
         names = outputs or tuple(self._positions)
-        if not self._positions.keys() >= set(names):
+        if not all(name in self._positions for name in names):
             raise InvalidRequest(
                 f"expected outputs among {', '.join(map(repr, self._positions))}", code="output_unknown"
             )
@@ -387,6 +395,7 @@ class Model:
         if self._template is not None and not self._template.alive():
             self._lost(self._template)
         if self._template is None:
+            self._begin_anew()
             _refuse_now("the model's process ended several times and is made anew", self._back - now)
         return self._template
 
@@ -412,9 +421,20 @@ class Model:
         delay = self._deaths.renewed()
         self._back = time.monotonic() + delay + 3
         log.warning("a model's template is made anew")
-        threading.Thread(
-            target=self._make_anew, args=(template, delay), name="workers-again", daemon=True
-        ).start()
+        self._former = template, delay
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        """Begins to make the template anew, where nothing does yet. Callers hold the lock."""
+        if self._former is None:
+            return
+        try:
+            threading.Thread(
+                target=self._make_anew, args=self._former, name="workers-again", daemon=True
+            ).start()
+            self._former = None
+        except RuntimeError:  # there is no thread: the next request tries again
+            log.error("a model's template: no thread")
 
     def _make_anew(self, former: Template, delay: float) -> None:
         former.close()  # here, for zygotes take their time to end
@@ -437,7 +457,7 @@ class Model:
             if self._closed:
                 made.close()
                 return
-            self._template = made
+            self._template, self.stages = made, made.stages
             self._bear_spare()
 
     def _is_closed(self) -> bool:
@@ -452,9 +472,10 @@ class Model:
             workers.waiting.make(after_s=LATER_S)
 
     def _end(self) -> None:
-        if self._template is not None:
-            self._template.close(wait_s=GONE_S)
-            self._template = None
+        for template in (self._template, self._former[0] if self._former is not None else None):
+            if template is not None:
+                template.close(wait_s=GONE_S)
+        self._template = self._former = None
         self._workers.drop(self)
 
 

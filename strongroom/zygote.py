@@ -97,32 +97,15 @@ class _Zygote:
     """One process. Whoever calls holds the nursery's lock."""
 
     def __init__(self, launch: Launch, *, alone: bool) -> None:
-        ours, theirs = socket.socketpair()
-        # The listing is too long for a command line, and a file could be changed: it goes through a pipe.
-        listing_end, pipe = os.pipe() if launch.measured is not None else (-1, -1)
-        room = {
-            "package": str(Path(__file__).resolve().parent),
-            "paths": list(launch.paths),
-            "control": theirs.fileno(),
-            "measured": listing_end,  # by its number: not every system has /dev/fd
-            "workers": launch.workers,
-            "alone": alone,
-        }
         try:
-            with theirs:
-                self.process = subprocess.Popen(
-                    [sys.executable, *launch.flags, "-c", _BOOTSTRAP, json.dumps(room)],
-                    env=dict(launch.environment),
-                    cwd=launch.folder,
-                    stdin=subprocess.DEVNULL,
-                    pass_fds=[fd for fd in (theirs.fileno(), listing_end) if fd >= 0],
-                )
-            if listing_end >= 0:
-                os.close(listing_end)
-                with open(pipe, "wb") as listing:  # noqa: PTH123 - a descriptor
-                    listing.write(json.dumps(launch.measured).encode())
+            ours, theirs = socket.socketpair()
+            try:
+                with theirs:
+                    self.process = _execute(launch, theirs.fileno(), alone=alone)
+            except BaseException:
+                ours.close()
+                raise
         except OSError as exc:
-            ours.close()
             raise Failure(
                 "the process that models come into cannot be started", code="start_refused"
             ) from exc
@@ -179,6 +162,39 @@ class _Zygote:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+
+def _execute(launch: Launch, control: int, *, alone: bool) -> subprocess.Popen[bytes]:
+    """Executes a zygote whose socket is `control`. OSError where that cannot be done; no descriptor is kept."""
+    # The listing is too long for a command line, and a file could be changed: it goes through a pipe.
+    listing_end, pipe = os.pipe() if launch.measured is not None else (-1, -1)
+    room = {
+        "package": str(Path(__file__).resolve().parent),
+        "paths": list(launch.paths),
+        "control": control,
+        "measured": listing_end,  # by its number: not every system has /dev/fd
+        "workers": launch.workers,
+        "alone": alone,
+    }
+    try:
+        process = subprocess.Popen(
+            [sys.executable, *launch.flags, "-c", _BOOTSTRAP, json.dumps(room)],
+            env=dict(launch.environment),
+            cwd=launch.folder,
+            stdin=subprocess.DEVNULL,
+            pass_fds=[fd for fd in (control, listing_end) if fd >= 0],
+        )
+    except BaseException:
+        if pipe >= 0:
+            os.close(pipe)
+        raise
+    finally:
+        if listing_end >= 0:
+            os.close(listing_end)
+    if pipe >= 0:
+        with open(pipe, "wb") as listing:  # noqa: PTH123 - a descriptor
+            listing.write(json.dumps(launch.measured).encode())
+    return process
 
 
 class Timely:

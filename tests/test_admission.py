@@ -347,6 +347,27 @@ def test_a_process_that_does_not_look_is_ended(nursery: Nursery) -> None:
     child.close()  # once is enough
 
 
+@pytest.mark.parametrize("lacking", ["subprocess.Popen", "os.pipe", "socket.socketpair"])
+def test_a_zygote_that_cannot_be_executed_keeps_no_descriptor(
+    monkeypatch: pytest.MonkeyPatch, lacking: str
+) -> None:
+    """Whoever tries again, with each request, would have none left in the end."""
+    zygote = "strongroom.zygote"
+    monkeypatch.setattr(f"{zygote}.descriptors_travel", lambda: True)
+
+    def none(*_: object, **__: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(f"{zygote}.{lacking}", none)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(3):
+        with pytest.raises(Failure) as caught:
+            Nursery(launch(measured={}))
+        assert caught.value.code == "start_refused"
+        del caught
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("alone", [False, True])
 def test_a_zygote_that_did_not_start_is_not_the_last(alone: bool, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -446,6 +446,21 @@ def test_an_evicted_session_is_closed_by_its_last_lease() -> None:
     assert old.closed == 1 and new.closed == 0 and cache.used_bytes == 10
 
 
+def test_the_last_lease_closes_it_also_where_there_is_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then whoever has it waits for that."""
+    cache, fake = SessionCache(100), Fake()
+    with cache.get("a", making(fake)):
+        lease = cache.lease("a")
+    assert lease is not None and cache.evict("a")
+
+    def none(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", none)
+    lease.end()
+    assert fake.closed == 1 and cache.used_bytes == 0
+
+
 def test_closing_forgets_all() -> None:
     """Every session is closed once."""
     cache = SessionCache(100)

@@ -18,6 +18,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from store_worker import open_store
 
+from strongroom import engine_options
 from strongroom import forms as module
 from strongroom.admission import ChildLimits
 from strongroom.engine import Engine, InProcess
@@ -36,6 +37,7 @@ from strongroom.sealed import WRAPPED_BYTES
 from strongroom.stages import Tensor, tail
 from strongroom.state import ModelVersion
 from strongroom.store import Store
+from strongroom.workers import Model as InWorkers
 from strongroom.workers import Workers
 from strongroom.zygote import Launch, Nursery
 
@@ -140,7 +142,7 @@ def source(store: Store, forms: Forms, model: ModelVersion) -> Source:
         canonical_sha256=model.canonical_sha256,
         read=lambda: store.read(model, verify="tags"),
         stages=lambda: forms.stages(model),
-        spoilt=lambda why: forms.spoilt(model, why),
+        spoilt=lambda stages, why: forms.spoilt(model, stages, why),
     )
 
 
@@ -179,6 +181,40 @@ def test_a_model_runs_from_its_form_with_the_same_bits(store: Store, nursery: Nu
     )
 
 
+def _kilobytes(pid: int, what: str) -> int:
+    """A figure of /proc/PID/status."""
+    lines = Path(f"/proc/{pid}/status").read_text("ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(what + ":"))
+
+
+def test_the_engine_makes_no_copy_of_weights(store: Store, nursery: Nursery) -> None:
+    """Nor does its template at any time: a table of 32 MB, which no kernel packs."""
+    table = numpy_helper.from_array(np.arange(8 << 20, dtype=np.float32).reshape(-1, 64), "table")
+    graph = helper.make_graph(
+        [helper.make_node("Gather", ["table", "x"], ["y"])],
+        "graph",
+        [helper.make_tensor_value_info("x", TensorProto.INT64, [2])],
+        [helper.make_tensor_value_info("y", FLOAT, [2, 64])],
+        initializer=[table],
+    )
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    model = put(
+        store, admit(bytes(made.SerializeToString()), format="onnx", limits=STANDARD_LIMITS), name="table"
+    )
+    forms = kept(store, nursery)
+    forms.make(model)
+    workers = Workers(nursery, isolation="owner", layers=FEWEST, limits=RUNS)
+    loaded = workers.load(source(store, forms, model))
+    try:
+        assert isinstance(loaded, InWorkers) and loaded._template is not None
+        pid = loaded._template.pid
+        assert _kilobytes(pid, "VmHWM") - _kilobytes(pid, "VmRSS") < 16 << 10
+        found = loaded.run({"x": np.array([3, 7])}, outputs=(), job=Job(caller="a", seconds=30.0))["y"]
+        np.testing.assert_array_equal(found[:, 0], [192, 448])
+    finally:
+        loaded.close()
+
+
 def test_a_small_model_gets_none(store: Store, nursery: Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
     """And nobody looks at it again."""
     model = put(store, NETWORK)
@@ -201,6 +237,14 @@ def test_a_form_of_another_engine_or_processor_is_not_used(store: Store, nursery
     assert len(files(store)) == 2  # the former one is gone
     with forms.stages(model) as stages:
         assert len(stages) == 1
+
+
+@pytest.mark.parametrize("what", ["REVISION", "FOLDING_BYTES", "INLINE_BYTES", "THREADS"])
+def test_what_forms_depend_on_is_in_the_engines_identity(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """Another value of it, or another way of this server's own to make and cut them, makes others."""
+    before = engine_options.identity()
+    monkeypatch.setattr(engine_options, what, getattr(engine_options, what) + 1)
+    assert engine_options.identity() != before
 
 
 def _flip(path: Path, at: int) -> None:
@@ -235,6 +279,101 @@ def test_a_spoilt_form_is_done_without(
     assert store.form(model) is None
     kept(store, nursery).make(model)
     assert store.form(model) is not None
+
+
+def test_a_form_that_takes_anothers_place_during_a_load_stays(store: Store, nursery: Nursery) -> None:
+    """A load that meets the former one's files gone takes the new one, and does not take that out of the record."""
+    model, forms = put(store, NETWORK), kept(store, nursery)
+    forms.make(model)
+    former, opened = store.form(model), store.stages
+    assert former is not None
+
+    def late(model: ModelVersion, form: Form) -> Any:
+        if store.form(model) == former:  # between the look at the record and the look at the file
+            store.put_form(model, OTHER, ())
+            kept(store, nursery).make(model)
+        return opened(model, form)
+
+    store.stages = late  # type: ignore[method-assign]
+    np.testing.assert_array_equal(
+        answer(nursery, dataclasses.replace(source(store, forms, model), read=never)), plain(NETWORK)
+    )
+    form = store.form(model)
+    assert form not in (None, former)
+
+
+def test_a_complaint_about_a_former_form_is_not_about_the_new_one(store: Store, nursery: Nursery) -> None:
+    """Whoever still reads the one that was replaced says what is wrong with that."""
+    model, forms = put(store, NETWORK), kept(store, nursery)
+    forms.make(model)
+    with forms.stages(model) as stages:
+        store.put_form(model, OTHER, ())
+        kept(store, nursery).make(model)
+        forms.spoilt(model, stages, "seal_chunk")
+    assert store.form(model) is not None
+    with forms.stages(model) as stages:
+        forms.spoilt(model, stages, "seal_chunk")
+    assert store.form(model) is None
+
+
+def test_a_form_that_was_spoilt_is_made_anew_once(store: Store, nursery: Nursery) -> None:
+    """By the same server: what a form of its own making comes to is no reason to do without one for ever."""
+    model, forms = put(store, NETWORK), kept(store, nursery)
+    for expected in (True, True, False):
+        forms.make(model)
+        assert (store.form(model) is not None) == expected
+        with forms.stages(model) as stages:
+            forms.spoilt(model, stages, "seal_chunk")
+
+
+def test_a_fault_of_the_disk_is_not_the_forms(
+    store: Store, nursery: Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No descriptor for a moment: the form stays for the next load."""
+    model, forms = put(store, NETWORK), kept(store, nursery)
+    forms.make(model)
+
+    def none(_: Path) -> int:
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("strongroom.disk.open_to_read", none)
+        with forms.stages(model) as stages:
+            assert stages == ()
+    with forms.stages(model) as stages:
+        assert len(stages) == 1
+
+
+def test_a_load_succeeds_without_a_thread_for_its_form(
+    store: Store, nursery: Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a later one asks for it again."""
+    model, forms = put(store, NETWORK), kept(store, nursery)
+
+    def none(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", none)
+        forms.make_later(model)
+    forms.make_later(model)
+    until = time.monotonic() + 30
+    while store.form(model) is None:
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def test_the_log_names_no_model(store: Store, nursery: Nursery, caplog: pytest.LogCaptureFixture) -> None:
+    """Names are in the sealed record; the log is the host's."""
+    model, forms = put(store, NETWORK, name="secret-project"), kept(store, nursery)
+    with caplog.at_level("INFO"):
+        forms.make(model)
+        with forms.stages(model) as stages:
+            forms.spoilt(model, stages, "seal_chunk")
+        bad = Impostor(LIARS["dies"])
+        kept(store, bad).make(model)  # type: ignore[arg-type]
+    assert len(caplog.records) == 3
+    assert "secret" not in caplog.text
 
 
 def test_a_form_does_not_open_for_another_model(store: Store, nursery: Nursery) -> None:
@@ -444,17 +583,17 @@ def _sent(words: bytes) -> tuple[socket.socket, socket.socket, int]:
 
 def test_what_follows_a_stage_is_left_to_who_comes_next() -> None:
     """Also where it comes together with the stage's last word."""
-    words = b"".join(NUMBER.pack(number) for number in (0, 1, 2, AUTHENTIC))
+    words = b"".join(NUMBER.pack(number) for number in (0, 1, AUTHENTIC))
     ours, theirs, slots = _sent(words + b"next")
     with ours, theirs:
-        assert bytes(receive_stage(theirs, length=10, chunk_size=4)) == b"abcdefghij"
+        assert bytes(receive_stage(theirs, length=7, chunk_size=4)) == b"abcdefg"
         assert theirs.recv(100) == b"next"
     os.close(slots)
 
 
 def test_a_stage_has_as_many_chunks_as_it_has() -> None:
     """No word that all were authentic: nothing is returned."""
-    ours, theirs, slots = _sent(b"".join(NUMBER.pack(number) for number in (0, 1, 2, 2)) + b"next")
+    ours, theirs, slots = _sent(b"".join(NUMBER.pack(number) for number in (0, 1, 1)) + b"next")
     with ours, theirs, pytest.raises(EOFError):
-        receive_stage(theirs, length=10, chunk_size=4)
+        receive_stage(theirs, length=7, chunk_size=4)
     os.close(slots)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import fcntl
@@ -14,7 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from store_worker import open_store
 
 from strongroom import feeding, pacing, partitioning, rehearsal
 from strongroom.admission import ChildLimits
+from strongroom.cache import SessionCache
 from strongroom.engine import Engine, InProcess
 from strongroom.errors import Failure, InvalidRequest, LimitExceeded, NotFound, SealRefused, Unavailable
 from strongroom.feeding import Plan
@@ -33,10 +35,12 @@ from strongroom.launch import CHILD, dependency_folders
 from strongroom.models import admit, parting
 from strongroom.models.info import STANDARD_LIMITS, Admitted
 from strongroom.models.parting import HEAP
+from strongroom.oip import InferRequest, Tensor, WireLimits
 from strongroom.partition import check_partition
 from strongroom.planned import FEWEST
 from strongroom.prepared import Making
 from strongroom.processes import WorkerLimits
+from strongroom.runner import RunLimits, Runner
 from strongroom.staged_here import Here
 from strongroom.state import ModelVersion
 from strongroom.store import Store
@@ -121,7 +125,22 @@ def put(store: Store, *, partition: str = "4", name: str = "net") -> ModelVersio
 def kept(store: Store, nursery: Nursery, **more: Any) -> Forms:
     """The forms of a store; by default nothing is too large for memory, and stages have little of it."""
     given = {"limits": LIMITS, "layers": FEWEST, "keep_free": 0, "budget": 1 << 30, "room": 1 << 20, **more}
-    return Forms(store, nursery, making=MAKING, **given)
+    return Forms(store, nursery, **{"making": MAKING, **given})
+
+
+def runner(
+    store: Store, forms: Forms, nursery: Nursery, verify: Literal["tags", "sha256"] = "tags"
+) -> Runner:
+    """With two places for runs."""
+    wire = WireLimits(tensors=9, tensor_bytes=1 << 20, total_bytes=1 << 20, elements=1 << 20, name_length=9)
+    limits = RunLimits(
+        concurrent_runs=2, waiting=9, waiting_per_caller=9, queue_s=30, response_bytes=1 << 20, wire=wire,
+        admission=STANDARD_LIMITS, shortest_s=30, longest_s=60, batch_rows=1, batch_delay_s=0,
+    )  # fmt: skip
+    return Runner(
+        store=store, host=workers(nursery), admit=admit, cache=SessionCache(1 << 30), forms=forms, preloaded=(),
+        verify_on_load=verify, limits=limits,
+    )  # fmt: skip
 
 
 def source(store: Store, kept: Forms, model: ModelVersion, *, room: int | None = None) -> Source:
@@ -129,7 +148,7 @@ def source(store: Store, kept: Forms, model: ModelVersion, *, room: int | None =
     return Source(
         info=model.info, sha256=model.sha256, canonical_sha256=model.canonical_sha256,
         read=lambda: store.read(model, verify="tags"), stages=lambda: kept.stages(model),
-        spoilt=lambda why: kept.spoilt(model, why), room=kept.room if room is None else room,
+        spoilt=lambda stages, why: kept.spoilt(model, stages, why), room=kept.room if room is None else room,
     )  # fmt: skip
 
 
@@ -162,10 +181,101 @@ def test_stage_by_stage_it_gives_the_wholes_bytes(store: Store, nursery: Nursery
             loaded.close()
 
 
+def test_what_is_said_of_stages_is_what_runs(store: Store, nursery: Nursery) -> None:
+    """Not what some form has that is not used: another engine's, or where all of the model is hashed at each load; and
+    of what is loaded, what that is.
+    """
+    model, made = put(store), kept(store, nursery)
+    first = runner(store, made, nursery)
+    try:
+        asyncio.run(first.load(model))
+        made.make(model)
+        assert count(store, model) == 4
+        assert first.stages(model) == 1  # as a whole, for it was loaded before
+        asyncio.run(first.unload(model))
+        assert first.stages(model) == 4
+        asyncio.run(first.load(model))
+        assert first.stages(model) == 4
+    finally:
+        first.close()
+    other = Making(engine="engine/2 options 0", processor=MAKING.processor)
+    for forms, verify in ((made, "sha256"), (kept(store, nursery, making=other), "tags")):
+        whole = runner(store, forms, nursery, verify)  # type: ignore[arg-type]
+        assert whole.stages(model) == 1
+        whole.close()
+
+
+def test_a_model_larger_than_memory_is_cut_before_it_is_loaded(
+    store: Store, nursery: Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where its stages are of another engine, as after an update, or were never made: the whole is not taken into
+    memory meanwhile.
+    """
+    monkeypatch.setattr(parting, "LEAST", 1 << 10)
+    tight = {"budget": BYTES, "room": BYTES}
+    updated, new = put(store, partition="auto"), put(store, partition="auto", name="new")
+    small, off = put(store, partition="auto", name="small"), put(store, partition="off", name="off")
+    other = Making(engine="engine/0 options 0", processor=MAKING.processor)
+    kept(store, nursery, making=other, **tight).make(updated)
+    read, whole = store.read, []
+
+    def reading(model: ModelVersion, *, verify: Any) -> bytearray:
+        whole.append(model.name)
+        return read(model, verify=verify)
+
+    monkeypatch.setattr(store, "read", reading)
+    for models, forms in (
+        ((updated, new, off), kept(store, nursery, **tight)),
+        ((small,), kept(store, nursery)),
+    ):
+        here = runner(store, forms, nursery)
+        try:
+            for model in models:
+                asyncio.run(here.load(model))
+        finally:
+            here.close()
+    assert whole == ["off", "small"]
+
+
+def test_who_waits_for_a_model_in_stages_takes_no_place_from_other_models(
+    store: Store, nursery: Nursery
+) -> None:
+    """One run of it goes on at a time; with two places, and three of its callers, another model has the other one."""
+    model, made, other = put(store), kept(store, nursery), put(store, partition="off", name="other")
+    made.make(model)
+    here = runner(store, made, nursery)
+    inputs = tuple(Tensor(name=name, datatype="FP32", array=array) for name, array in X.items())
+    request = InferRequest(id=None, inputs=inputs, outputs=("y",), parameters=())
+
+    async def run(model: ModelVersion, caller: str) -> bytes:
+        return await here.run(
+            model, size=1 << 20, caller=caller, principal=caller, decode=lambda _: request,
+            encode=lambda response: response.outputs[0].array.tobytes(),
+        )  # fmt: skip
+
+    async def main() -> None:
+        await here.load(model)
+        lease = here._cache.lease((model.name, model.version))
+        assert lease is not None
+        with lease.session._feeding()._turn:  # type: ignore[attr-defined] # somebody's long run
+            waiting = [asyncio.ensure_future(run(model, caller)) for caller in "abc"]
+            await asyncio.sleep(0.1)
+            assert await asyncio.wait_for(run(other, "d"), 20) == WHOLE["y"].tobytes()
+            assert not any(task.done() for task in waiting)
+        assert await asyncio.gather(*waiting) == [WHOLE["y"].tobytes()] * 3
+        lease.end()
+
+    try:
+        asyncio.run(main())
+    finally:
+        here.close()
+
+
 def test_in_this_process_too(store: Store, nursery: Nursery) -> None:
     model, made = put(store), kept(store, nursery)
     made.make(model)
     loaded = Here(InProcess(Engine())).load(source(store, made, model))
+    assert loaded.stages == 4
     try:
         for _ in range(2):
             got = loaded.run(X, outputs=(), job=job())
@@ -268,11 +378,38 @@ def test_a_stage_that_was_changed_meanwhile_ends_the_run_with_the_stores_word(
         spoil(store, model, 2)
         with pytest.raises(SealRefused, match="chunk"):
             loaded.run(X, outputs=(), job=job())
-        assert store.form(model) is None  # it is made anew
-        with pytest.raises(Unavailable):
-            loaded.run(X, outputs=(), job=job())
+        until = time.monotonic() + 30
+        while True:  # it is made anew, and this very model goes on with it
+            try:
+                got = loaded.run(X, outputs=(), job=job())
+                break
+            except Unavailable:
+                assert time.monotonic() < until
+                time.sleep(0.05)
+        assert got["y"].tobytes() == WHOLE["y"].tobytes()
     finally:
         loaded.close()
+
+
+def test_a_load_that_wanted_time_or_memory_costs_no_stage(
+    store: Store, nursery: Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A busy machine, or no descriptor: the next load has the same stages, and does not take the whole into memory."""
+    model, made = put(store), kept(store, nursery)
+    made.make(model)
+    given = dataclasses.replace(
+        source(store, made, model, room=2 * BYTES - 1), read=lambda: pytest.fail("whole")
+    )
+
+    def never(*_: object) -> None:
+        raise OSError
+
+    with monkeypatch.context() as patched:
+        patched.setattr("strongroom.processes.send_stage", never)
+        with pytest.raises(LimitExceeded, match="loading"):
+            workers(nursery).load(given)
+    assert count(store, model) == 4
+    workers(nursery).load(given).close()
 
 
 def test_stages_that_change_places_are_refused(store: Store, nursery: Nursery) -> None:
@@ -334,6 +471,62 @@ def test_runs_of_several_owners_take_turns(store: Store, nursery: Nursery) -> No
         for thread in threads:
             thread.join()
         assert right == [True] * 9
+    finally:
+        loaded.close()
+
+
+@pytest.mark.parametrize("lacking", ["os.pipe", "threading.Thread.start"])
+def test_a_run_for_which_there_is_no_descriptor_or_thread_is_refused_and_the_next_is_not(
+    store: Store, nursery: Nursery, monkeypatch: pytest.MonkeyPatch, lacking: str
+) -> None:
+    """Nothing stays behind that the next run would wait for."""
+    model, made = put(store), kept(store, nursery)
+    made.make(model)
+    loaded = workers(nursery).load(source(store, made, model, room=0))
+    start = threading.Thread.start
+
+    def pipes() -> int:
+        count = 0
+        for entry in Path("/proc/self/fd").iterdir():
+            with contextlib.suppress(OSError):  # the folder's own
+                count += str(entry.readlink()).startswith("pipe:")
+        return count
+
+    def none(thread: Any = None) -> None:
+        if thread is not None and thread.name != "stages":
+            return start(thread)
+        raise OSError(24, "Too many open files") if thread is None else RuntimeError("can't start new thread")
+
+    try:
+        loaded.run(X, outputs=("y",), job=job())
+        before = pipes()
+        with monkeypatch.context() as patched:
+            patched.setattr(f"strongroom.feeding.{lacking}", none)
+            for _ in range(3):
+                with pytest.raises(Unavailable):
+                    loaded.run(X, outputs=("y",), job=job())
+        assert loaded.run(X, outputs=("y",), job=job())["y"].tobytes() == WHOLE["y"].tobytes()
+        assert pipes() == before
+    finally:
+        loaded.close()
+
+
+def test_a_template_made_anew_between_two_looks_serves_nobody_out_of_turn(
+    store: Store, nursery: Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without its turn a run would wait for stages that nobody brings, or end somebody else's."""
+    model, made = put(store), kept(store, nursery)
+    made.make(model)
+    loaded = workers(nursery).load(source(store, made, model, room=0))
+    try:
+        for former in (None, feeding.Feeding(Plan([1, 2], 0))):
+            with monkeypatch.context() as patched:
+                patched.setattr(loaded, "_feeding", lambda former=former: former)
+                if former is not None:
+                    patched.setattr(former, "turn", lambda *_, **__: contextlib.nullcontext())
+                with pytest.raises(Unavailable):
+                    loaded.run(X, outputs=("y",), job=Job(caller="a", seconds=3.0))
+            assert loaded.run(X, outputs=("y",), job=job())["y"].tobytes() == WHOLE["y"].tobytes()
     finally:
         loaded.close()
 

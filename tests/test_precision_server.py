@@ -139,6 +139,8 @@ def test_everything_says_it(place: Path, client: Client) -> None:
     assert parameters == {
         "precision": "int8",
         "engine": metadata.engine,
+        "partition": "auto",
+        "stages": 1,
         "precision_form": "static",
         "precision_from_sha256": made["from_sha256"],
     }

@@ -179,6 +179,23 @@ def test_a_liar_counts_as_dead(wanted: int, behaviour: Behaviour) -> None:
             run(one, wanted)
 
 
+@pytest.mark.parametrize("outcome", records.OUTCOMES[1:])
+def test_what_a_refused_run_had_written_by_then_is_overwritten(outcome: bytes) -> None:
+    """Of several outputs some were there before one was too large: nobody says where."""
+
+    def half(end: socket.socket, area: Any) -> None:
+        records.receive_run(end)
+        area[64:4096] = 7
+        area[-64:] = 7
+        end.sendall(records.pack_answer(outcome))
+
+    with worker(half) as one:
+        one.settle()
+        with pytest.raises((InvalidRequest, LimitExceeded)):
+            run(one)
+        assert one._area is not None and not one._area.any()
+
+
 @pytest.mark.parametrize(
     ("outcome", "kind", "code"),
     [
@@ -261,6 +278,22 @@ def test_a_stranger_is_no_worker(how: dict[str, Any]) -> None:
         with pytest.raises(EOFError):
             one.settle()
         assert one.pid == 0 and not one.alive()
+
+
+def test_nobody_is_killed_before_it_is_known_who_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where there is no descriptor left to find out by: an id may be a stranger's by then."""
+    killed: list[int] = []
+
+    def none(*_: object) -> int:
+        raise OSError(24, "Too many open files")
+
+    with worker(honest, grandchild=True) as one, monkeypatch.context() as patched:
+        patched.setattr("strongroom.processes.os.open", none)
+        patched.setattr(signal, "pidfd_send_signal", lambda *_: killed.append(1))
+        with pytest.raises((OSError, EOFError)):
+            one.settle()
+        one.close()
+    assert not killed
 
 
 def test_a_process_from_before_is_no_worker() -> None:

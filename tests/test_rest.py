@@ -117,6 +117,7 @@ def test_the_admission_report_is_signed_by_the_receipt_key(tmp_path: Path) -> No
             report = verify_report(get(world, path, key=ALICE).content, keyset=keyset)
             assert report.verdict == "admitted" and report.sha256 == hashlib.sha256(data).hexdigest()
             assert report.level == "strict" and report.size == len(data)
+            assert (report.partition, report.stages) == ("auto", 1)
         assert code(get(world, "/v1/models/m/admission", key=BOB), 404) == "not_found"
         assert code(get(world, "/v1/models/n/admission", key=ALICE), 404) == "not_found"
 
@@ -367,7 +368,7 @@ def test_server_and_model_metadata(tmp_path: Path) -> None:
                 {"name": "y", "datatype": "FP32", "shape": [-1, 4]},
                 {"name": "sum", "datatype": "FP32", "shape": [-1, 1]},
             ],
-            "parameters": {"precision": "fp32", "engine": engine()},
+            "parameters": {"precision": "fp32", "engine": engine(), "partition": "auto", "stages": 1},
         }
         assert get(world, "/v2/models/m/versions/2/ready", key=ALICE).json() == {"name": "m", "ready": True}
         assert code(get(world, "/v2/models/m/versions/3/ready", key=ALICE), 404) == "not_found"

@@ -695,6 +695,28 @@ def test_the_document_explains_every_layer() -> None:
     assert set(seccomp.NUMBERS) == {"x86_64", "aarch64"}
 
 
+# The template's profile
+
+
+@needs("seccomp")
+def test_who_may_look_sees_whether_a_folder_is_there_and_opens_nothing() -> None:
+    """A template, in which onnxruntime looks at the root. Its children may not even look."""
+
+    def answers(report: int) -> str:
+        said = []
+        for ask in (lambda: os.stat("/"), lambda: os.open("/", os.O_RDONLY), lambda: os.lstat("/")):  # noqa: PTH116
+            try:
+                said.append(str(bool(ask())))
+            except OSError as exc:
+                said.append(errno.errorcode[exc.errno or 0])
+        return " ".join(said)
+
+    assert confined(answers, receive_fds=True, looks=True)[0] == "True ENOENT True"
+    assert confined(answers, receive_fds=True)[0] == "ENOENT ENOENT ENOENT"
+    said, _ = confined_template(lambda: answers(0), receive_fds=True, looks=True)
+    assert said.endswith(" ENOENT ENOENT ENOENT|0")
+
+
 # The preparer's profile
 
 

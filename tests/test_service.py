@@ -21,11 +21,12 @@ from strongroom.attest.batch import Single
 from strongroom.attest.evidence import NoChannel, parse_answer
 from strongroom.attest.policy import parse_policy
 from strongroom.engine import Engine, InProcess
-from strongroom.errors import Error, SealRefused
+from strongroom.errors import Error, SealRefused, Unavailable
 from strongroom.jobs import Job, Source
 from strongroom.models.info import STANDARD_LIMITS
 from strongroom.oip import InferRequest, InferResponse, Tensor
-from strongroom.runner import Preloaded
+from strongroom.parts import Arriving
+from strongroom.runner import LOADERS, Preloaded
 from strongroom.service import View, check_name
 from strongroom.store import ModelVersion
 from strongroom.tokens import principal_id
@@ -107,6 +108,7 @@ class Watched(InProcess):
 
         class Session:
             info, memory_bytes, close = session.info, session.memory_bytes, session.close
+            stages = session.stages
 
             def run(self, inputs: Any, *, outputs: tuple[str, ...], job: Job) -> Any:
                 jobs.append(job)
@@ -189,6 +191,33 @@ def test_deleting_takes_versions_and_keeps_the_name(tmp_path: Path) -> None:
         assert code_of(run(world)) == "not_found"
         assert code_of(lambda: upload(world, linear_onnx(), key=BOB)) == "name_taken"
         assert upload(world, linear_onnx()).model.version == 3
+
+
+def test_what_was_deleted_leaves_memory_however_many_load(tmp_path: Path) -> None:
+    """The line of loads may be full: whoever deletes is not refused when it is done, and the model goes."""
+
+    async def main(world: World) -> None:
+        await run(world)
+        runner, release = world.service._runner, threading.Event()
+        loads = [asyncio.ensure_future(runner._loads.run(release.wait)) for _ in range(LOADERS)]
+        loads += [
+            asyncio.ensure_future(runner._loads.run(int))
+            for _ in range(world.settings.limits.concurrent_requests)
+        ]
+        await asyncio.sleep(0)
+        with pytest.raises(Unavailable):
+            await runner._loads.run(int)
+        try:
+            call = world.call("DELETE", "/x", key=ALICE, body=b"")
+            (gone,) = await world.service.delete(call, name="m", version=None)
+            assert not runner.is_loaded(gone)
+        finally:
+            release.set()
+            await asyncio.gather(*loads)
+
+    with plane(tmp_path) as world:
+        upload(world, linear_onnx())
+        asyncio.run(main(world))
 
 
 def test_load_and_unload(tmp_path: Path) -> None:
@@ -496,6 +525,41 @@ def test_concurrent_uploads_are_bounded(tmp_path: Path) -> None:
         gate.set()
         await first
         await start("b", stream(linear_onnx()))
+
+    with plane(tmp_path, limits={"concurrent_uploads": 1}) as world:
+        asyncio.run(story(world))
+
+
+def test_who_waits_for_a_form_keeps_no_place_of_uploads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forms are made one after the other, and take as long as a model makes them: others can upload meanwhile. What
+    came with the model is gone by then.
+    """
+
+    async def story(world: World) -> None:
+        gate, waiting = asyncio.Event(), asyncio.Semaphore(0)
+        erased: list[bytes] = []
+        erase = Arriving.erase
+        monkeypatch.setattr(Arriving, "erase", lambda arriving: (erased.append(b""), erase(arriving))[1])
+
+        async def prepare(_: ModelVersion) -> None:
+            waiting.release()
+            await gate.wait()
+
+        monkeypatch.setattr(world.service._runner, "prepare", prepare)
+        data, uploads = linear_onnx(), []
+        for name in "abc":
+            call = world.call("PUT", f"/v1/models/{name}", key=ALICE, body=data)
+            sha256 = hashlib.sha256(data).hexdigest()
+            one = world.service.upload(
+                call, name=name, access="private", format="onnx", sha256=sha256, body=stream(data)
+            )
+            uploads.append(asyncio.ensure_future(one))
+            await asyncio.wait_for(waiting.acquire(), 20)
+        assert not any(one.done() for one in uploads) and len(erased) == 3
+        gate.set()
+        await asyncio.gather(*uploads)
 
     with plane(tmp_path, limits={"concurrent_uploads": 1}) as world:
         asyncio.run(story(world))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 
 import pytest
 
@@ -217,6 +218,48 @@ def test_nobody_waits_for_a_thread_for_ever() -> None:
         assert (caught.value.code, caught.value.retry_after_s) == ("queue_too_long", 1)
         release.set()
         assert await first and not ran.is_set()
+        lane.close()
+
+    asyncio.run(run())
+
+
+def test_calls_that_came_together_are_all_refused_in_time() -> None:
+    """One timer is for the deadlines of all: none of them is looked at before it is over, and forgotten."""
+
+    async def run() -> None:
+        lane = Lane("test", workers=1, waiting=5, code="overloaded", wait_s=0.05)
+        place = await lane.enter(Turn("a", "m"))
+        calls = []
+        for name in "bcd":
+            calls.append(asyncio.ensure_future(lane.enter(Turn(name, "m"))))
+            await asyncio.sleep(0.003)
+        refused = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 2)
+        assert [error.code for error in refused if isinstance(error, Unavailable)] == ["queue_too_long"] * 3
+        lane.leave(place)
+        lane.close()
+
+    asyncio.run(run())
+
+
+def test_whoever_leaves_as_its_time_is_over_gives_back_no_place() -> None:
+    """It had none: else there would be one more than there are, for everybody and for ever."""
+
+    async def run() -> None:
+        lane = Lane("test", workers=1, waiting=5, code="overloaded", wait_s=0.05)
+        place = await lane.enter(Turn("a", "m"))
+        second = asyncio.ensure_future(lane.enter(Turn("b", "m")))
+        await asyncio.sleep(0)
+        # In one turn of the loop, in this order: the deadline, the cancellation, and only then does it wake up.
+        asyncio.get_running_loop().call_later(0.06, second.cancel)
+        time.sleep(0.1)
+        with pytest.raises(asyncio.CancelledError):
+            await second
+        third = asyncio.ensure_future(lane.enter(Turn("c", "m")))
+        await asyncio.sleep(0.01)
+        assert not third.done()
+        lane.leave(place)
+        lane.leave(await third)
+        assert not lane._line.known
         lane.close()
 
     asyncio.run(run())

@@ -123,6 +123,25 @@ def test_who_holds_fewer_places_comes_first() -> None:
         queue.done(ticket)
 
 
+def test_a_model_of_which_one_run_goes_on_at_a_time_has_one_place() -> None:
+    """Its other requests wait in the line, however many places are free: those are for other models."""
+    queue = line(places=3)
+    for name in "abc":
+        queue.join(Turn(name, "staged", alone=True), name)
+    first = queue.next()
+    assert first is not None and first.work == "a" and queue.next() is None
+    queue.join(Turn("d", "other"), "d")
+    other = queue.next()
+    assert other is not None and other.work == "d" and queue.next() is None
+    queue.done(other)
+    assert queue.next() is None
+    queue.done(first)
+    second = queue.next()
+    assert second is not None and second.work == "b" and queue.next() is None
+    queue.done(second)
+    assert served(queue, 1) == ["c"] and not queue.known
+
+
 def test_nobody_waits_for_ever_behind_newcomers() -> None:
     """A new caller with a new model before every turn: whoever was there before is served before them."""
     queue = line()

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import select
 import socket
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from strongroom import waiter
 from strongroom.deadlines import Deadlines
 from strongroom.errors import Error, InvalidRequest, LimitExceeded
 from strongroom.jobs import too_long
@@ -54,6 +58,21 @@ def told() -> Iterator[Told]:
     yield made
     made.ours.close()
     made.theirs.close()
+
+
+@pytest.fixture(autouse=True, params=["a set of the kernel's", "no such sets", "no sets of sets"])
+def watched(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """However the loop watches descriptors."""
+    if request.param == "no such sets":
+        monkeypatch.setattr(waiter, "select", SimpleNamespace())
+    elif request.param == "no sets of sets":
+        with Path(__file__).open("rb") as file:  # what `epoll_ctl` refuses
+            flags = {"EPOLLIN": select.EPOLLIN, "EPOLLONESHOT": select.EPOLLONESHOT}
+            made = SimpleNamespace(fileno=file.fileno, close=lambda: None)
+            monkeypatch.setattr(waiter, "select", SimpleNamespace(epoll=lambda: made, **flags))
+            yield
+        return
+    yield
 
 
 def late() -> Error:
@@ -122,6 +141,18 @@ def test_whoever_is_cancelled_stops_it(told: Told, ready: bool) -> None:
     assert told.stops == 1 or (ready and told.steps == 1)
 
 
+def test_what_cannot_be_watched_is_stopped(told: Told) -> None:
+    """The kernel has no more of that: a worker that nobody waits for would be nobody's for ever."""
+    told.fileno = lambda: -1  # type: ignore[method-assign]
+
+    async def main() -> None:
+        with pytest.raises(ValueError, match=r"."):
+            await Waiter().wait(told, 10, late=late)
+
+    asyncio.run(main())
+    assert told.stops == 1
+
+
 def test_the_deadline_of_who_has_gone_is_nobodys(told: Told) -> None:
     """A deadline in the moment of a cancellation stops it once and disturbs nobody."""
 
@@ -164,6 +195,29 @@ def test_deadlines_are_kept_in_order_by_one_timer() -> None:
 
     asyncio.run(main())
     assert happened == ["a", "b", "c"]
+
+
+def test_a_deadline_is_never_early_and_takes_no_other_along() -> None:
+    """Neither one that is a little later, nor one whose act fails, nor one that sets another."""
+    happened: list[tuple[str, bool]] = []
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda *_: None)
+        deadlines, began = Deadlines(), loop.time()
+
+        def happens(name: str, seconds: float) -> None:
+            happened.append((name, loop.time() >= began + seconds))
+            if name == "a":
+                deadlines.add("later", 1, lambda: None)
+                raise ValueError
+
+        for name, seconds in (("a", 0.02), ("b", 0.024), ("c", 0.04)):
+            deadlines.add(name, seconds, lambda name=name, seconds=seconds: happens(name, seconds))  # type: ignore[misc]
+        await asyncio.sleep(0.1)
+
+    asyncio.run(main())
+    assert happened == [("a", True), ("b", True), ("c", True)]
 
 
 def test_deadlines_outlive_their_loop() -> None:

@@ -307,6 +307,21 @@ def test_one_that_is_made_while_its_zygote_is_replaced_is_not_kept() -> None:
         assert one.pid is None and ended(zygotes.children[0])
 
 
+def test_one_for_which_there_is_no_thread_is_made_another_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And whoever asked for it, after a load or a run, goes on."""
+
+    def none(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with kept() as (one, _):
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", none)
+            one.make()
+            one.make(after_s=1)
+        assert one.pid is None
+        assert ready(one)
+
+
 def test_what_hinders_making_one_hinders_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that hangs, and no process at all; a later one is made again."""
     monkeypatch.setattr(waiting, "READY_S", 0.1)

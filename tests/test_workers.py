@@ -447,6 +447,33 @@ def test_a_template_that_ends_is_made_anew(nursery: Nursery) -> None:
         wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
 
 
+def test_a_template_for_which_there_is_no_thread_is_made_later(
+    nursery: Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the next request: the model does not stay away for ever."""
+    start = threading.Thread.start
+
+    def none(thread: threading.Thread) -> None:
+        if thread.name == "workers-again":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with loaded(nursery, DOUBLE) as there:
+        run(there, {"x": X})
+        assert there._template is not None
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", none)
+            os.kill(there._template.pid, signal.SIGKILL)
+            wait_for(lambda: there._template is None or not there._template.alive())
+            for _ in range(2):
+                with pytest.raises(Unavailable):
+                    run(there, {"x": X})
+        with pytest.raises(Unavailable):
+            run(there, {"x": X})
+        wait_for(lambda: there._template is not None, 60)
+        assert run(there, {"x": X}).tolist() == [3.0, -4.0]
+
+
 def test_a_run_that_takes_too_long_is_ended(nursery: Nursery) -> None:
     """By the clock; the caller is told, and served again. Stopped processes count, too."""
     with loaded(nursery, DOUBLE) as there:

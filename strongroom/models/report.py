@@ -24,6 +24,8 @@ from strongroom.reduction import NOT_LOOKED_AT, Precision
 REPORT_TYPE: Final = "strongroom-admission-report/1"
 MAX_REPORT: Final = 256 << 10
 """Bytes of a report in its envelope; one has about four thousand."""
+MAX_STAGES: Final = 1024
+"""As a form has (`prepared`)."""
 VERDICTS: Final = ("admitted", "refused", "unreadable")
 _DOMAIN: Final = b"strongroom admission report v1\x00"
 
@@ -98,6 +100,10 @@ class Report:
     """`reduction.NOT_LOOKED_AT` where nothing is known: not admitted, or by a release that did not look."""
     engine: str
     """What would run it, `onnxruntime/VERSION`; "" where nobody would."""
+    partition: str
+    """What was asked for: a word of `partition`; "" where it is not on a server."""
+    stages: int
+    """In how many that server runs it, 1 as a whole; 0 where it is not on a server."""
 
     def encode(self) -> bytes:
         """The report as canonical JSON."""
@@ -118,6 +124,8 @@ class Report:
                 "bounds": bounds,
                 "precision": precision,
                 "engine": self.engine,
+                "partition": self.partition,
+                "stages": self.stages,
             }
         )
 
@@ -145,6 +153,8 @@ def _made(
     size: int,
     sha256: str,
     canonical_sha256: str,
+    partition: str = "",
+    stages: int = 0,
 ) -> Report:
     return Report(
         verdict="admitted",
@@ -159,6 +169,8 @@ def _made(
         admission=admission,
         precision=precision,
         engine=engine,
+        partition=partition,
+        stages=stages,
     )
 
 
@@ -194,6 +206,8 @@ def report_of_refusal(error: Error, *, size: int, sha256: str, format: str, leve
         admission=None,
         precision=NOT_LOOKED_AT,
         engine="",
+        partition="",
+        stages=0,
     )
 
 
@@ -238,8 +252,10 @@ class Model(Protocol):
         """What admission found."""
 
 
-def report_of_model(model: Model, *, key: Ed25519PrivateKey, engine: str) -> bytes:
-    """The signed report about an admitted model, from what a store's record keeps of it; `engine`: what runs it."""
+def report_of_model(model: Model, *, key: Ed25519PrivateKey, engine: str, stages: int) -> bytes:
+    """The signed report about an admitted model, from what a store's record keeps of it; `engine`: what runs it,
+    `stages`: in how many.
+    """
     report = _made(
         model.info.admission,
         model.info.precision,
@@ -248,6 +264,8 @@ def report_of_model(model: Model, *, key: Ed25519PrivateKey, engine: str) -> byt
         size=model.size,
         sha256=model.sha256,
         canonical_sha256=model.canonical_sha256,
+        partition=model.info.partition,
+        stages=stages,
     )
     return sign_report(report.encode(), key)
 
@@ -286,7 +304,7 @@ def parse_report(data: bytes) -> Report:
     code = "report_malformed"
     names = (
         "type", "verdict", "level", "format", "size", "sha256", "canonical_sha256", "code", "message", "rules",
-        "bounds", "precision", "engine",
+        "bounds", "precision", "engine", "partition", "stages",
     )  # fmt: skip
     members = parse_object(data, limit=MAX_REPORT, what="admission report", code=code)
     read = Members(members, names, what="admission report", code=code)
@@ -311,6 +329,8 @@ def parse_report(data: bytes) -> Report:
         admission=admission,
         precision=precision,
         engine=read.text("engine", r"[ -~]{0,64}"),
+        partition=read.text("partition", r"(?:auto|off|[1-9][0-9]{0,2})?"),
+        stages=read.integer("stages", 0, MAX_STAGES),
     )
     if (report.verdict == "admitted") != (admission is not None) or report.encode() != data:
         read.refuse("not in canonical form, or verdict and bounds disagree")

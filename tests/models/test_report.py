@@ -81,7 +81,9 @@ def altered(**members: Any) -> bytes:
     [
         b"", b"[]", b"{}", REPORT.encode() + b" ", altered(verdict="fine"), altered(type="x"), altered(extra=1),
         altered(bounds=None), altered(bounds={}), altered(sha256="AB"), altered(rules=[{"rule": "1.1"}]),
-        altered(rules=KeyError), altered(size=-1), b'{"a": "' + b"x" * MAX_REPORT + b'"}',
+        altered(rules=KeyError), altered(size=-1),
+        altered(partition="0"), altered(stages=-1), altered(stages=1025), altered(stages=KeyError),
+        b'{"a": "' + b"x" * MAX_REPORT + b'"}',
     ],
 )  # fmt: skip
 def test_anything_else_is_malformed(data: bytes) -> None:
