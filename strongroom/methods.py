@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from strongroom import calls, formats, reduction_fields
+from strongroom import calls, formats, matching, reduction_fields
 from strongroom.attest.evidence import Attested, Verdict
 from strongroom.calls import Answer, ModelMetadata, Progress, Request
 from strongroom.errors import Conflict, InvalidRequest
@@ -52,9 +52,9 @@ def upload_flow(
     )
     answer = yield from _expect(session, request)
     metadata = calls.read_metadata(calls.json_object(answer))
-    calls.check_received(metadata, sent=upload.body.sha256.hex())
+    matching.check_received(metadata, sent=upload.body.sha256.hex())
     if less is not None:
-        calls.check_made(metadata, asked=less.reduction)
+        matching.check_made(metadata, asked=less.reduction)
     return metadata
 
 
@@ -84,7 +84,7 @@ def model_flow(
     name, named = calls.split_model_id(model_id)
     answer = yield from _expect(session, calls.metadata_request(name, version=version or named))
     metadata = calls.read_metadata(calls.json_object(answer))
-    calls.check_digest(metadata, expected=expect_digest)
+    matching.check_digest(metadata, expected=expect_digest)
     return metadata
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from fake_server import metadata
 
-from strongroom import calls, inference, npy, oip, oip_json
+from strongroom import calls, inference, matching, npy, oip, oip_json
 from strongroom.calls import Answer, ModelMetadata, TensorInfo
 from strongroom.errors import Conflict, Failure, InvalidRequest
 
@@ -208,11 +208,11 @@ def test_a_call_is_tied_to_what_runs(precision: str, pinned: str) -> None:
     """The upload's digest, but of what the server made in less precision its own: one upload has several of those."""
     model = replace(MODEL, sha256="a" * 64, canonical_sha256="b" * 64, precision=precision)
     assert dict(request_for(model, [[1.0, 2.0]], None).headers)["Strongroom-Model-Digest"] == pinned * 64
-    calls.check_digest(model, expected=pinned * 64)
-    calls.check_received(model, sent="a" * 64)
+    matching.check_digest(model, expected=pinned * 64)
+    matching.check_received(model, sent="a" * 64)
     for check in (
-        lambda: calls.check_digest(model, expected={"a": "b", "b": "a"}[pinned] * 64),
-        lambda: calls.check_received(model, sent="b" * 64),
+        lambda: matching.check_digest(model, expected={"a": "b", "b": "a"}[pinned] * 64),
+        lambda: matching.check_received(model, sent="b" * 64),
     ):
         with pytest.raises(Conflict) as refusal:
             check()
