@@ -19,8 +19,16 @@ from strongroom.models.info import AdmissionLimits, Budget
 
 FIRST_S: Final = 120
 """Seconds in which the model has to arrive."""
-FACTORS: Final = {"onnx": 3, "xgboost-json": 24, "xgboost-ubj": 24}
-"""Bytes of memory for each byte of the model: two copies and one in the making; Python objects of a document."""
+FACTORS: Final = {"onnx": 3.0, "xgboost-json": 1.2, "xgboost-ubj": 1.2}
+"""Bytes of memory for each byte of the model, besides its own: copies in the making; what a document's numbers take."""
+FOREST_BYTES: Final = 200 << 20
+"""Besides, for XGBoost's models: whatever a server gives other models, their examination needs no more than this."""
+
+
+def _more(format: str, size: int, limits: dict[str, Any]) -> int:
+    """Bytes of memory for a model of this size, beyond what the child's limits give any."""
+    more = int(FACTORS.get(format, 3.0) * size)
+    return more if format == "onnx" else more + min(0, FOREST_BYTES - int(limits["memory_bytes"]))
 
 
 def examine(descriptor: int) -> int:
@@ -28,7 +36,7 @@ def examine(descriptor: int) -> int:
     try:
         with socket.socket(fileno=descriptor) as end:
             header, data = first(end)
-            confine(end.fileno(), header["child"], FACTORS.get(header["format"], 3) * len(data))
+            confine(end.fileno(), header["child"], _more(header["format"], len(data), header["child"]))
             answer, canonical = _answer(header, data)
             frames.send(end, answer, canonical)
     except MemoryError:

@@ -8,6 +8,7 @@ Only then does `server` import what it needs and any secret come to exist.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -30,6 +31,8 @@ from strongroom.planned import preload_digests as preload_digests
 from strongroom.planned import security_configuration as security_configuration
 from strongroom.zygote import Launch, Nursery
 
+DESCRIPTORS: Final = 65_536
+"""As the units in `deploy` have it."""
 _PR_SET_DUMPABLE: Final = 4
 _PR_SET_NO_NEW_PRIVS: Final = 38
 
@@ -66,6 +69,7 @@ def prepare(room: Mapping[str, Any], imports: MeasuredImports) -> Boot:
         InvalidConfig, Failure: the settings cannot be used, or the code cannot be measured.
     """
     harden()
+    raise_descriptors()
     folders = [str(folder) for folder in room["paths"]]
     path = Path(room["config"]) if room["config"] is not None else None
     settings = config.load(path, variables=config.environment(), base=Path(room["base"]))
@@ -130,6 +134,18 @@ def harden() -> None:
         for option, value in ((_PR_SET_DUMPABLE, 0), (_PR_SET_NO_NEW_PRIVS, 1)):
             if libc.prctl(option, value, 0, 0, 0) != 0 and ctypes.get_errno() != errno.ENOSYS:
                 raise Failure(f"prctl: error {ctypes.get_errno()}", code="start_refused")
+
+
+def raise_descriptors() -> None:
+    """As many descriptors as the system lets this process have, up to `DESCRIPTORS`: shells and container engines start
+    programs with 1024, and two runs of models in stages, each with up to 512 files open, would leave none to
+    connections.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        with contextlib.suppress(OSError, ValueError):  # a library OS: what there is has to do
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def planned_measurement(settings: Config) -> Measurement:

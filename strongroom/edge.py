@@ -160,6 +160,7 @@ class GuardedProtocol(asyncio.BufferedProtocol):
         longest = min(self.crowd.connections, key=lambda one: one._idle_since)
         if longest is not self:
             longest._abort()  # not politely: one that answers no goodbye would keep its place
+            self.crowd.connections.discard(longest)  # others that come in this moment have to find another
         return longest is not self
 
     def eof_received(self) -> None:
@@ -504,6 +505,9 @@ class GuardedProtocol(asyncio.BufferedProtocol):
             exchange.keep_alive = False
             self.pause()
             return
+        self._idle_since = min(
+            self._idle_since, self._loop.time()
+        )  # from here on it holds no place against others
         if exchange is not None:
             exchange.lost()  # the application sees a lost peer, and what it says is dropped
             if exchange.started:

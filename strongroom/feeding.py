@@ -230,7 +230,7 @@ class Feeding:
             if number not in self.plan.moving:
                 raise Failure("a worker asks for a stage that there is not")
             self._fill(slots, self._openings[number], self.plan.place(number))
-        except (Error, OSError) as fault:  # raised again in `turn`
+        except Exception as fault:  # noqa: BLE001 - whatever it is: raised again in `turn`, and the worker must not wait
             self._fault = fault
             return GONE
         return number

@@ -1,12 +1,16 @@
-"""A TLS connection of the server in the event loop: OpenSSL on the socket itself.
+"""A TLS connection of the server in the event loop: OpenSSL between two buffers of its own.
 
-asyncio's own TLS copies what arrives twice more on its way (a buffer of 256 KiB for each connection, a memory BIO) and
-takes half of a small request's time. Here what is decrypted goes from OpenSSL into the buffer that the protocol gives:
-a request's body into the very buffer that the application gets (docs/adr/0021-the-servers-own-http.md).
+asyncio's own TLS copies what arrives twice more on its way (a buffer of 256 KiB for each connection, decrypted pieces)
+and takes half of a small request's time. Here what is decrypted goes from OpenSSL into the buffer that the protocol
+gives: a request's body into the very buffer that the application gets (docs/adr/0021-the-servers-own-http.md).
 
 Rules
   - Whatever happens, `connection_lost` is called once, after everything else, and then the socket is closed.
-  - What does not fit into the system's buffers waits here uncopied; from `HIGH` bytes on, the protocol is told to wait.
+  - OpenSSL never reads the socket itself: it would not return while records come that carry no data (key updates, RFC
+    8446 §4.6.3: 27 bytes cost as much as a request), and with it the event loop. It gets whole records, `RECORDS` at a
+    time; as many without data in a row end the connection.
+  - What does not fit into the system's buffers waits here, encrypted; from `HIGH` bytes on, the protocol is told to
+    wait.
   - A goodbye (close_notify) is said before the socket ends, and what comes afterwards is not even decrypted.
   - There are no deadlines here: the protocol has them all, and ends them with `abort`.
 """
@@ -14,25 +18,72 @@ Rules
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 import ssl
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final, Protocol
 
 RECORD: Final = 16384
-"""Bytes of a TLS record at most (RFC 8446 §5.1): one that is not full is the last for now, in all likelihood."""
-READS: Final = 16
-"""Records of one connection that are read before others have their turn."""
-HIGH: Final = 64 * 1024
-"""Bytes that wait to be sent, from which on the protocol is told to wait."""
+"""Bytes of data in a TLS record at most (RFC 8446 §5.1)."""
+HEADER: Final = 5
+"""Bytes of a record's header; the last two are how many follow."""
+SEALED: Final = RECORD + 256
+"""Bytes behind it at most (RFC 8446 §5.2)."""
+RECORDS: Final = 32
+"""Records that OpenSSL gets at a time, and that may come in a row without data: with key updates, some milliseconds."""
+TAKEN: Final = 64 * 1024
+"""Bytes that are taken from the socket at a time."""
+READS: Final = 4
+"""Times that one connection is read before others have their turn."""
+HELLO: Final = 128 * 1024
+"""Bytes of a handshake: hellos have one or two KiB."""
+HELLO_PIECE: Final = 4096
+"""Bytes of it that are taken at a time."""
+HIGH: Final = 66 * 1024
+"""Bytes that wait to be sent, from which on the protocol is told to wait: more than a piece of an answer, encrypted."""
 LOW: Final = HIGH // 4
+PIECES: Final = 64
+"""Pieces that are sent by one system call; systems take 1024 or more."""
 FAREWELL: Final = 256 * 1024
 """Bytes that are taken, undecrypted, after our goodbye; whoever sends more is reset."""
 
 _logger = logging.getLogger("strongroom.edge")
-_rest = bytearray(RECORD)
+_arrived = memoryview(bytearray(TAKEN + RECORDS * 1024))
+"""Where what arrives is before OpenSSL has it, of one connection after the other: half a record and what follows it."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Secured:
+    """A socket whose handshake is done, and OpenSSL between what arrives and what is to be sent on it."""
+
+    sock: socket.socket
+    tls: ssl.SSLObject
+    incoming: ssl.MemoryBIO
+    outgoing: ssl.MemoryBIO
+    rest: bytes
+    """What came with the end of the handshake."""
+
+
+def whole_records(data: memoryview) -> tuple[int, int]:
+    """How many TLS records `data` begins with, `RECORDS` at most, and how many bytes they have.
+
+    One that is longer than a record can be counts as whole however much of it is there: it is for OpenSSL to refuse.
+    """
+    end = count = 0
+    while count < RECORDS and len(data) - end >= HEADER:
+        length = data[end + 3] << 8 | data[end + 4]
+        if length > SEALED:
+            return count + 1, len(data)
+        if end + HEADER + length > len(data):
+            break
+        end += HEADER + length
+        count += 1
+    return count, end
 
 
 class Talker(Protocol):
@@ -63,17 +114,22 @@ class Talker(Protocol):
 class Link(asyncio.Transport):
     """One connection whose handshake is done; `start` begins."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, tls: ssl.SSLSocket, protocol: Talker) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, secured: Secured, protocol: Talker) -> None:
         super().__init__()
         self._loop = loop
-        self._tls = tls
-        self._fd = tls.fileno()
+        self._sock, self._tls = secured.sock, secured.tls
+        self._incoming, self._outgoing = secured.incoming, secured.outgoing
+        self._read: Callable[[int, Any], int] = secured.tls.read  # type: ignore[assignment]  # typeshed: bytes
+        self._fd = secured.sock.fileno()
         self._protocol = protocol
         self._waiting: deque[memoryview] = deque()
         self._size = 0
         self._paused = False
         self._reading = False
-        self._read_blocked = False  # OpenSSL wants to write before it reads on (a key update)
+        self._rest = secured.rest  # what came and OpenSSL does not have yet
+        self._behind = bool(secured.rest)  # in it are whole records, perhaps
+        self._held = False  # OpenSSL has something that it has not given out
+        self._fruitless = 0
         self._told_to_wait = False
         self._peer_ended = False
         self._unread = 0
@@ -84,16 +140,17 @@ class Link(asyncio.Transport):
         """Hands the connection to its protocol and reads."""
         self._protocol.connection_made(self)
         self._watch()
-        if self._reading:
-            # The first request may have come with the end of the handshake: the socket has nothing more to tell.
-            self._readable()
+        # The first request may have come with the end of the handshake: the socket has nothing more to tell.
+        self._readable()
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """`ssl_object`, `socket`, `peername`, `sockname`."""
-        if name in ("ssl_object", "socket"):
+        if name == "ssl_object":
             return self._tls
+        if name == "socket":
+            return self._sock
         try:
-            return {"peername": self._tls.getpeername, "sockname": self._tls.getsockname}[name]()
+            return {"peername": self._sock.getpeername, "sockname": self._sock.getsockname}[name]()
         except (KeyError, OSError):
             return default
 
@@ -113,10 +170,10 @@ class Link(asyncio.Transport):
         if self._paused:
             self._paused = False
             self._watch()
-            self._loop.call_soon(self._readable)  # for what OpenSSL has decrypted already
+            self._loop.call_soon(self._readable)  # for what is here already
 
     def _watch(self) -> None:
-        wanted = not (self._paused or self._read_blocked or self._closing)
+        wanted = not (self._paused or self._closing)
         if wanted != self._reading:
             self._reading = wanted
             if wanted:
@@ -126,32 +183,69 @@ class Link(asyncio.Transport):
 
     def _readable(self) -> None:
         for _ in range(READS):
-            if not self._reading:
+            if not self._reading or not (self._held or self._take_in()):
                 return
-            buffer = self._protocol.get_buffer(-1)
-            try:
-                count = self._tls.recv_into(buffer)
-            except ssl.SSLWantReadError:
-                return
-            except ssl.SSLWantWriteError:
-                self._read_blocked = True
-                self._watch()
-                self._loop.add_writer(self._fd, self._writable)
-                return
-            except OSError as exc:  # TLS that is broken, too
-                self._end(exc)
-                return
-            finally:
-                del buffer  # it may be a view of what is to grow
-            self._deliver(count)
-            if count < RECORD and not self._more():
-                return
-        if self._more():
+            got = self._give_out()
+            if self._outgoing.pending:  # an answer to a key update
+                self._queue()
+                self._send()
+            if got < TAKEN // 2:  # nothing more is there, or little data: others first
+                break
+        if self._reading and (self._behind or self._held):
             self._loop.call_soon(self._readable)
 
-    def _more(self) -> bool:
-        """Whether OpenSSL holds something that the socket will not tell of."""
-        return self._reading and self._tls.pending() > 0
+    def _holds(self) -> bool:
+        """Whether OpenSSL has something that it has not given out."""
+        return self._incoming.pending > 0 or self._tls.pending() > 0
+
+    def _take_in(self) -> int:
+        """Gives OpenSSL whole records of what came; how many that are."""
+        size = len(self._rest)
+        _arrived[:size] = self._rest
+        if not self._behind:
+            try:
+                count = self._sock.recv_into(_arrived[size : size + TAKEN])
+            except (BlockingIOError, InterruptedError):
+                return 0
+            except OSError as exc:
+                self._end(exc)
+                return 0
+            if not count:
+                self._deliver(0)
+                return 0
+            size += count
+        records, end = whole_records(_arrived[:size])
+        self._rest = bytes(_arrived[end:size])
+        self._behind = records == RECORDS and end < size
+        self._incoming.write(_arrived[:end])
+        self._fruitless += records
+        return records
+
+    def _give_out(self) -> int:
+        """Gives the protocol the data in what OpenSSL has, while it takes any; how much that was."""
+        got = 0
+        self._held = True
+        while self._held and self._reading:
+            buffer = self._protocol.get_buffer(-1)
+            try:
+                count = self._read(len(buffer), buffer)
+            except ssl.SSLWantReadError:
+                self._held = False
+                break
+            except OSError as exc:  # TLS that is broken
+                self._end(exc)
+                return got
+            finally:
+                del buffer  # it may be a view of what is to grow
+            got += count
+            self._deliver(count)
+            self._held = self._holds()
+        if got:
+            self._fruitless = 0
+        elif self._fruitless >= RECORDS:
+            _logger.debug("ended: records without data")
+            self.abort()
+        return got
 
     def _deliver(self, count: int) -> None:
         try:
@@ -168,55 +262,74 @@ class Link(asyncio.Transport):
     # -- writing ---------------------------------------------------------------------------------------------
 
     def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
-        """Sends `data`, which must not change any more."""
+        """Sends `data`."""
         if self._closing or not data:
             return
-        first = not self._waiting
-        self._waiting.append(memoryview(data))
-        self._size += len(data)
-        if first:
-            self._flush()
-            if self._waiting and not self._lost:
-                self._loop.add_writer(self._fd, self._writable)
-        if self._size > HIGH and not self._told_to_wait:
-            self._told_to_wait = True
-            self._protocol.pause_writing()
+        view = memoryview(data)
+        try:
+            for start in range(
+                0, len(view), RECORD
+            ):  # so that OpenSSL's buffer, which never shrinks, stays small
+                self._tls.write(view[start : start + RECORD])
+                self._queue()
+        except OSError as exc:
+            self._end(exc)
+            return
+        self._send()
 
     def get_write_buffer_size(self) -> int:
         """Bytes that wait to be sent."""
         return self._size
 
-    def _flush(self) -> None:
-        """Sends as much as goes. What OpenSSL could not send it must be given again as it is."""
-        try:
-            while self._waiting:
-                count = self._tls.send(self._waiting[0])
-                self._size -= count
-                if count == len(self._waiting[0]):
-                    self._waiting.popleft()
-                else:
-                    self._waiting[0] = self._waiting[0][count:]
-        except ssl.SSLWantWriteError:
+    def _queue(self) -> None:
+        """Puts what OpenSSL made behind what waits."""
+        data = self._outgoing.read()
+        if data:
+            self._waiting.append(memoryview(data))
+            self._size += len(data)
+
+    def _send(self) -> None:
+        if not self._flush() or self._lost:
             return
+        self._loop.add_writer(self._fd, self._writable)
+        if self._size > HIGH and not self._told_to_wait:
+            self._told_to_wait = True
+            self._protocol.pause_writing()
+
+    def _flush(self) -> bool:
+        """Sends as much as goes; whether something still waits."""
+        waiting = self._waiting
+        try:
+            while waiting:
+                if len(waiting) == 1:
+                    count = self._sock.send(waiting[0])
+                else:
+                    count = self._sock.sendmsg(list(islice(waiting, PIECES)))
+                self._size -= count
+                while count:
+                    size = len(waiting[0])
+                    if size > count:
+                        waiting[0] = waiting[0][count:]
+                        break
+                    waiting.popleft()
+                    count -= size
+        except (BlockingIOError, InterruptedError):
+            return True
         except OSError as exc:
             self._end(exc)
+        return False
 
     def _writable(self) -> None:
+        waits = not self._lost and self._flush()
         if self._lost:
             return
-        self._flush()
-        if self._waiting or self._fd != self._tls.fileno():  # more waits, or it has ended
-            return
-        self._loop.remove_writer(self._fd)
         if self._told_to_wait and self._size <= LOW:
             self._told_to_wait = False
             self._protocol.resume_writing()
-        if self._read_blocked:
-            self._read_blocked = False
-            self._watch()
-            self._readable()
-        if self._closing:
-            self._say_goodbye()
+        if not waits:
+            self._loop.remove_writer(self._fd)
+            if self._closing:
+                self._await_goodbye()
 
     # -- the end ---------------------------------------------------------------------------------------------
 
@@ -226,27 +339,21 @@ class Link(asyncio.Transport):
             return
         self._closing = True
         self._watch()
-        if not self._waiting:
-            self._say_goodbye()
-
-    def _say_goodbye(self) -> None:
-        if self._lost:
-            return
-        try:
+        # Said, and the peer's is not here yet; or there is nobody to hear it.
+        with contextlib.suppress(OSError, ValueError):
             self._tls.unwrap()
-        except ssl.SSLWantWriteError:
+        self._queue()
+        if self._flush():
             self._loop.add_writer(self._fd, self._writable)
-            return
-        except (
-            OSError,
-            ValueError,
-        ):  # it is said, and the peer's is not here yet; or there is nobody to hear it
-            pass
+        elif not self._lost:
+            self._await_goodbye()
+
+    def _await_goodbye(self) -> None:
         if self._peer_ended:
             self._end(None)
             return
         try:
-            socket.socket.shutdown(self._tls, socket.SHUT_WR)
+            self._sock.shutdown(socket.SHUT_WR)
         except OSError as exc:
             self._end(exc)
             return
@@ -255,7 +362,7 @@ class Link(asyncio.Transport):
     def _await_end(self) -> None:
         """Takes what still arrives, undecrypted, until the peer ends: a reset could overtake our last words."""
         try:
-            while count := socket.socket.recv_into(self._tls, _rest):
+            while count := self._sock.recv_into(_arrived):
                 self._unread += count
                 if self._unread > FAREWELL:
                     break
@@ -278,35 +385,60 @@ class Link(asyncio.Transport):
         self._loop.remove_writer(self._fd)
         self._waiting.clear()
         self._size = 0
-        self._tls.close()
+        self._sock.close()
         self._loop.call_soon(self._protocol.connection_lost, exc)
 
 
-async def shake_hands(sock: socket.socket, context: ssl.SSLContext) -> ssl.SSLSocket:
+async def shake_hands(sock: socket.socket, context: ssl.SSLContext) -> Secured:
     """The server's side of a TLS handshake on a connected socket, which is closed where it fails.
 
     Raises:
         OSError: it failed.
     """
     sock.setblocking(False)
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     try:
-        tls = context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
-    except BaseException:
-        sock.close()
-        raise
-    loop = asyncio.get_running_loop()
-    try:
+        tls = context.wrap_bio(incoming, outgoing, server_side=True)
+        left = HELLO
         while True:
             try:
                 tls.do_handshake()
-                return tls
             except ssl.SSLWantReadError:
-                await _ready(loop.add_reader, loop.remove_reader, tls.fileno())
-            except ssl.SSLWantWriteError:
-                await _ready(loop.add_writer, loop.remove_writer, tls.fileno())
+                await _send_all(sock, outgoing.read())
+            except ssl.SSLError:
+                with contextlib.suppress(OSError):
+                    sock.send(outgoing.read())  # the alert that says why
+                raise
+            else:
+                await _send_all(sock, outgoing.read())
+                return Secured(sock, tls, incoming, outgoing, incoming.read())
+            data = await _receive(sock)
+            left -= len(data)
+            if not data or left < 0:
+                raise ConnectionError("the handshake ended early, or did not end")
+            incoming.write(data)
     except BaseException:
-        tls.close()
+        sock.close()
         raise
+
+
+async def _receive(sock: socket.socket) -> bytes:
+    loop = asyncio.get_running_loop()
+    while True:
+        try:
+            return sock.recv(HELLO_PIECE)
+        except (BlockingIOError, InterruptedError):
+            await _ready(loop.add_reader, loop.remove_reader, sock.fileno())
+
+
+async def _send_all(sock: socket.socket, data: bytes) -> None:
+    loop = asyncio.get_running_loop()
+    view = memoryview(data)
+    while view:
+        try:
+            view = view[sock.send(view) :]
+        except (BlockingIOError, InterruptedError):
+            await _ready(loop.add_writer, loop.remove_writer, sock.fileno())
 
 
 async def _ready(add: Callable[..., Any], remove: Callable[[int], Any], descriptor: int) -> None:

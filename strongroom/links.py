@@ -7,16 +7,20 @@ Rules
     lasts, and had nothing behind it; an idle one that has something to say (an end, most often) is closed unused.
   - What ends an exchange says what matters: had bytes been sent or not. A server may answer before it has read a whole
     body and then close, so a write that fails is not the end: the answer may be there.
+  - A connection belongs to the process that made it. Two that write on one (after a fork) would encrypt different bytes
+    under the same key and nonce, which gives away both (RFC 5116 §5.1.1).
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import socket
 import ssl
 import threading
 import time
+import weakref
 from dataclasses import dataclass
 from typing import Final
 
@@ -149,11 +153,25 @@ class Link:
     def __init__(self, gate: Gate, origin: Origin, *, timeout_s: float) -> None:
         self._context = gate.client_context()
         self._origin, self._timeout_s = origin, timeout_s
-        self._lock = threading.Lock()
-        self._free = threading.BoundedSemaphore(MAX_CONNECTIONS)
         self._idle: list[_Connection] = []  # the one used last is used first
         self._busy: set[_Connection] = set()
         self._closed = False
+        self._have_places()
+        _links.add(self)
+
+    def _have_places(self) -> None:
+        self._lock = threading.Lock()
+        self._free = threading.BoundedSemaphore(MAX_CONNECTIONS)
+
+    def forked(self) -> None:
+        """In a child: lets go of the parent's connections, and of locks that its threads held. Nothing is said on them,
+        and they stay open over there.
+        """
+        for connection in (*self._idle, *self._busy):
+            connection.socket.close()
+        self._idle.clear()
+        self._busy.clear()
+        self._have_places()
 
     def exchange(self, request: Request) -> Answer:
         """Sends a request and receives its answer, whatever its status.
@@ -164,7 +182,8 @@ class Link:
         """
         head = http1.encode_head(request, host=self._origin.authority)
         budget = _Budget(request, self._timeout_s)
-        if not self._free.acquire(timeout=budget.left()):
+        free = self._free  # a fork in between may put another in its place
+        if not free.acquire(timeout=budget.left()):
             raise NotSent("server_unreachable", "the server cannot be reached")
         try:
             connection, again = self._from_idle() or self._connect(budget), False
@@ -174,7 +193,7 @@ class Link:
             finally:
                 self._leave(connection, again)
         finally:
-            self._free.release()
+            free.release()
         return answer
 
     def close(self) -> None:
@@ -231,6 +250,18 @@ class Link:
             raise not_connected(exc) from exc
         finally:
             raw.close()  # of no effect once `wrap_socket` took its descriptor over
+
+
+_links: weakref.WeakSet[Link] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    for link in tuple(_links):
+        link.forked()
+
+
+if hasattr(os, "register_at_fork"):  # where processes can be forked
+    os.register_at_fork(after_in_child=_forked)
 
 
 __all__ = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from typing import Final, cast
 
@@ -149,13 +150,23 @@ class AsyncLink:
     def __init__(self, gate: Gate, origin: Origin, *, timeout_s: float) -> None:
         self._context = gate.client_context()
         self._origin, self._timeout_s = origin, timeout_s
+        self._closed = False
+        self._begin()
+
+    def _begin(self) -> None:
+        self._process = os.getpid()
         self._free = asyncio.Semaphore(MAX_CONNECTIONS)
         self._idle: list[_Connection] = []  # the one used last is used first
         self._all: set[_Connection] = set()
-        self._closed = False
+
+    def _check_process(self) -> None:
+        """In a child: forgets the parent's connections. Ending them would take them from the parent's loop."""
+        if self._process != os.getpid():
+            self._begin()
 
     async def exchange(self, request: Request) -> Answer:
         """As `links.Link.exchange`."""
+        self._check_process()
         head = http1.encode_head(request, host=self._origin.authority)
         if request.deadline_s is None:
             return await self._exchange(request, head, self._timeout_s)
@@ -167,6 +178,7 @@ class AsyncLink:
 
     async def close(self) -> None:
         """Closes every connection; exchanges that go on end without an answer."""
+        self._check_process()
         self._closed = True
         self._idle.clear()
         for connection in tuple(self._all):

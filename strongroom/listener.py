@@ -195,5 +195,5 @@ class Acceptor:
             return
         with contextlib.suppress(OSError):  # TLS failures and time-outs are OSErrors
             async with asyncio.timeout(self._limits.handshake_s):
-                tls = await shake_hands(peer, self._context)
-            Link(asyncio.get_running_loop(), tls, self._make()).start()
+                secured = await shake_hands(peer, self._context)
+            Link(asyncio.get_running_loop(), secured, self._make()).start()

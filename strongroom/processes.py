@@ -11,7 +11,6 @@ Rules
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import math
 import mmap
 import os
@@ -23,12 +22,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, NoReturn
 
 import numpy as np
 
-from strongroom import frames, records
+from strongroom import frames, proc, records
 from strongroom.errors import AdmissionRefused, Error, Failure, InvalidRequest, LimitExceeded, SealRefused
 from strongroom.feeding import FAMILY, Feeding, Plan, Slots
 from strongroom.jobs import Source, too_long
@@ -42,8 +40,7 @@ from strongroom.zygote import Child, Timely
 BIRTH_S: Final = 10.0
 """Seconds for a worker to be forked and to say so; a few thousandths usually."""
 MOST_TEMPLATES: Final = 192
-"""Models in memory at a time. Less than the zygote has children (`zygote_child.CHILDREN`): small models of one owner,
-loaded and never run, would take the places of everybody's examiners."""
+"""Models in memory at a time, less than `zygote_child.CHILDREN`: models never run must not take examiners' places."""
 ENDING: Final = 32
 """Processes of a template beyond those that it may have: itself, and workers that were ended and are still going."""
 SLACK: Final = 192 << 20
@@ -167,8 +164,7 @@ class Template:
                     self.feeding = Feeding(plan)
                     self.memory_bytes = max(self.memory_bytes - size, plan.memory_bytes + FAMILY)
             except (SealRefused, AdmissionRefused, LimitExceeded, Failure) as fault:
-                # As a whole, a model in stages is not taken into memory: what may be over by the next load, which has
-                # the same stages then, costs it none of them.
+                # What may be over by the next load costs a model in stages none: it is not to be loaded as a whole.
                 if plan is None or isinstance(fault, SealRefused | AdmissionRefused):
                     source.spoilt(stages, fault.code)
                 if plan is not None:
@@ -218,11 +214,11 @@ class Template:
             "stage": stage,
         }
         try:
-            before = _resident(self.pid)
+            before = proc.resident(self.pid)
             frames.send(timely, header)
             give(timely)
             answer, _ = frames.receive(timely, most=0)
-            self.resident = _resident(self.pid)
+            self.resident = proc.resident(self.pid)
         except (OSError, EOFError):
             raise LimitExceeded(
                 "loading the model took more time or memory than it may", code="load_limits"
@@ -279,9 +275,9 @@ class Worker:
         self._started, self._used, self._said = 0.0, 0, b""
         self._wanted: list[int] = []
         self._datatypes: list[str] = []
-        self._found: list[Place] = []
-        self._lock = threading.Lock()
-        self._process = self._statm = -1
+        self._found: tuple[Place, ...] = ()
+        self._laid: records.Laid | None = None
+        self._lock, self._process, self._statm = threading.Lock(), -1, -1
         self._shared: mmap.mmap | None = None
         self._area: Array | None = None
         self._end, theirs = socket.socketpair()
@@ -312,7 +308,7 @@ class Worker:
         pid, _, _ = _CREDENTIALS.unpack(ancillary[0][2])
         process = os.pidfd_open(pid)
         try:
-            parent, born = _birth(pid)
+            parent, born = proc.birth(pid)
             self._statm = os.open(f"/proc/{pid}/statm", os.O_RDONLY | os.O_CLOEXEC)
             if parent != self.template.pid or born < self._asked or _readable(process):
                 raise EOFError
@@ -321,7 +317,7 @@ class Worker:
             raise
         self.pid, self._process = pid, process
         self._end.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)
-        descriptor = _memory_file(self._size)
+        descriptor = proc.memory_file(self._size)
         try:
             self._shared = mmap.mmap(descriptor, self._size)
             self._area = np.frombuffer(self._shared, np.uint8)
@@ -369,24 +365,34 @@ class Worker:
         if area is None:
             raise Failure("the worker is not there")
         self._started, self._used, self._said = time.monotonic(), 0, b""
-        self._wanted, self._datatypes = wanted, [spec.datatype for spec in info.outputs]
+        arrays = [inputs[spec.name] for spec in info.inputs]
+        laid, self._wanted = self._laid, wanted
         try:
-            places = []
-            used, room = 0, len(area)
-            for position, spec in enumerate(info.inputs):
-                array = inputs[spec.name]
-                if records.stored_bytes(array) > room - used:
-                    raise LimitExceeded(
-                        "the request is larger than the model's memory", code="input_too_large"
-                    )
-                place = records.put(area, used, array, position=position)
-                self._used = place.offset + place.size
-                used = records.aligned(self._used)
-                places.append(place)
-            self._ask(records.pack_run(places, wanted), seconds)
+            if laid is not None and laid.fits(arrays, wanted):
+                self._used = laid.used
+                self._ask(laid.put(arrays), seconds)
+            else:
+                self._ask(self._lay(area, arrays, info), seconds)
         except BaseException:
             self.over()
             raise
+
+    def _lay(self, area: Array, arrays: list[Array], info: ModelInfo) -> bytes:
+        """Copies inputs as no run before had them; the record of the run."""
+        self._datatypes, self._laid = [spec.datatype for spec in info.outputs], None
+        places = []
+        used, room = 0, len(area)
+        for position, array in enumerate(arrays):
+            if records.stored_bytes(array) > room - used:
+                raise LimitExceeded("the request is larger than the model's memory", code="input_too_large")
+            place = records.put(area, used, array, position=position)
+            self._used = place.offset + place.size
+            used = records.aligned(self._used)
+            places.append(place)
+        record = records.pack_run(places, self._wanted)
+        if all(array.dtype.kind != "O" for array in arrays):
+            self._laid = records.Laid(area, places, arrays, self._wanted, record=record)
+        return record
 
     def step(self) -> int | None:
         """Takes what the worker has said. Once that is an answer: how many bytes its outputs have, for `results`; None
@@ -422,10 +428,8 @@ class Worker:
         if outcome != records.DONE:
             self._used = self._size  # some outputs may be there, and nobody says where
             _refuse(outcome)
-        size = 0
-        for place in self._found:
-            size += place.size
-            self._used = max(self._used, place.offset + place.size)
+        size = sum(place.size for place in self._found)
+        self._used = max(self._used, *(place.offset + place.size for place in self._found), 0)
         # Before anything is copied: they may lie on one another, and be millions of strings.
         if size > self._most:
             _refuse(records.TOO_LARGE)
@@ -504,7 +508,7 @@ class Worker:
             self._process = self._statm = -1
         self._end.close()
         # Given back with the last reference: an exception that is on its way may still hold one.
-        self._area = self._shared = None
+        self._area = self._shared = self._laid = None
 
 
 class StagedWorker(Worker):
@@ -572,28 +576,3 @@ def _readable(descriptor: int, seconds: float = 0.0) -> bool:
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     return bool(poll.poll(math.ceil(1000 * seconds)))
-
-
-def _birth(pid: int) -> tuple[int, int]:
-    """The parent of a process, and when it was born (clock ticks since the machine started): proc_pid_stat(5)."""
-    fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-    return int(fields[1]), int(fields[19])
-
-
-def _resident(pid: int) -> int:
-    """Bytes of memory of a process, those that it shares with others among them: proc_pid_statm(5)."""
-    return int(Path(f"/proc/{pid}/statm").read_bytes().split()[1]) * _PAGE
-
-
-def _memory_file(size: int) -> int:
-    """A descriptor of fresh memory, whose size nobody can change: shrinking it would end us by SIGBUS."""
-    descriptor = os.memfd_create("run", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        os.ftruncate(descriptor, size)
-        fcntl.fcntl(
-            descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
-        )
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor

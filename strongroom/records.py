@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -51,6 +52,8 @@ _RUN: Final = struct.Struct("<cHHI")  # kind, inputs, outputs asked for, bytes t
 _ANSWER: Final = struct.Struct("<cHI")  # outcome, outputs, bytes that follow
 _PLACE: Final = struct.Struct("<HBQQ")  # position in the metadata, rank, offset, bytes; then the dimensions
 _PLACE_BYTES: Final = _PLACE.size + 8 * MAX_RANK
+USUAL: Final = 512
+"""Bytes of a record up to which it is remembered what it says: requests of one shape have the same one each time."""
 FIRST: Final = 1 << 16
 """Bytes that are received at once: a record of some hundred tensors."""
 
@@ -74,7 +77,7 @@ def pack_run(inputs: Sequence[Place], wanted: Sequence[int]) -> bytes:
     return struct.pack(f"<cHHI{layout}{count}H", RUN, len(inputs), count, size + 2 * count, *values, *wanted)
 
 
-def receive_run(end: Stream) -> tuple[list[Place], list[int]]:
+def receive_run(end: Stream) -> tuple[tuple[Place, ...], tuple[int, ...]]:
     """Receives what `pack_run` made: in the worker, from the server.
 
     Raises:
@@ -85,13 +88,20 @@ def receive_run(end: Stream) -> tuple[list[Place], list[int]]:
         if not data:
             raise EOFError
         data += exactly(end, missing)
+    return (_known_run if len(data) <= USUAL else _parse_run)(data)
+
+
+def _parse_run(data: bytes) -> tuple[tuple[Place, ...], tuple[int, ...]]:
     kind, inputs, outputs, _ = _RUN.unpack_from(data)
     if kind != RUN:
         raise EOFError
     places, at = _unpack_places(data, _RUN.size, inputs)
     if len(data) - at != 2 * outputs:
         raise EOFError
-    return places, list(struct.unpack_from(f"<{outputs}H", data, at))
+    return places, struct.unpack_from(f"<{outputs}H", data, at)
+
+
+_known_run = lru_cache(maxsize=16)(_parse_run)
 
 
 def pack_answer(outcome: bytes, outputs: Sequence[Place] = ()) -> bytes:
@@ -100,13 +110,17 @@ def pack_answer(outcome: bytes, outputs: Sequence[Place] = ()) -> bytes:
     return struct.pack(f"<cHI{layout}", outcome, len(outputs), size, *values)
 
 
-def parse_answer(data: bytes, *, outputs: int) -> tuple[bytes, list[Place]] | None:
+def parse_answer(data: bytes, *, outputs: int) -> tuple[bytes, tuple[Place, ...]] | None:
     """Reads what `pack_answer` made, as far as it has come, from a worker that may say anything: an outcome, and as
     many places as outputs were asked for, or none. None: there is more to come.
 
     Raises:
         EOFError: this is how no answer begins.
     """
+    return (_known_answer if len(data) <= USUAL else _parse_answer)(data, outputs)
+
+
+def _parse_answer(data: bytes, outputs: int) -> tuple[bytes, tuple[Place, ...]] | None:
     if _missing(data, _ANSWER, most=outputs * _PLACE_BYTES):
         return None
     outcome, count, _ = _ANSWER.unpack_from(data)
@@ -116,6 +130,9 @@ def parse_answer(data: bytes, *, outputs: int) -> tuple[bytes, list[Place]] | No
     if at != len(data):
         raise EOFError
     return outcome, places
+
+
+_known_answer = lru_cache(maxsize=64)(_parse_answer)
 
 
 def _missing(data: bytes, head: struct.Struct, *, most: int) -> int:
@@ -141,7 +158,7 @@ def _flat(places: Sequence[Place]) -> tuple[str, list[int], int]:
     return layout, values, size
 
 
-def _unpack_places(data: bytes, at: int, count: int) -> tuple[list[Place], int]:
+def _unpack_places(data: bytes, at: int, count: int) -> tuple[tuple[Place, ...], int]:
     places = []
     try:
         for _ in range(count):
@@ -153,7 +170,7 @@ def _unpack_places(data: bytes, at: int, count: int) -> tuple[list[Place], int]:
             places.append(Place(position, shape, offset, size))
     except struct.error:
         raise EOFError from None
-    return places, at
+    return tuple(places), at
 
 
 # Tensors
@@ -181,6 +198,43 @@ def put(area: Array, offset: int, array: Array, *, position: int) -> Place:
     if array.nbytes:
         np.ndarray(array.shape, array.dtype, area, offset)[...] = array
     return Place(position, array.shape, offset, array.nbytes)
+
+
+class Laid:
+    """The inputs of a run as they lie in shared memory, none of them BYTES: another run's of these shapes and dtypes
+    lie the same way, and have the same record.
+    """
+
+    __slots__ = ("_forms", "_record", "_targets", "_wanted", "used")
+
+    def __init__(
+        self,
+        area: Array,
+        places: Sequence[Place],
+        arrays: Sequence[Array],
+        wanted: Sequence[int],
+        *,
+        record: bytes,
+    ) -> None:
+        self._forms = [(array.shape, array.dtype) for array in arrays]
+        self._wanted = wanted
+        self._targets = [
+            np.ndarray(array.shape, array.dtype, area, place.offset if place.size else 0)
+            for place, array in zip(places, arrays, strict=True)
+        ]
+        self._record = record
+        self.used = max((place.offset + place.size for place in places), default=0)
+        """Bytes of the memory, from its beginning, in which they lie."""
+
+    def fits(self, arrays: Sequence[Array], wanted: Sequence[int]) -> bool:
+        """Whether these lie the same way, and the same is wanted."""
+        return wanted == self._wanted and [(array.shape, array.dtype) for array in arrays] == self._forms
+
+    def put(self, arrays: Sequence[Array]) -> bytes:
+        """Copies them there; the record of their run."""
+        for target, array in zip(self._targets, arrays, strict=True):
+            target[...] = array
+        return self._record
 
 
 def view(area: Array, place: Place, *, datatype: str) -> Array:

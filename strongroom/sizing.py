@@ -39,7 +39,7 @@ took while they were loaded stays with the process, and requests come on top.
 """
 OUTPUTS: Final = 2
 """Copies of a result while it is answered: the arrays, and the body."""
-EXAMINING: Final = {"onnx": 2.7, "xgboost-json": 12.0, "xgboost-ubj": 12.0}
+EXAMINING: Final = {"onnx": 2.7, "xgboost-json": 2.5, "xgboost-ubj": 4.8}
 """Bytes of the process that examines a model, for each byte of the upload."""
 TEMPLATE: Final = 50 * MIB
 """Resident bytes of the process that the examining ones are forked from, and of each before it has a model."""

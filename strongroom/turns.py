@@ -91,6 +91,7 @@ class Line(Generic[_T]):
         self._code = code
         self._busy = 0
         self._count = 0
+        self._waiting = 0
         self._groups: dict[Turn, deque[Ticket[_T]]] = {}
         self._callers: dict[str, _Presence] = {}
         self._subjects: dict[str, _Presence] = {}
@@ -98,7 +99,7 @@ class Line(Generic[_T]):
     @property
     def waiting(self) -> int:
         """How many wait."""
-        return sum(len(group) for group in self._groups.values())
+        return self._waiting
 
     @property
     def known(self) -> int:
@@ -122,6 +123,7 @@ class Line(Generic[_T]):
             )
         self._count += 1
         ticket = Ticket(turn, work, self._count, self._clock())
+        self._waiting += 1
         self._groups.setdefault(turn, deque()).append(ticket)
         for presence in self._presences(turn):
             presence.waiting += 1
@@ -129,22 +131,23 @@ class Line(Generic[_T]):
 
     def start(self, turn: Turn, work: _T) -> Ticket[_T] | None:
         """As `join` and `next`, where nobody waits and a place is free: that refuses nobody. Else None."""
-        if self._groups or self._busy >= self._places:
+        if self._groups or self._busy >= self._places or self._taken(turn):
+            return None
+        if turn.alone and turn.subject in self._subjects and self._subjects[turn.subject].places:
             return None
         self._count += 1
         self._busy += 1
         for presence in self._presences(turn):
             presence.places += 1
-        return Ticket(turn, work, self._count, 0.0, waiting=False)
+        return Ticket(turn, work, self._count, 0.0, waiting=False, placed=True)
 
     def next(self) -> Ticket[_T] | None:
         """The work whose turn it is, from now on in its place; None where no place is free, or nobody waits who could
         have it.
         """
-        if self._busy >= self._places:
+        if self._busy >= self._places or not self._groups:
             return None
-        ready = (turn for turn in self._groups if not (turn.alone and self._subjects[turn.subject].places))
-        turn = min(ready, key=self._rank, default=None)
+        turn = min((turn for turn in self._groups if not self._taken(turn)), key=self._rank, default=None)
         if turn is None:
             return None
         ticket = self._groups[turn][0]
@@ -154,6 +157,10 @@ class Line(Generic[_T]):
         for presence in self._presences(turn):
             presence.places += 1
         return ticket
+
+    def _taken(self, turn: Turn) -> bool:
+        known = self._subjects.get(turn.subject) if turn.alone else None
+        return known is not None and known.places > 0
 
     def done(self, ticket: Ticket[_T]) -> None:
         """Gives back the place of work that has ended; nothing where it has none: it was late, or gave it back."""
@@ -201,6 +208,7 @@ class Line(Generic[_T]):
         return caller, subject
 
     def _remove(self, ticket: Ticket[_T]) -> None:
+        self._waiting -= 1
         group = self._groups[ticket.turn]
         group.remove(ticket)
         if not group:

@@ -176,12 +176,13 @@ def _work(session: Session | Staged, header: dict[str, Any], *, parent: int) -> 
             return 1
         if not _enough(header, sandbox.lock_down(_profile(header, fork=False))):
             return 1
+        arrays = _Inputs(session.info, area)
         while True:
             try:
                 places, wanted = records.receive_run(server)
             except EOFError:
                 return 0
-            server.sendall(_run(session, area, places, wanted))
+            server.sendall(_run(session, area, arrays, places, wanted))
 
 
 def _fed(server: socket.socket, session: Staged) -> bool:
@@ -213,16 +214,40 @@ def _map(descriptor: int, size: int, *, writable: bool = True) -> Array:
     return np.frombuffer(memoryview((ctypes.c_uint8 * size).from_address(address)), np.uint8)
 
 
-def _run(session: Session | Staged, area: Array, places: list[Place], wanted: list[int]) -> bytes:
+class _Inputs:
+    """The inputs of runs, by name: views of the shared memory, good for as long as their places are the same."""
+
+    def __init__(self, info: ModelInfo, area: Array) -> None:
+        self._info, self._area = info, area
+        self._lasting = all(spec.datatype != "BYTES" for spec in info.inputs)
+        self._places: tuple[Place, ...] | None = None
+        self._views: dict[str, Array] = {}
+
+    def at(self, places: tuple[Place, ...]) -> dict[str, Array]:
+        """Those of this run. EOFError: there are no such tensors."""
+        if places is not self._places:
+            specs = self._info.inputs
+            self._views = {
+                specs[place.position].name: records.view(
+                    self._area, place, datatype=specs[place.position].datatype
+                )
+                for place in places
+            }
+            self._places = places if self._lasting else None
+        return self._views
+
+
+def _run(
+    session: Session | Staged,
+    area: Array,
+    arrays: _Inputs,
+    places: tuple[Place, ...],
+    wanted: tuple[int, ...],
+) -> bytes:
     """One run, and the record that answers it."""
     info = session.info
     try:
-        inputs = {
-            info.inputs[place.position].name: records.view(
-                area, place, datatype=info.inputs[place.position].datatype
-            )
-            for place in places
-        }
+        inputs = arrays.at(places)
         names = tuple(info.outputs[position].name for position in wanted)
         results = session.run(inputs, outputs=names)
         return _put(area, places, [(position, results[n]) for position, n in zip(wanted, names, strict=True)])
@@ -236,7 +261,7 @@ def _run(session: Session | Staged, area: Array, places: list[Place], wanted: li
         return records.pack_answer(records.NO_MEMORY)
 
 
-def _put(area: Array, inputs: list[Place], results: list[tuple[int, Array]]) -> bytes:
+def _put(area: Array, inputs: tuple[Place, ...], results: list[tuple[int, Array]]) -> bytes:
     """Outputs go behind the inputs: onnxruntime's own memory is copied once, into memory that the server sees."""
     offset = max((records.aligned(place.offset + place.size) for place in inputs), default=0)
     places = []

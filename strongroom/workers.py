@@ -448,7 +448,7 @@ class Model:
                 break
             except Error as error:
                 log.error("a model's template: %s", error.code)
-            except (OSError, MemoryError) as error:  # whatever it is: the model must not stay away for ever
+            except Exception as error:  # noqa: BLE001 - whatever it is: the model must not stay away for ever
                 log.error("a model's template: %s", type(error).__name__)
             with self._lock:
                 delay = self._deaths.renewed()

@@ -32,6 +32,8 @@ from strongroom import (
 
 CHILDREN: Final = 256
 """Children at one time: examiners that hang, and a template for each loaded model."""
+DESCRIPTORS: Final = 1024
+"""That the zygote may have, and what it forks before it is locked down: `select` knows no number beyond."""
 OFFERED: Final = 500
 OFFERED_FIRST: Final = 800
 """How readily the kernel ends the zygote, and what it forked, where memory is short (-1000 to 1000; the server has 0):
@@ -166,6 +168,9 @@ def _harden() -> None:
     os.umask(0o077)
     _offer(OFFERED)  # before the process is not dumpable: /proc is root's from there on
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft > DESCRIPTORS:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, hard))
     _prctl(4, 0)  # PR_SET_DUMPABLE
     _prctl(38, 1)  # PR_SET_NO_NEW_PRIVS
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import REPOSITORY, SHARED
 
@@ -23,12 +24,13 @@ sys.path.insert(0, str(REPOSITORY / "fuzz"))
 
 import hostile
 import own_corpus
+import samples
 import targets_data
 from onnx import TensorProto, helper
 
 from strongroom import admission
 from strongroom.admission import STANDARD_CHILD, ChildLimits, Examiner
-from strongroom.admission_child import FACTORS
+from strongroom.admission_child import FACTORS, _more
 from strongroom.errors import Error, Failure, LimitExceeded, MalformedInput
 from strongroom.formats import HEAD_BYTES, detect
 from strongroom.frames import receive, send
@@ -143,7 +145,7 @@ def test_examining_takes_little_more_than_the_file(
     )
     data = hostile.encoded(made)
     # The file is there already when the limit is set, and a multiple of it is given beside.
-    given = int((times - 1) * len(data)) + more - FACTORS["onnx"] * len(data)
+    given = int((times - 1) * len(data)) + more - int(FACTORS["onnx"] * len(data))
     examiner = Examiner(nursery, limits=ChildLimits(wall_s=60, cpu_s=50, memory_bytes=given))
     if admitted:
         assert (
@@ -154,6 +156,59 @@ def test_examining_takes_little_more_than_the_file(
     with pytest.raises(Error) as caught:
         examiner.admit(data, format="onnx", limits=STANDARD_LIMITS)
     assert caught.value.code in ("admission_limits", "onnx_malformed")  # protobuf does not tell the two apart
+
+
+def _forest(nodes: int, format: str) -> bytearray:
+    """One tree of about so many nodes, of numbers as long as XGBoost writes them, as a document of this format."""
+    depth = nodes.bit_length() - 1
+    count = 2**depth - 1
+    at = np.arange(count)
+    split = at < count // 2
+    number = np.random.default_rng(3).normal(size=count).astype(np.float32)
+    arrays = {
+        "default_left": np.zeros(count, np.uint8),
+        "left_children": np.where(split, 2 * at + 1, -1).astype(np.int32),
+        "right_children": np.where(split, 2 * at + 2, -1).astype(np.int32),
+        "parents": np.where(at, (at - 1) // 2, 2**31 - 1).astype(np.int32),
+        "split_indices": np.where(split, at % 3, 0).astype(np.int32),
+        "split_type": np.zeros(count, np.uint8),
+        **dict.fromkeys(("base_weights", "loss_changes", "split_conditions", "sum_hessian"), number),
+    }
+    size = {**samples.tree()["tree_param"], "num_nodes": str(count)}
+    document = samples.model(samples.tree(tree_param=size, **{name: f"@{name}" for name in arrays}))
+    binary = format == "xgboost-ubj"
+    out = bytearray(samples.as_ubj(document) if binary else samples.as_json(document))
+    for name, array in arrays.items():
+        if binary:
+            marker = {"f": b"d", "i": b"l", "u": b"U"}[array.dtype.kind]
+            body = array.astype(array.dtype.newbyteorder(">")).tobytes()
+            written = b"[$" + marker + b"#L" + count.to_bytes(8, "big") + body
+        else:
+            written = json.dumps(array.tolist(), separators=(",", ":")).encode()
+        place = samples.as_ubj(f"@{name}") if binary else b'"@%b"' % name.encode()
+        out = out.replace(place, written)
+    return out
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="not exercised here: address space is limited on Linux")
+@pytest.mark.parametrize("format", ["xgboost-json", "xgboost-ubj"])
+def test_examining_a_forest_takes_little_more_than_its_file(nursery: Nursery, format: str) -> None:
+    """2.2 times the file and 200 MB, counted in address space, is all that there is, and is enough; a server that
+    gives other models more does not give it more, and with next to nothing it is a refusal.
+    """
+    data = _forest(1 << 18, format)
+    assert _more(format, len(data), {"memory_bytes": 8 << 30}) + (8 << 30) == int(1.2 * len(data)) + (
+        200 << 20
+    )
+    admitted = Examiner(nursery, limits=STANDARD_CHILD).admit(
+        bytes(data), format=format, limits=STANDARD_LIMITS
+    )
+    assert dict(admitted.info.notes)["trees"] == 1
+    little = dataclasses.replace(STANDARD_CHILD, memory_bytes=1 << 20)
+    with pytest.raises(LimitExceeded) as caught:
+        Examiner(nursery, limits=little).admit(data, format=format, limits=STANDARD_LIMITS)
+    assert caught.value.code == "admission_limits"
 
 
 @pytest.mark.slow

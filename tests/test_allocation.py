@@ -14,6 +14,7 @@ import tracemalloc
 import zipfile
 import zlib
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -216,6 +217,52 @@ def test_who_hangs_up_while_waiting_is_no_longer_in_line(tmp_path: Path) -> None
     with plane(tmp_path) as world:
         asyncio.run(world.put("m", linear_onnx(), format="onnx", strongroom_access="public"))
         asyncio.run(world.request("POST", "/v1/models/m/load", key=ALICE))
+        asyncio.run(story())
+
+
+def test_a_remembered_head_is_asked_for_its_rights_each_time(tmp_path: Path) -> None:
+    """A token that was good is refused once its time is over, and a model that is gone is gone."""
+
+    async def story() -> None:
+        row = {"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}
+        body = json.dumps({"inputs": [row]}).encode()
+        token = world.token(ALICE, method="POST", path="/v2/models/m/infer", body=None)
+        facts: dict[str, Any] = {}
+
+        async def status(bearer: str) -> int:
+            sent: list[Any] = []
+
+            async def receive() -> Any:
+                return {"type": "http.request", "body": body, "more_body": False}
+
+            async def send(message: Any) -> None:
+                sent.append(message)
+
+            scope = {
+                "type": "http", "method": "POST", "path": "/v2/models/m/infer", "query_string": b"",
+                "raw_path": b"/v2/models/m/infer", "client": ("192.0.2.1", 1), "strongroom.facts": facts,
+                "headers": [(b"authorization", b"Bearer " + bearer.encode())],
+            }  # fmt: skip
+            await world.rest(scope, receive, send)
+            code: int = sent[0]["status"]
+            return code
+
+        assert await status(token) == await status(token) == 200
+        assert facts["asked"].call.token == token
+        service = world.service
+        clocks = service._clocks
+        later: Any = SimpleNamespace(
+            now=lambda: clocks.now() + timedelta(hours=1), monotonic=clocks.monotonic
+        )
+        service._clocks = later
+        assert await status(token) == 401
+        service._clocks = clocks
+        assert await status(token) == 200
+        await world.request("DELETE", "/v1/models/m", key=ALICE)
+        assert await status(token) == 404
+
+    with plane(tmp_path) as world:
+        asyncio.run(world.put("m", linear_onnx(), format="onnx"))
         asyncio.run(story())
 
 

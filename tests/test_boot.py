@@ -77,3 +77,37 @@ def test_a_process_that_cannot_be_hardened_does_not_start(monkeypatch: pytest.Mo
     with pytest.raises(Failure) as caught:
         boot.harden()
     assert caught.value.code == "start_refused"
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ((1024, 1 << 20), (65_536, 1 << 20)),
+        ((1024, 4096), (4096, 4096)),
+        ((1024, -1), (65_536, -1)),
+        ((100_000, 1 << 20), None),
+        ((-1, -1), None),
+    ],
+)
+def test_a_server_takes_the_descriptors_that_it_may_have(
+    monkeypatch: pytest.MonkeyPatch, limits: tuple[int, int], expected: tuple[int, int] | None
+) -> None:
+    """Up to the number of the units, and never fewer than it has; -1 is no limit."""
+    taken: list[tuple[int, int]] = []
+    monkeypatch.setattr("resource.getrlimit", lambda _which: limits)
+    monkeypatch.setattr("resource.setrlimit", lambda _which, limits: taken.append(limits))
+    boot.raise_descriptors()
+    assert taken == ([] if expected is None else [expected])
+
+
+def test_a_system_that_gives_no_descriptors_starts_a_server_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A library OS may not know the call."""
+
+    def unknown(*_: object) -> None:
+        raise OSError
+
+    monkeypatch.setattr("resource.getrlimit", lambda _which: (1024, 4096))
+    monkeypatch.setattr("resource.setrlimit", unknown)
+    boot.raise_descriptors()

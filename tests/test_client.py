@@ -7,6 +7,7 @@ import gzip
 import inspect
 import io
 import json
+import os
 import socket
 import ssl
 import threading
@@ -1658,3 +1659,50 @@ def test_the_fake_server_is_what_the_policy_means() -> None:
     policy = parse_policy(policy_text())
     assert policy.simulated
     assert ROOT.public_key() is not None
+
+
+# --- after a fork -------------------------------------------------------------------------------------------------
+
+
+def in_child(work: Callable[[], None]) -> None:
+    """Has `work` done in a forked process, whose end says whether it went well."""
+    pid = os.fork()
+    if not pid:
+        code = 1
+        try:
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitpid(pid, 0)[1] == 0
+
+
+def test_a_forked_process_has_connections_of_its_own(connect: Connect, server: FakeServer) -> None:
+    """Two processes that write on one TLS connection would encrypt under the same keys and nonces."""
+    client = connect(server.url)
+    client.models()
+    before = server.handshakes
+
+    def ask() -> None:
+        other = AsyncClient if isinstance(client.client, AsyncClient) else None
+        assert len(asyncio.run(client.client.models()) if other else client.models()) == 1
+
+    in_child(ask)
+    assert server.handshakes == before + 1
+    client.models()  # the connection of before is there still
+    assert server.handshakes == before + 1
+
+
+def test_a_forked_process_ends_no_connection_of_its_parent(server: FakeServer) -> None:
+    """What is under way there at that moment goes on, although the child closes the client."""
+    forked: list[int] = []
+    with Client(server.url, policy=parse_policy(policy_text()), key=KEY) as client:
+
+        def meanwhile(done: int, total: int) -> None:
+            if not forked:
+                assert done < total
+                forked.append(done)
+                in_child(client.close)
+
+        client.upload_model(ONNX * 2000, name="n", progress=meanwhile)
+        assert forked

@@ -53,6 +53,7 @@ class World:
         self.limits = limits
         self.executed: list[str] = []
         self.bodies: list[bytes] = []
+        self.facts: list[dict[str, Any]] = []
         self.disconnects = 0
         self.connections: list[edge.Connection] = []
         self.gate = threading.Event()  # what /wait waits for
@@ -66,6 +67,7 @@ class World:
         path = scope["path"]
         self.executed.append(f"{scope['method']} {path}")
         self.connections.append(scope["state"]["connection"])
+        self.facts.append(scope["strongroom.facts"])
         if path == "/early":
             await answer(send, 413, b"too much")
             return
@@ -236,6 +238,80 @@ def test_requests_are_served_over_one_kept_connection(served: World) -> None:
     first, second, third, other = served.connections
     assert first is second is third and other.id != first.id
     assert first.epoch is served.epochs.current and first.peer == "127.0.0.1"
+
+
+def one_answer(tls: ssl.SSLSocket) -> bytes:
+    """The next answer of a connection that stays, which is short."""
+    received = b""
+    while not received.endswith((b"\r\n\r\n5", b"\r\n\r\n0")):
+        piece = tls.recv(4096)
+        assert piece, received
+        received += piece
+    return received
+
+
+def test_a_head_that_comes_again_is_not_read_again(served: World) -> None:
+    """However its bytes and those of the body are cut; what follows from a head is kept for that head alone."""
+    again, other = (
+        POST + b"Content-Length: 5\r\n\r\n",
+        POST.replace(b"/x", b"/y") + b"Content-Length: 5\r\n\r\n",
+    )
+    served.executed.clear(), served.bodies.clear(), served.facts.clear()
+    with served.connect() as tls:
+        for parts in (
+            (again + b"first",), (again + b"secon",), (again, b"third"), (again + b"fo", b"ur", b"t"),
+            (again[:20], again[20:] + b"fifth"), (other + b"sixth",), (again + b"seven",), (again + b"eight",),
+        ):  # fmt: skip
+            for part in parts:
+                tls.sendall(part)
+                time.sleep(0.01)
+            assert b"200" in one_answer(tls)
+    assert served.executed == ["POST /x"] * 5 + ["POST /y"] + ["POST /x"] * 2
+    assert served.bodies == [b"first", b"secon", b"third", b"fourt", b"fifth", b"sixth", b"seven", b"eight"]
+    kept = [id(facts) for facts in served.facts]
+    assert len(set(kept[:4])) == 1 and kept[6] == kept[7]  # the same head, byte for byte, each in one piece
+    assert len({kept[0], kept[4], kept[5], kept[6]}) == 4
+
+
+@pytest.mark.parametrize(
+    ("head", "body"),
+    [
+        (POST + b"Transfer-Encoding: chunked\r\n\r\n", b"5\r\n12345\r\n0\r\n\r\n"),
+        (b"\r\n\r\n" + POST + b"Content-Length: 5\r\n\r\n", b"12345"),
+    ],
+    ids=["chunked", "blank lines in front"],
+)
+def test_heads_that_are_read_each_time(served: World, head: bytes, body: bytes) -> None:
+    """Those that are not all there is to say of their request."""
+    served.facts.clear()
+    with served.connect() as tls:
+        for _ in range(2):
+            tls.sendall(head + body)
+            assert b"200" in one_answer(tls)
+    first, second = served.facts
+    assert first is not second
+
+
+def test_a_known_head_opens_no_way_around_the_rules(served: World) -> None:
+    """What comes behind an unanswered request is not executed, though its head is known; nor is half of one."""
+    whole = POST + b"Content-Length: 5\r\n\r\n12345"
+    for behind in (whole, SMUGGLED, b"?"):
+        served.executed.clear()
+        with served.connect() as tls:
+            tls.sendall(whole)
+            assert b"200" in one_answer(tls)
+            tls.sendall(whole + behind)
+            assert drain(tls).count(b"HTTP/1.1 200") == 1
+        assert served.executed == ["POST /x"] * 2
+    served.executed.clear()
+    with served.connect() as tls:
+        for part in (whole, whole[:-1] + b"6"):
+            tls.sendall(part)
+            assert b"200" in one_answer(tls)
+        broken = whole.replace(b"Content-Length: 5", b"Content-Length: x")
+        tls.sendall(broken)
+        assert code_of(drain(tls)) == "http_content_length"
+    assert served.executed == ["POST /x"] * 2
 
 
 def test_a_large_body_arrives_whole(served: World) -> None:
@@ -613,6 +689,53 @@ def test_half_heads_lock_nobody_out() -> None:
         assert drain(halves[0]) == b""
         halves[1].sendall(b"1\r\nConnection: close\r\n\r\n")
         assert drain(halves[1]).endswith(b"0")
+
+
+def test_who_broke_the_rules_locks_nobody_out() -> None:
+    """A connection that was refused in the middle of a body, and stays, has no request under way any more."""
+    with world(connections=1, linger_s=5) as here, here.connect() as tls:
+        tls.sendall(POST + CHUNKED + b"zz\r\n")
+        refused = b""
+        while b'"code"' not in refused:
+            refused += tls.recv(4096)
+        assert code_of(refused) == "http_malformed"
+        assert here.say(GET + b"Connection: close\r\n\r\n").endswith(b"0")
+
+
+@contextmanager
+def half_shaken(here: World) -> Iterator[tuple[socket.socket, bytes]]:
+    """A connection without the last bytes of its handshake, and these."""
+    context = ratls.Gate.pinned(ratls.spki_sha256(IDENTITY.certificate_der)).client_context()
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = context.wrap_bio(incoming, outgoing, server_hostname="localhost")
+    with socket.create_connection(("127.0.0.1", here.port), 5) as sock:
+        while True:
+            try:
+                tls.do_handshake()
+            except ssl.SSLWantReadError:
+                sock.sendall(outgoing.read())
+                incoming.write(sock.recv(65536))
+            else:
+                break
+        yield sock, outgoing.read()
+
+
+def test_connections_that_come_at_once_do_not_exceed_the_cap() -> None:
+    """Each of them makes room of its own: above the cap by the number of handshakes, everybody would be locked out."""
+    with world(connections=2) as here, contextlib.ExitStack() as stack:
+        for _ in range(2):
+            stack.enter_context(here.connect())
+        wait_for(lambda: here.open() == 2)
+        newer = [stack.enter_context(half_shaken(here)) for _ in range(4)]
+        assert here.server is not None
+        free = threading.Event()
+        loop = next(iter(here.server.crowd.connections))._loop
+        loop.call_soon_threadsafe(free.wait, 5)  # all handshakes end in one turn of the loop
+        for sock, rest in newer:
+            sock.sendall(rest)
+        free.set()
+        assert here.say(GET + b"Connection: close\r\n\r\n").endswith(b"0")
+        wait_for(lambda: here.open() <= 2)
 
 
 @pytest.mark.slow

@@ -592,6 +592,24 @@ def test_a_worker_that_asks_for_what_is_not_there_is_told_so(number: int) -> Non
             made._check()
 
 
+@pytest.mark.parametrize("fault", [MemoryError, RuntimeError, OSError])
+def test_whatever_hinders_a_stage_the_worker_is_told(
+    fault: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would wait: in the server's own process without end, and with it everybody who waits for the model."""
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise fault
+
+    monkeypatch.setattr(Opened, "open_chunk", fails)
+    with served() as (made, _, theirs):
+        theirs.sendall(WORD.pack(1, 1))
+        assert WORD.unpack(theirs.recv(WORD.size)) == (1, GONE)
+        made.stop()
+        with pytest.raises(Failure):
+            made._check()
+
+
 def test_a_worker_that_takes_no_answers_keeps_nobody_waiting() -> None:
     """A socket takes a few hundred of them: without an end to that the server's thread, and with it everybody who
     waits for the model, would wait for the worker.

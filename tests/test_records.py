@@ -124,12 +124,32 @@ def test_runs_and_answers_arrive_whole(pair: tuple[socket.socket, socket.socket]
     ours, theirs = pair
     for places, wanted in (([], []), ([Place(1, (2, 3), 64, 24), Place(0, (), 128, 8)], [4, 0])):
         theirs.sendall(records.pack_run(places, wanted))
-        assert records.receive_run(ours) == (places, wanted)
+        assert records.receive_run(ours) == (tuple(places), tuple(wanted))
         answer = records.pack_answer(records.DONE, places)
-        assert records.parse_answer(answer, outputs=len(places)) == (records.DONE, places)
+        assert records.parse_answer(answer, outputs=len(places)) == (records.DONE, tuple(places))
         for end in range(len(answer)):  # however it is cut
             assert records.parse_answer(answer[:end], outputs=len(places)) is None
-    assert records.parse_answer(records.pack_answer(records.NO_MEMORY), outputs=3) == (records.NO_MEMORY, [])
+    assert records.parse_answer(records.pack_answer(records.NO_MEMORY), outputs=3) == (records.NO_MEMORY, ())
+
+
+def test_inputs_of_the_same_form_lie_where_others_did() -> None:
+    """Values are this run's; another shape, dtype, number of inputs or other outputs lie anew."""
+    area = np.zeros(1 << 10, np.uint8)
+    first = [np.array([[1.0, 2.0]], np.float32), np.empty((0, 3), np.int64), np.array(7, np.int8)]
+    places, at = [], 0
+    for position, array in enumerate(first):
+        places.append(records.put(area, at, array, position=position))
+        at = records.aligned(places[-1].offset + places[-1].size)
+    laid = records.Laid(area, places, first, [0], record=b"the record")
+    then = [np.array([[-3.0, np.nan]], np.float32), np.empty((0, 3), np.int64), np.array(-7, np.int8)]
+    assert laid.fits(then, [0]) and laid.put(then) == b"the record"
+    assert laid.used == places[-1].offset + 1
+    for array, place, datatype in zip(then, places, ("FP32", "INT64", "INT8"), strict=True):
+        np.testing.assert_array_equal(records.view(area, place, datatype=datatype), array)
+    assert not laid.fits(then, [0, 1]) and not laid.fits(then[:2], [0])
+    assert not laid.fits([then[0].T, *then[1:]], [0])
+    assert not laid.fits([then[0].astype(np.float64), *then[1:]], [0])
+    assert not laid.fits([then[0].astype(">f4"), *then[1:]], [0])
 
 
 ONE = Place(0, (1,), 0, 4)

@@ -60,6 +60,26 @@ def test_one_caller_is_served_in_order() -> None:
     assert served(queue, 9) == ["0", "1", "2", "3", "4"]
 
 
+def test_a_free_place_is_taken_at_once_where_nobody_waits() -> None:
+    """It counts as any other: for its caller, for the places, and until it is given back."""
+    queue = line(places=2)
+    first, second = queue.start(Turn("a", "m"), "1"), queue.start(Turn("a", "n"), "2")
+    assert first is not None and second is not None and not first.waiting
+    assert queue.start(Turn("b", "m"), "3") is None  # no place is free
+    queue.join(Turn("a", "m"), "4")
+    queue.join(Turn("b", "m"), "5")
+    assert queue.waiting == 2
+    queue.done(first)
+    assert queue.start(Turn("c", "m"), "6") is None  # somebody waits
+    ticket = queue.next()
+    assert ticket is not None and ticket.work == "5"  # who holds no place
+    queue.done(ticket)
+    queue.done(second)
+    assert served(queue, 9) == ["4"]
+    assert queue.waiting == 0 and queue.known == 0
+    assert queue.start(Turn("a", "m", alone=True), "7") is None  # whether it can be, `next` says
+
+
 def test_a_crowd_of_one_caller_delays_another_by_nothing_but_what_runs() -> None:
     """A hundred of one caller wait, one is in the only place; the newcomer is next, and then in every other turn."""
     queue = line()
@@ -121,6 +141,19 @@ def test_who_holds_fewer_places_comes_first() -> None:
         ticket = queue.next()
         assert ticket is not None and ticket.work == "b"
         queue.done(ticket)
+
+
+def test_a_place_that_was_had_at_once_comes_back() -> None:
+    """Once; and of what runs one at a time none is had while there is one."""
+    queue = line(places=2)
+    for _ in range(5):
+        first = queue.start(Turn("a", "staged", alone=True), "a")
+        assert first is not None and queue.start(Turn("b", "staged", alone=True), "b") is None
+        other = queue.start(Turn("b", "other"), "b")
+        assert other is not None and queue.start(Turn("c", "third"), "c") is None
+        for ticket in (first, other, first):
+            queue.done(ticket)
+    assert not queue.known
 
 
 def test_a_model_of_which_one_run_goes_on_at_a_time_has_one_place() -> None:
@@ -244,3 +277,25 @@ def test_nothing_is_remembered_of_who_has_no_work_here() -> None:
     assert all(queue.leave(ticket) for ticket in leaving)
     assert len(served(queue, 1000)) == 100
     assert queue.known == 0 and queue.waiting == 0
+
+
+def test_a_place_that_was_had_at_once_is_given_back() -> None:
+    """`start` gives places as `next` does: whoever is done with one has left it for the next."""
+    queue = line()
+    for _ in range(3):
+        ticket = queue.start(Turn("a", "m"), "work")
+        assert ticket is not None and not ticket.waiting
+        assert queue.start(Turn("b", "m"), "no place") is None
+        queue.done(ticket)
+    assert queue.known == 0
+
+
+def test_nobody_starts_beside_one_who_has_to_be_alone() -> None:
+    """A free place is no reason to begin a second run of what runs one at a time."""
+    queue = line(places=2)
+    first = queue.start(Turn("a", "m", alone=True), "first")
+    assert first is not None
+    assert queue.start(Turn("b", "m", alone=True), "second") is None
+    assert queue.start(Turn("b", "n", alone=True), "another model's") is not None
+    queue.done(first)
+    assert queue.start(Turn("b", "m", alone=True), "second") is not None

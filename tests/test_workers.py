@@ -447,6 +447,29 @@ def test_a_template_that_ends_is_made_anew(nursery: Nursery) -> None:
         wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
 
 
+def test_whatever_hinders_making_a_template_anew_it_is_tried_again(
+    nursery: Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread that cannot be started while it loads, for one: the model does not stay away for ever."""
+    with loaded(nursery, DOUBLE) as there:
+        make, tries = there._make, []
+
+        def once() -> Any:
+            tries.append(1)
+            if len(tries) == 1:
+                raise RuntimeError("can't start new thread")
+            return make()
+
+        monkeypatch.setattr(there, "_make", once)
+        assert there._template is not None
+        os.kill(there._template.pid, signal.SIGKILL)
+        wait_for(lambda: there._template is None or not there._template.alive())
+        with pytest.raises(Unavailable):
+            run(there, {"x": X})
+        wait_for(lambda: there._template is not None, 60)
+        assert run(there, {"x": X}).tolist() == [3.0, -4.0] and len(tries) == 2
+
+
 def test_a_template_for_which_there_is_no_thread_is_made_later(
     nursery: Nursery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -555,7 +578,7 @@ def fake_worker() -> tuple[Worker, socket.socket]:
     """The server's side of one, and the end of the other."""
     one, (ours, theirs) = Worker.__new__(Worker), socket.socketpair()
     one._end, one._process, one._statm, one._lock, one._shared = ours, -1, -1, threading.Lock(), None
-    one._most = 1 << 12
+    one._most, one._laid = 1 << 12, None
     one._area, one._runs, one.spent_s = np.zeros(1 << 12, np.uint8), 0, 0.0
     ours.settimeout(0)
     return one, theirs

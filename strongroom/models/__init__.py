@@ -119,11 +119,12 @@ def _convert(
         from strongroom.models.onnx import parse_onnx
 
         return parse_onnx(data, limits=limits)
-    from strongroom.models.onnx import parse_onnx
+    from strongroom.models.onnx import examine_written
+    from strongroom.models.tree_wire import apart
     from strongroom.models.trees import to_onnx
     from strongroom.models.xgboost import parse_xgboost
 
     onnx, info = to_onnx(parse_xgboost(data, format=format, limits=limits))
     # What is written here passes the same checks as a stranger's file, and has the same kind of bounds.
-    _, seen = parse_onnx(onnx, limits=replace(limits, model_bytes=MAX_ONNX, tensor_bytes=MAX_ONNX))
+    seen = examine_written(*apart(onnx), limits=replace(limits, tensor_bytes=MAX_ONNX))
     return onnx, replace(info, admission=seen.admission, precision=seen.precision)

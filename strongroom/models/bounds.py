@@ -18,6 +18,7 @@ import onnx
 from strongroom.errors import AdmissionRefused, Failure, LimitExceeded
 from strongroom.models.info import Admission, AdmissionLimits, Room
 from strongroom.models.look import Box, Found, Look, Plans
+from strongroom.models.plan import NO_LISTS, Lists
 
 BATCHES: Final = (1, 8, 64, 512, 4096, 1 << 16)
 SIZES: Final = (1, 8, 32, 64, 128, 256, 512, 1024, 2048, 4096, 1 << 14, 1 << 16, 1 << 18, 1 << 20)
@@ -111,9 +112,16 @@ def _worse(a: Found | None, b: Found) -> Found:
 
 
 def examine(
-    model: Any, *, imports: Mapping[str, int], limits: AdmissionLimits, cost: tuple[int, int, int]
+    model: Any,
+    *,
+    imports: Mapping[str, int],
+    limits: AdmissionLimits,
+    cost: tuple[int, int, int],
+    lists: Lists = NO_LISTS,
 ) -> tuple[Admission, Found]:
     """What a model costs at most; `cost`: its nodes, tensors and their bytes. Also what one look found.
+
+    `lists`: values of its first node's attributes that are not in the message (`plan.decoded`).
 
     Raises:
         AdmissionRefused: a node cannot run, or has no bound (codes `onnx_shape`, `onnx_unbounded`, ...).
@@ -121,7 +129,7 @@ def examine(
     """
     axes = _open(model)
     tries = max(TRIES[0], min(TRIES[1], NODES_LOOKED // max(1, cost[0])))
-    search = _Search(model, Plans.of(model), imports, limits, tries)
+    search = _Search(model, Plans.of(model, lists), imports, limits, tries)
     _search(search, axes)
     if not search.rooms:
         raise search.refusal or Failure("nothing was looked at")

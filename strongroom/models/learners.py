@@ -7,6 +7,7 @@ in range, weights are numbers. All trees of a node are proven together, on flat 
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NoReturn
 
@@ -18,7 +19,7 @@ from strongroom.models.forest import MAX_TREE_DEPTH
 from strongroom.models.sizes import Expr
 from strongroom.models.values import Dims, Op, T, Value, fixed, refuse, same, same_dims
 
-Ints = npt.NDArray[np.int64]
+Ints = npt.NDArray[np.signedinteger[Any]]
 MAX_CLASSES: Final = 10_000
 """Classes of a classifier, and categories of an encoder."""
 _MEMBER: Final = 6
@@ -46,7 +47,8 @@ def _rows(op: Op, *last: int) -> Dims:
 
 
 def _ints(op: Op, name: str) -> Ints:
-    return np.array(op.attr(name, ()), dtype=np.int64)
+    values = op.attr(name, ())
+    return np.frombuffer(values, np.int32) if isinstance(values, array) else np.array(values, dtype=np.int64)
 
 
 def _numbers(op: Op, name: str) -> npt.NDArray[Any]:
@@ -142,27 +144,28 @@ def _prove_ensemble(op: Op, width: int) -> tuple[int, int, int, int]:
     for numbers in (trees, nodes):
         if numbers.min() < 0 or numbers.max() >= 1 << 31:
             _tree(f"{op.name}: the number of a tree or node is out of range")
-    key = (trees << 31) | nodes
-    order = np.argsort(key, kind="stable")
-    ordered = key[order]
+    key = (trees.astype(np.int64) << 31) | nodes
+    # Written in order, as most are: then there is nothing to sort, and no second copy of it.
+    order = None if (np.diff(key) > 0).all() else np.argsort(key, kind="stable")
+    ordered = key if order is None else key[order]
     if (np.diff(ordered) == 0).any():
         _tree(f"{op.name}: a node twice")
 
     def place(tree: Ints, node: Ints, what: str) -> Ints:
         if node.size and (node.min() < 0 or node.max() >= 1 << 31 or tree.min() < 0 or tree.max() >= 1 << 31):
             _tree(f"{op.name}: {what} does not exist")
-        wanted = (tree << 31) | node
+        wanted = (tree.astype(np.int64) << 31) | node
         at = np.minimum(np.searchsorted(ordered, wanted), size - 1)
         if (ordered[at] != wanted).any():
             _tree(f"{op.name}: {what} does not exist")
-        return np.asarray(order[at], dtype=np.int64)
+        return np.asarray(at if order is None else order[at])
 
-    leaf = np.array([mode == b"LEAF" for mode in modes], dtype=np.bool_)
+    leaf = np.fromiter((mode == b"LEAF" for mode in modes), np.bool_, size)
     if (~leaf & ((features < 0) | (features >= width))).any():
         _tree(f"{op.name}: splits on a feature that the input does not have")
     children = []
     for child in (yes, no):
-        full = np.zeros(size, dtype=np.int64)
+        full = np.zeros(size, dtype=np.int32)  # of at most so many nodes as there are attributes' entries
         full[~leaf] = place(trees[~leaf], child[~leaf], "a child")
         children.append(full)
     first = np.concatenate(([True], trees[1:] != trees[:-1]))

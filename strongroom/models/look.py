@@ -87,10 +87,10 @@ class Plans:
     functions: Mapping[Key, Plan]
 
     @classmethod
-    def of(cls, model: Any) -> Plans:
-        """The plans of a ModelProto."""
+    def of(cls, model: Any, lists: Mapping[str, Sequence[Any]]) -> Plans:
+        """The plans of a ModelProto; `lists`: of its first node, what is not in the message."""
         functions = {(plain(f.domain), f.name, f.overload): plan_of_function(f) for f in model.functions}
-        return cls(plan_of(model.graph), functions)
+        return cls(plan_of(model.graph, lists), functions)
 
 
 class Look:

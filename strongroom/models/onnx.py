@@ -35,7 +35,7 @@ from strongroom.models.bounds import examine
 from strongroom.models.info import ONNX_RULES, AdmissionLimits, ModelInfo
 from strongroom.models.interface import cut_zipmaps, describe, notes_of, strip
 from strongroom.models.narrow import narrow_parts
-from strongroom.models.plan import decoded
+from strongroom.models.plan import NO_LISTS, Lists, decoded
 from strongroom.models.tensors import check_tensor
 from strongroom.models.values import TRAPS
 from strongroom.models.wire import (
@@ -94,8 +94,24 @@ def parse_onnx(data: bytes | bytearray | memoryview, *, limits: AdmissionLimits)
         raise AdmissionRefused("a class label of the model is not UTF-8", code="onnx_name") from None
 
 
+def examine_written(data: bytes, lists: Lists, *, limits: AdmissionLimits) -> ModelInfo:
+    """What `parse_onnx` says of a model that was written here, without the long lists of its first node.
+
+    `lists`: these, by the names of their attributes, as they stand in the model (`tree_wire.apart`).
+
+    Raises:
+        MalformedInput, AdmissionRefused, LimitExceeded: as `parse_onnx`.
+    """
+    return _examined(read_model(data), limits, lists)
+
+
 def _admit(model: Any, limits: AdmissionLimits) -> tuple[ModelInfo, tuple[bytearray, int]]:
-    """The checks, in order; the numbers are those of `docs/spec/admission.md`."""
+    info = _examined(model, limits, NO_LISTS)
+    return info, written(model)  # only what runs
+
+
+def _examined(model: Any, limits: AdmissionLimits, lists: Lists) -> ModelInfo:
+    """The checks, in order; the numbers are those of `docs/spec/admission.md`. Takes out what does not run."""
     # §2. A version that is understood.
     imports = check_versions(model)
     # §1.6. One graph: training_info is a second one that nothing runs but everything may load.
@@ -104,7 +120,7 @@ def _admit(model: Any, limits: AdmissionLimits) -> tuple[ModelInfo, tuple[bytear
     if not model.HasField("graph"):
         raise MalformedInput("the model has no graph", code="onnx_malformed")
     # §6.6. Functions, callees first, so that calls can be counted without expanding any.
-    walk = _Walk(limits=limits, imports=imports)
+    walk = _Walk(limits=limits, imports=imports, lists=lists)
     walk.functions_of(model)
     # §3 to §6. The graph with everything below it.
     cost = walk.graph(model.graph, outer=(), depth=0)
@@ -120,7 +136,7 @@ def _admit(model: Any, limits: AdmissionLimits) -> tuple[ModelInfo, tuple[bytear
     imports = imports_of(model.opset_import)
     # §8. What it costs.
     admission, found = examine(
-        model, imports=imports, limits=limits, cost=(cost.nodes, cost.tensors, cost.bytes)
+        model, imports=imports, limits=limits, cost=(cost.nodes, cost.tensors, cost.bytes), lists=lists
     )
     if TRAPS in admission.flags and not limits.confined:
         raise AdmissionRefused(
@@ -130,7 +146,7 @@ def _admit(model: Any, limits: AdmissionLimits) -> tuple[ModelInfo, tuple[bytear
     outputs = tuple(
         describe(value, "output", seen) for value, seen in zip(model.graph.output, found.outputs, strict=True)
     )
-    info = ModelInfo(
+    return ModelInfo(
         format="onnx",
         inputs=inputs,
         outputs=outputs,
@@ -141,7 +157,6 @@ def _admit(model: Any, limits: AdmissionLimits) -> tuple[ModelInfo, tuple[bytear
         admission=admission,
         precision=as_found(narrow_parts(model)),
     )
-    return info, written(model)  # only what runs
 
 
 def _refuse(message: str, code: str) -> NoReturn:
@@ -178,6 +193,8 @@ class _Walk:
 
     limits: AdmissionLimits
     imports: dict[str, int]
+    lists: Lists
+    """Of the first node of the graph (`plan.decoded`)."""
     used: dict[str, int] = field(default_factory=dict)  # value name -> how often it is read, anywhere
     _names: set[str] = field(default_factory=set)  # names already found good
     _functions: dict[_Key, Any] = field(default_factory=dict)
@@ -296,7 +313,8 @@ class _Walk:
         """The nodes in their order: each value is defined once, and before it is read."""
         self.check_cost(_Cost(height=depth))  # bounds this recursion; `height` what was walked before
         cost, values = _Cost(), scope[-1]
-        for node in nodes:
+        for place, node in enumerate(nodes):
+            lists = NO_LISTS if place or depth else self.lists
             clear(node)
             node.ClearField("device_configurations")
             self.name(node.name)
@@ -316,7 +334,7 @@ class _Walk:
                 cost += found
             elif not any(attribute.ref_attr_name for attribute in node.attribute):
                 # References are checked at each call, with the values that it gives: see `look`.
-                operators.check_attributes(found, {a.name: decoded(a) for a in node.attribute})
+                operators.check_attributes(found, {a.name: decoded(a, lists) for a in node.attribute})
             for name in node.output:
                 if name and any(name in defined for defined in scope):
                     _refuse("two nodes compute the same value, or one hides an outer one", "onnx_graph")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Final
 
 import onnx
@@ -15,6 +16,8 @@ from strongroom.models.shapes import tensor
 from strongroom.models.values import Value, refuse
 
 _A = onnx.AttributeProto
+Lists = Mapping[str, Sequence[Any]]
+NO_LISTS: Final[Lists] = MappingProxyType({})
 Key = tuple[str, str, str]  # domain, name, overload
 Attributes = Mapping[str, tuple[int, Any]]  # name -> type and value
 
@@ -61,9 +64,9 @@ class Plan:
     defaults: Attributes
 
 
-def plan_of(graph: Any) -> Plan:
-    """The plan of a GraphProto, and of all graphs below it."""
-    steps = tuple(map(_step, graph.node))
+def plan_of(graph: Any, lists: Lists = NO_LISTS) -> Plan:
+    """The plan of a GraphProto, and of all graphs below it; `lists`: as in `decoded`, of its first node."""
+    steps = tuple(_step(node, NO_LISTS if at else lists) for at, node in enumerate(graph.node))
     outputs = tuple(value.name for value in graph.output)
     return Plan(
         steps=steps,
@@ -95,14 +98,14 @@ def plain(domain: str) -> str:
     return "" if domain == "ai.onnx" else domain
 
 
-def _step(node: Any) -> Step:
+def _step(node: Any, lists: Lists = NO_LISTS) -> Step:
     attributes: dict[str, tuple[int, Any]] = {}
     references = {}
     for attribute in node.attribute:
         if attribute.ref_attr_name:
             references[attribute.name] = attribute.ref_attr_name
             continue
-        kind, value = decoded(attribute)
+        kind, value = decoded(attribute, lists)
         if kind == _A.GRAPH:
             value = plan_of(value)
         elif kind == _A.TENSOR and node.op_type == "Constant":
@@ -119,8 +122,10 @@ def _step(node: Any) -> Step:
     )
 
 
-def decoded(attribute: Any) -> tuple[int, Any]:
-    """Type and value of an attribute: int, float, bytes, a message, or a tuple of them.
+def decoded(attribute: Any, lists: Lists = NO_LISTS) -> tuple[int, Any]:
+    """Type and value of an attribute: int, float, bytes, a message, or a sequence of them.
+
+    `lists`: values of attributes by name that are not in the message, which has their names and types.
 
     Raises:
         AdmissionRefused: a type that no operator here has (code `onnx_attribute`).
@@ -128,6 +133,8 @@ def decoded(attribute: Any) -> tuple[int, Any]:
     name = _FIELDS.get(attribute.type)
     if name is None:
         refuse("an attribute of a type that no operator here has", "onnx_attribute")
+    if attribute.name in lists:
+        return attribute.type, lists[attribute.name]
     value = getattr(attribute, name)
     return attribute.type, tuple(value) if len(name) > 1 else value
 

@@ -3,18 +3,16 @@
 Rules
   - Nothing is sized by what a file declares. A count is believed only up to the bytes that are left, so
     memory is a small multiple of the file whatever it says.
-  - Depth, digits and the number of values are found by linear scans *before* Python objects are made: the
-    JSON parser of the standard library recurses, and converting n digits takes more than linear time.
+  - Depth, digits and the number of values are counted *before* Python objects are made of them (`tree_text`).
   - A member named twice is refused: of two readers one keeps the first and one the last, and a model that
     one checked is not the model that the other runs.
-  - Both readers give dict, list, str, bool, None, int, float; UBJSON's typed arrays give one-dimensional
-    numpy arrays. `int_array` and `float_array` make the same array of either form.
+  - Both readers give dict, list, str, bool, None, int, float; UBJSON's typed arrays, and every array of more
+    than a few numbers, give one-dimensional numpy arrays. `int_array` and `float_array` make the same of each.
   - Messages name places, never content: a model is its owner's secret.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import struct
 from collections.abc import Mapping
@@ -24,22 +22,12 @@ import numpy as np
 import numpy.typing as npt
 
 from strongroom.errors import AdmissionRefused, LimitExceeded, MalformedInput
+from strongroom.models.tree_text import Gathered, Read, TextReader, Trail
 
-MAX_DIGITS: Final = 20
-"""Digits in a row in a JSON number; 2**64 has 20, and XGBoost writes floats with nine."""
-_SCAN: Final = 1 << 20
-"""Bytes scanned at a time; bounds the depth scan's own memory to a few megabytes."""
-
-# Possessive, and matching to the end of the text where a quote is never closed: no input makes it backtrack.
-_STRING: Final = re.compile(rb'"(?:[^"\\]++|\\.?)*+"?', re.DOTALL)
 _WHOLE: Final = re.compile(r"[0-9]{1,10}")
-_BRACKETS: Final = b"{}[]"
-_NOT_BRACKETS: Final = bytes(set(range(256)) - set(_BRACKETS))
-_DIGITS_TO_ZERO: Final = bytes(0x30 if 0x30 <= code <= 0x39 else code for code in range(256))
-_STEP: Final = np.zeros(256, dtype=np.int8)
-_STEP[list(b"{[")] = 1
-_STEP[list(b"}]")] = -1
 
+_SOME: Final = 1 << 12
+"""Elements of an array without a type that are read at one time."""
 _SCALARS: Final = {
     ord(marker): struct.Struct(form)
     for marker, form in {"i": ">b", "U": ">B", "I": ">h", "l": ">i", "L": ">q", "d": ">f", "D": ">d"}.items()
@@ -59,39 +47,27 @@ _ARRAY_TYPES: Final = {
 }
 
 
-def parse_json(data: bytes | bytearray | memoryview, *, nesting: int, values: int) -> Any:
+def parse_json(
+    data: bytes | bytearray | memoryview, *, nesting: int, values: int, trail: Trail = None
+) -> Any:
     """Reads JSON text of at most `nesting` levels and `values` scalars and containers.
 
     NaN, Infinity and -Infinity are read (XGBoost writes NaN where a number has no meaning); whoever uses a
-    number checks that it is finite.
+    number checks that it is finite. Elements of arrays at the ends of `trail` are handed over, and None stands in
+    their places.
 
     Raises:
         MalformedInput: not JSON in UTF-8 (code `tree_not_json`), a number of too many digits
             (`tree_number_too_long`), or a member named twice (`tree_duplicate_member`).
         LimitExceeded: too deep (`tree_too_deep`) or too many values (`tree_too_many_values`).
     """
-    bare = _STRING.sub(b" ", bytes(data))
-    _check_depth(bare.translate(None, _NOT_BRACKETS), nesting)
-    count = 1 + bare.count(b",") + bare.count(b"[") + bare.count(b"{")
-    if count > values:
-        raise LimitExceeded(
-            f"expected at most {values} values, got about {count}", code="tree_too_many_values"
-        )
-    if b"0" * (MAX_DIGITS + 1) in bare.translate(_DIGITS_TO_ZERO):
-        raise MalformedInput(
-            f"a number has more than {MAX_DIGITS} digits in a row", code="tree_number_too_long"
-        )
-    del bare
-    try:
-        return json.loads(str(data, "utf-8"), object_pairs_hook=_members)
-    except ValueError:
-        # Not chained: a JSONDecodeError carries the document.
-        raise MalformedInput("expected JSON text in UTF-8", code="tree_not_json") from None
+    return TextReader(memoryview(data).cast("B"), nesting=nesting, values=values).document(trail)
 
 
-def parse_ubj(data: bytes | bytearray | memoryview, *, nesting: int, values: int) -> Any:
+def parse_ubj(data: bytes | bytearray | memoryview, *, nesting: int, values: int, trail: Trail = None) -> Any:
     """Reads UBJSON of at most `nesting` levels and `values` scalars, array elements and containers.
 
+    Elements of arrays at the ends of `trail` are handed over, and None stands in their places.
     Objects carry no count and no type, no-ops and high-precision numbers are refused: XGBoost writes none.
 
     Raises:
@@ -101,7 +77,7 @@ def parse_ubj(data: bytes | bytearray | memoryview, *, nesting: int, values: int
         LimitExceeded: too deep (`tree_too_deep`) or too many values (`tree_too_many_values`).
     """
     reader = _UbjReader(memoryview(data).cast("B"), nesting=nesting, values=values)
-    value = reader.value(depth=0)
+    value = reader.value(depth=0, trail=trail)
     if reader.left:
         raise MalformedInput("expected the end of the data after the first value", code="tree_not_ubjson")
     return value
@@ -113,7 +89,7 @@ def int_array(value: object, *, name: str) -> npt.NDArray[np.int64]:
     Raises:
         MalformedInput: not an array, or one that holds something else (code `tree_array_type`).
     """
-    if isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype.kind in "iu":
+    if isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype.kind in "iub":
         return value.astype(np.int64)
     # The types are looked at before numpy sees the list: with one string in it numpy would make every element
     # as wide as that string.
@@ -132,8 +108,10 @@ def float_array(value: object, *, name: str) -> npt.NDArray[np.float32]:
         MalformedInput: not an array, or one that holds something else (code `tree_array_type`).
     """
     with np.errstate(over="ignore"):
-        if isinstance(value, np.ndarray) and value.ndim == 1:
-            return value.astype(np.float32)
+        if isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype.kind in "iuf":
+            # A whole number by way of float64, as in a list: two roundings can differ from one.
+            wide = value if value.dtype.kind == "f" else value.astype(np.float64)
+            return wide.astype(np.float32)
         if isinstance(value, list) and set(map(type, value)) <= {int, float}:
             return np.array(value, dtype=np.float64).astype(np.float32)
     raise MalformedInput(f"{name}: expected an array of numbers", code="tree_array_type")
@@ -205,24 +183,6 @@ def check_members(
         raise AdmissionRefused(f"{where} has a member that is not known here", code="tree_member_unknown")
 
 
-def _check_depth(brackets: bytes, nesting: int) -> None:
-    """Refuses text whose brackets go deeper than `nesting`, whether or not they match."""
-    depth = 0
-    for start in range(0, len(brackets), _SCAN):
-        steps = _STEP[np.frombuffer(brackets, np.uint8, min(_SCAN, len(brackets) - start), start)]
-        levels = np.cumsum(steps, dtype=np.int64)
-        if depth + int(levels.max()) > nesting:
-            _too_deep(nesting)
-        depth += int(levels[-1])
-
-
-def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        raise MalformedInput("an object names a member twice", code="tree_duplicate_member")
-    return members
-
-
 def _too_deep(nesting: int) -> NoReturn:
     raise LimitExceeded(f"expected at most {nesting} levels of nesting", code="tree_too_deep")
 
@@ -241,7 +201,7 @@ class _UbjReader:
     def left(self) -> int:
         return len(self._data) - self._at
 
-    def value(self, *, depth: int) -> Any:
+    def value(self, *, depth: int, trail: Trail) -> Any:
         marker = self._marker()
         self._spend(1)
         scalar = _SCALARS.get(marker)
@@ -249,9 +209,9 @@ class _UbjReader:
             return scalar.unpack_from(self._data, self._skip(scalar.size))[0]
         match marker:
             case 0x7B:  # {
-                return self._object(depth + 1)
+                return self._object(depth + 1, trail)
             case 0x5B:  # [
-                return self._array(depth + 1)
+                return self._array(depth + 1, trail)
             case 0x53:  # S
                 return self._text(self._marker())
             case 0x54 | 0x46:  # T, F
@@ -290,7 +250,7 @@ class _UbjReader:
         except UnicodeDecodeError:
             raise MalformedInput("a string is not UTF-8", code="tree_not_ubjson") from None
 
-    def _object(self, depth: int) -> dict[str, Any]:
+    def _object(self, depth: int, trail: Trail) -> dict[str, Any]:
         if depth > self._nesting:
             _too_deep(self._nesting)
         members: dict[str, Any] = {}
@@ -298,27 +258,36 @@ class _UbjReader:
             name = self._text(marker)  # a key has no string marker
             if name in members:
                 raise MalformedInput("an object names a member twice", code="tree_duplicate_member")
-            members[name] = self.value(depth=depth)
+            below = trail.get(name) if isinstance(trail, Mapping) else None
+            members[name] = self.value(depth=depth, trail=below)
         return members
 
-    def _array(self, depth: int) -> list[Any] | npt.NDArray[Any]:
+    def _array(self, depth: int, trail: Trail) -> Read:
         if depth > self._nesting:
             _too_deep(self._nesting)
         marker = self._marker()
         if marker == 0x24:  # $
             return self._typed_array()
+        gathered = Gathered()
         if marker == 0x23:  # #
             count = self._length(self._marker())
             # Every element has at least its marker, so a count beyond the bytes left is a lie.
             if not 0 <= count <= self.left:
                 raise MalformedInput("a count goes beyond the end of the data", code="tree_truncated")
-            return [self.value(depth=depth) for _ in range(count)]
-        elements: list[Any] = []
+            if callable(trail):
+                for _ in range(count):
+                    gathered.add(trail(self.value(depth=depth, trail=None)))
+                return gathered.result()
+            for done in range(0, count, _SOME):
+                some = range(min(_SOME, count - done))
+                gathered.extend([self.value(depth=depth, trail=None) for _ in some])
+            return gathered.result()
         while marker != 0x5D:  # ]
             self._at -= 1
-            elements.append(self.value(depth=depth))
+            value = self.value(depth=depth, trail=None)
+            gathered.add(trail(value) if callable(trail) else value)
             marker = self._marker()
-        return elements
+        return gathered.result()
 
     def _typed_array(self) -> npt.NDArray[Any]:
         """`[$type#count` and the elements without markers.

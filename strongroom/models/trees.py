@@ -18,10 +18,11 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import AttributeProto, GraphProto, TensorProto, helper, numpy_helper
 
 from strongroom.models.forest import Flags, Floats, Ints, Trees
 from strongroom.models.info import UNEXAMINED, InputRules, ModelInfo, TensorSpec
+from strongroom.models.tree_wire import DOMAIN, LargeNode, model_bytes
 from strongroom.models.xgboost import Forest, Learner, Linear
 
 OPSET: Final = 21
@@ -47,14 +48,15 @@ def to_onnx(model: Forest | Linear) -> tuple[bytes, ModelInfo]:
     )
     sums = "margin" if learner.outputs > 1 else "sums"
     imports = [helper.make_opsetid("", OPSET)]
+    ensemble: LargeNode | None = None
     if isinstance(model, Linear):
         _write_linear(graph, model, sums)
     elif model.trees.categorical:
-        graph.node.append(_membership_ensemble(model, sums))
-        imports.append(helper.make_opsetid("ai.onnx.ml", 5))
+        ensemble = _membership_ensemble(model, sums)
+        imports.append(helper.make_opsetid(DOMAIN, 5))
     else:
-        graph.node.append(_regressor(model, sums))
-        imports.append(helper.make_opsetid("ai.onnx.ml", 3))  # version 5 has no TreeEnsembleRegressor
+        ensemble = _regressor(model, sums)
+        imports.append(helper.make_opsetid(DOMAIN, 3))  # version 5 has no TreeEnsembleRegressor
     if learner.outputs == 1:
         _node(graph, "Squeeze", [sums, _constant(graph, "column", np.array([1]))], "margin")
     _write_link(graph, learner)
@@ -62,7 +64,6 @@ def to_onnx(model: Forest | Linear) -> tuple[bytes, ModelInfo]:
     shapes = {"predictions": wide if learner.link != "argmax" else [_ROWS], "margin": wide}
     for name, shape in shapes.items():
         graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
-    onnx = ModelProto(ir_version=IR_VERSION, producer_name="strongroom", graph=graph, opset_import=imports)
     info = ModelInfo(
         format=learner.format,
         inputs=(TensorSpec("features", "FP32", (_ROWS, learner.features)),),
@@ -78,7 +79,7 @@ def to_onnx(model: Forest | Linear) -> tuple[bytes, ModelInfo]:
         ),
         admission=UNEXAMINED,
     )
-    return onnx.SerializeToString(deterministic=True), info
+    return model_bytes(graph, ensemble, version=IR_VERSION, imports=imports), info
 
 
 def base_margin(learner: Learner) -> Floats:
@@ -117,24 +118,20 @@ def _write_link(graph: GraphProto, learner: Learner) -> None:
             _node(graph, "Cast", ["class"], "predictions", to=TensorProto.FLOAT)
 
 
-def _regressor(model: Forest, output: str) -> NodeProto:
+def _regressor(model: Forest, output: str) -> LargeNode:
     """TreeEnsembleRegressor: numeric splits; leaves of one value or of vectors; tree 0 is the base score."""
     trees, outputs = model.trees, model.learner.outputs
     leaf = trees.left < 0
     tree = np.repeat(np.arange(trees.count), np.diff(trees.starts))
     local = np.arange(tree.size) - trees.starts[tree]
-    node = NodeProto(
-        op_type="TreeEnsembleRegressor", domain="ai.onnx.ml", input=["features"], output=[output]
-    )
+    node = LargeNode("TreeEnsembleRegressor", input="features", output=output)
     _integers(node, "n_targets", outputs)
     # The base score comes first: node 0 of tree 0, a leaf for all outputs.
     _integers(node, "nodes_treeids", _after(0, tree + 1))
     _integers(node, "nodes_nodeids", _after(0, local))
     _integers(node, "nodes_featureids", _after(0, np.where(leaf, 0, trees.features)))
     _floats(node, "nodes_values", _after(0, np.where(leaf, np.float32(0), trees.thresholds)))
-    modes = AttributeProto(name="nodes_modes", type=AttributeProto.STRINGS)
-    modes.strings.extend([b"LEAF", *np.where(leaf, b"LEAF", b"BRANCH_LT").tolist()])
-    node.attribute.append(modes)
+    node.words("nodes_modes", (b"BRANCH_LT", b"LEAF"), _after(True, leaf))
     _integers(node, "nodes_truenodeids", _after(0, np.where(leaf, 0, trees.left)))
     _integers(node, "nodes_falsenodeids", _after(0, np.where(leaf, 0, trees.right)))
     _integers(node, "nodes_missing_value_tracks_true", _after(0, trees.default_left & ~leaf))
@@ -175,7 +172,7 @@ def _numbers(trees: Trees) -> _Numbers:
     return _Numbers(tree, stump, split, np.cumsum(split) - 1, leaves, np.cumsum(leaves) - leaves)
 
 
-def _membership_ensemble(model: Forest, output: str) -> NodeProto:
+def _membership_ensemble(model: Forest, output: str) -> LargeNode:
     """TreeEnsemble: splits on sets. Its leaves have one value: a forest of vectors is written once an output.
 
     First come the base scores, as one stump an output: split o with the leaves 2 o and 2 o + 1.
@@ -192,7 +189,7 @@ def _membership_ensemble(model: Forest, output: str) -> NodeProto:
         """An attribute's values: for the stumps of the base scores, then for every copy of the forest."""
         return np.concatenate((np.broadcast_to(base, (outputs,)), np.tile(each, copies)))
 
-    node = NodeProto(op_type="TreeEnsemble", domain="ai.onnx.ml", input=["features"], output=[output])
+    node = LargeNode("TreeEnsemble", input="features", output=output)
     _integers(node, "n_targets", outputs)
     _integers(node, "aggregate_function", 1)  # sum
     _integers(node, "post_transform", 0)  # none
@@ -279,21 +276,20 @@ def _after(first: int, rest: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return np.concatenate((np.array([first], dtype=rest.dtype), rest))
 
 
-def _integers(node: NodeProto, name: str, values: int | npt.NDArray[Any]) -> None:
+def _integers(node: LargeNode, name: str, values: int | npt.NDArray[Any]) -> None:
     if isinstance(values, int):
-        node.attribute.append(AttributeProto(name=name, type=AttributeProto.INT, i=values))
+        node.attribute(AttributeProto(name=name, type=AttributeProto.INT, i=values))
     else:
-        listed = values.astype(np.int64).tolist()
-        node.attribute.append(AttributeProto(name=name, type=AttributeProto.INTS, ints=listed))
+        node.integers(name, values)
 
 
-def _floats(node: NodeProto, name: str, values: Floats) -> None:
-    node.attribute.append(AttributeProto(name=name, type=AttributeProto.FLOATS, floats=values.tolist()))
+def _floats(node: LargeNode, name: str, values: Floats) -> None:
+    node.floats(name, values)
 
 
-def _tensor(node: NodeProto, name: str, values: npt.NDArray[Any]) -> None:
+def _tensor(node: LargeNode, name: str, values: npt.NDArray[Any]) -> None:
     tensor = numpy_helper.from_array(np.ascontiguousarray(values), name)
-    node.attribute.append(AttributeProto(name=name, type=AttributeProto.TENSOR, t=tensor))
+    node.attribute(AttributeProto(name=name, type=AttributeProto.TENSOR, t=tensor))
 
 
 def _logf(x: Floats) -> Floats:

@@ -33,6 +33,7 @@ from strongroom.models.forest import (
     Floats,
     Ints,
     RawTree,
+    RawTrees,
     Trees,
     frozen,
     prove_trees,
@@ -98,7 +99,7 @@ _NUMBER: Final = re.compile(r"[+-]?[0-9]{1,20}(\.[0-9]{0,20})?([eE][+-]?[0-9]{1,
 _MAX_WRAPPER_VALUES: Final = 10_000
 """Values in the state that the scikit-learn classes leave in a file: about 40, one a class label."""
 
-_Number = TypeVar("_Number", np.float32, np.int64)
+_Number = TypeVar("_Number", bound=np.generic)
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -155,6 +156,8 @@ def parse_xgboost(
     8. Every tree is a tree, and not deeper than `MAX_TREE_DEPTH`.
     9. Split features, thresholds, category sets and leaf values are in range and finite.
 
+    A bytearray is emptied once it was read.
+
     Raises:
         MalformedInput: not the format, or a member is missing or of the wrong type (codes `tree_*`,
             `tree_member_*`, `tree_member_number`).
@@ -164,7 +167,12 @@ def parse_xgboost(
     if len(data) > limits.model_bytes:
         raise LimitExceeded(f"expected at most {limits.model_bytes} bytes", code="model_too_large")
     read = parse_json if format == "xgboost-json" else parse_ubj
-    root = object_member(read(data, nesting=limits.nesting, values=limits.values), "model")
+    planted = _Planted(limits)
+    trail = {"learner": {"gradient_booster": dict.fromkeys(("model", "gbtree"), planted.trail)}}
+    document = read(data, nesting=limits.nesting, values=limits.values, trail=trail)
+    if isinstance(data, bytearray):
+        data.clear()  # all that is needed of it was read, and what is made of it is larger than it
+    root = object_member(document, "model")
     check_members(root, "model", required=("learner", "version"))
     version = _version(root["version"])
     members = object_member(root["learner"], "learner")
@@ -183,14 +191,14 @@ def parse_xgboost(
             return _linear(booster, learner)
         case "gbtree":
             check_members(booster, name, required=("name", "model"))
-            return _forest(object_member(booster["model"], "model"), learner, limits, dropped=None)
+            return _forest(object_member(booster["model"], "model"), learner, planted, dropped=None)
         case "dart":
             # Up to 3.2 DART wraps a gbtree and keeps the weights beside it; in 3.4 they are in the model.
             check_members(booster, name, required=("name", "gbtree", "weight_drop"))
             inner = object_member(booster["gbtree"], "gbtree")
             check_members(inner, "gbtree", required=("name", "model"))
             return _forest(
-                object_member(inner["model"], "model"), learner, limits, dropped=booster["weight_drop"]
+                object_member(inner["model"], "model"), learner, planted, dropped=booster["weight_drop"]
             )
     raise AdmissionRefused("expected gbtree, dart or gblinear", code="xgboost_booster_unsupported")
 
@@ -362,9 +370,7 @@ def _linear(booster: Mapping[str, Any], learner: Learner) -> Linear:
     return Linear(learner=learner, weights=table[:-1], bias=table[-1])
 
 
-def _forest(
-    model: Mapping[str, Any], learner: Learner, limits: AdmissionLimits, *, dropped: object
-) -> Forest:
+def _forest(model: Mapping[str, Any], learner: Learner, planted: _Planted, *, dropped: object) -> Forest:
     """Steps 7 to 9. `dropped` are DART's weights where they stand beside the model."""
     check_members(
         model,
@@ -372,8 +378,7 @@ def _forest(
         required=("gbtree_model_param", "tree_info", "trees"),
         optional=("cats", "iteration_indptr", "weight_drop"),
     )
-    trees = list_member(model["trees"], "trees")
-    _limit(len(trees), limits.trees, "trees", code="xgboost_too_many_trees")
+    trees = list_member(model["trees"], "trees")  # None for each that was planted
     if not trees:
         _refuse_untrained()
     parameters = object_member(model["gbtree_model_param"], "gbtree_model_param")
@@ -390,14 +395,13 @@ def _forest(
         _refuse("tree_info: expected one output for each tree", code="xgboost_tree_info")
     iterations = _iterations(model, len(trees))
     weights = _tree_weights(model, len(trees), dropped)
-    raw = _read_trees(trees, learner, limits)
-    width = learner.outputs if raw[0].leaf_vectors is not None else 1
+    width = planted.width(learner)
     if width > 1 and outputs.any():
         _refuse("tree_info: expected 0 where leaves are vectors", code="xgboost_tree_info")
     # XGBoost trains a tree for every output; and a small file must not stand for answers of any width.
     if width == 1 and np.unique(outputs).size != learner.outputs:
         _refuse("tree_info: expected a tree for every output", code="xgboost_tree_info")
-    proven = prove_trees(raw, features=learner.features, width=width, weights=weights)
+    proven = prove_trees(planted.trees, features=learner.features, width=width, weights=weights)
     columns = {*learner.categorical_columns, *proven.features[proven.category_count > 0].tolist()}
     notes: tuple[tuple[str, NoteValue], ...] = (
         ("trees", len(trees)),
@@ -433,28 +437,49 @@ def _tree_weights(model: Mapping[str, Any], trees: int, dropped: object) -> Floa
     return weights
 
 
-def _read_trees(values: list[Any], learner: Learner, limits: AdmissionLimits) -> list[RawTree]:
-    trees: list[RawTree] = []
-    nodes = categories = 0
-    for index, value in enumerate(values):
-        tree = _read_tree(object_member(value, f"trees[{index}]"), index, learner)
-        # A vector leaf on categories becomes one tree for each output in ONNX.
-        copies = learner.outputs if tree.leaf_vectors is not None else 1
-        nodes += tree.size * copies
-        categories += tree.categories.size * copies
-        _limit(nodes, limits.tree_nodes, "nodes", code="xgboost_too_many_nodes")
-        _limit(categories, limits.categories, "categories", code="xgboost_too_many_categories")
-        trees.append(tree)
-        same = (tree.leaf_vectors is None, tree.leaf_rows) == (
-            trees[0].leaf_vectors is None,
-            trees[0].leaf_rows,
+class _Planted:
+    """Trees, read one after the other as the reader of the document comes to them."""
+
+    def __init__(self, limits: AdmissionLimits) -> None:
+        self.trees = RawTrees()
+        self.trail: Mapping[str, Any] = {"trees": self._take, "model": {"trees": self._take}}
+        self._limits = limits
+        self._nodes = self._categories = 0
+
+    def _take(self, value: object) -> None:
+        index = len(self.trees)
+        _limit(index + 1, self._limits.trees, "trees", code="xgboost_too_many_trees")
+        tree = _read_tree(object_member(value, f"trees[{index}]"), index)
+        self._nodes += tree.size
+        self._categories += tree.categories.size
+        self._within(1)
+        self.trees.add(tree)
+
+    def _within(self, copies: int) -> None:
+        _limit(self._nodes * copies, self._limits.tree_nodes, "nodes", code="xgboost_too_many_nodes")
+        _limit(
+            self._categories * copies,
+            self._limits.categories,
+            "categories",
+            code="xgboost_too_many_categories",
         )
-        if not same:
-            refuse_tree(index, "leaves of another kind than tree 0", code="xgboost_leaf_vector")
-    return trees
+
+    def width(self, learner: Learner) -> int:
+        """How many numbers a leaf has: one, or one for each output; the same in all trees."""
+        trees = self.trees
+        trees.join()
+        for index, width in enumerate(trees.widths):
+            if width not in (1, learner.outputs):
+                message = "a leaf has neither one value nor one for each output"
+                refuse_tree(index, message, code="xgboost_leaf_vector")
+            if (width, trees.leaf_rows[index]) != (trees.widths[0], trees.leaf_rows[0]):
+                refuse_tree(index, "leaves of another kind than tree 0", code="xgboost_leaf_vector")
+        # A vector leaf on categories becomes one tree for each output in ONNX.
+        self._within(trees.widths[0])
+        return trees.widths[0]
 
 
-def _read_tree(tree: Mapping[str, Any], index: int, learner: Learner) -> RawTree:
+def _read_tree(tree: Mapping[str, Any], index: int) -> RawTree:
     where = f"trees[{index}]"
     check_members(tree, where, required=_TREE_MEMBERS, optional=_TREE_OPTIONAL)
     # XGBoost puts trees in the order of their ids; here the two orders have to be one.
@@ -469,8 +494,6 @@ def _read_tree(tree: Mapping[str, Any], index: int, learner: Learner) -> RawTree
     )
     size = whole_member(parameters, where, "num_nodes")
     width = max(whole_member(parameters, where, "size_leaf_vector"), 1)
-    if width not in (1, learner.outputs):
-        refuse_tree(index, "a leaf has neither one value nor one for each output", code="xgboost_leaf_vector")
 
     def ints(name: str) -> Ints:
         return _sized(int_array(tree[name], name=f"{where}.{name}"), size, index, name)
@@ -489,6 +512,7 @@ def _read_tree(tree: Mapping[str, Any], index: int, learner: Learner) -> RawTree
         ints("default_left"),
         ints("split_type") if "split_type" in tree else np.zeros(size, dtype=np.int64),
         *_read_categories(tree, index),
+        width,
         float_array(tree.get(rows), name=f"{where}.{rows}") if width > 1 else None,
         width > 1 and rows == "leaf_weights",
     )

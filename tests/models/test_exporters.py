@@ -59,7 +59,7 @@ def bounds(data: bytes, arrays: dict[str, Any]) -> Look:
     imports = {"" if e.domain == "ai.onnx" else e.domain: e.version for e in model.opset_import}
     axes = max((array.ndim for array in arrays.values()), default=1) or 1
     sizes = tuple(max((a.shape[n] for a in arrays.values() if a.ndim > n), default=1) for n in range(axes))
-    plans = Plans.of(model)
+    plans = Plans.of(model, {})
     look = Look(model, plans, imports=imports, budget=STANDARD_BUDGET, box=Box(sizes), strict=True)
     look.run()
     return look

@@ -175,6 +175,64 @@ def test_the_budget_of_values_holds_for_every_form() -> None:
         assert caught.value.code == "tree_too_many_values"
 
 
+LONG = 40_000
+
+
+@pytest.mark.parametrize("space", ["", " ", "\n\t"])
+def test_long_arrays_become_typed_ones(space: str) -> None:
+    """Longer than a piece: whole numbers in the narrowest type, others as float32, booleans as such, else a list."""
+    whole = [(7 * n) % 1000 - 500 for n in range(LONG)]
+    mixed = [0.1 * n if n % 3 else n for n in range(LONG)]
+    late = [*range(LONG), 0.5]
+    cases: list[tuple[list[object], str]] = [
+        ([0, 1] * LONG, "int8"), (list(whole), "int32"), ([*whole, 2**40], "int64"), (list(mixed), "float32"),
+        (list(late), "float32"), ([*whole, 2**64], "float32"), ([True, False] * LONG, "bool"),
+    ]  # fmt: skip
+    for values, kind in cases:
+        text = json.dumps(values, separators=("," + space, ":")).encode()
+        found = [parse_json(text, **LIMITS)]
+        found += [parse_ubj(as_ubj(values), **LIMITS)] if 2**64 not in values else []
+        for read in found:
+            assert read.dtype == kind and np.array_equal(
+                read, np.array(values, dtype=np.float64).astype(kind)
+            )
+    for other in ([*whole, True], [*whole, None], [*whole, "x"], [*whole, [1]]):
+        assert parse_json(json.dumps(other).encode(), **LIMITS) == parse_ubj(as_ubj(other), **LIMITS) == other
+
+
+@pytest.mark.parametrize("what", [",", ", ,", ",]", "1 1", "--1", "1,2,[", "NaN-", "0x1"])
+def test_long_arrays_are_read_as_strictly_as_short_ones(what: str) -> None:
+    """What is no number between two commas is refused wherever it stands: first, at a piece's edge, last."""
+    for count in (0, LONG, 1 << 16):
+        for first, rest in (("1," * count, ""), ("", ",1" * count)):
+            with pytest.raises(MalformedInput) as caught:
+                parse_json(f"[{first}{what}{rest},]".encode(), **LIMITS)
+            assert caught.value.code == "tree_not_json"
+
+
+@pytest.mark.parametrize(
+    ("element", "code"),
+    [
+        ('{"a":1,"a":2}', "tree_duplicate_member"),
+        ('{"a":[123456789012345678901]}', "tree_number_too_long"),
+        ('{"a":{"b":{"c":1}}}', "tree_too_deep"),
+        ('{"a":[1,]}', "tree_not_json"),
+        ('{"a":[1,2,3,4,5,6,7,8,9]}', "tree_too_many_values"),
+    ],
+)
+def test_elements_that_are_handed_over_keep_every_rule(element: str, code: str) -> None:
+    """Small objects are read in one go; what is wrong with one is refused with the same code as anywhere."""
+    limits = {"nesting": 4, "values": 11}
+    taken: list[object] = []
+    small = '{"a":[1,"}",true],"b":{"c":"123456789012345678901"}}'
+    rest = parse_json(f'{{"t":[{small}]}}'.encode(), **limits, trail={"t": taken.append})
+    assert taken == [json.loads(small)] and rest == {"t": [None]}
+    for trail in ({"t": taken.append}, None):
+        with pytest.raises(Error) as caught:
+            parse_json(f'{{"t":[{element}]}}'.encode(), **limits, trail=trail)
+        assert caught.value.code == code
+
+
 QUARTER = MEGABYTE // 4
 COSTLY = {
     "quotes": b'"' * QUARTER,
