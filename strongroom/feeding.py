@@ -31,6 +31,8 @@ from strongroom.models.parting import needed, resident
 from strongroom.sealed import TAG_BYTES, Opening
 
 SLOTS: Final = AHEAD
+FAMILY: Final = 12 << 20
+"""Bytes of a model's processes besides its stages: template, worker, and the spare one."""
 BYTES_A_SECOND: Final = 100e6
 """At which stages are read, opened and loaded on a slow and busy machine: what a run's time grows by."""
 

@@ -22,7 +22,7 @@ PROCESSES: Final = 120 * 10**6
 SERVED: Final = 20 * 10**6
 """More while a model runs: the engine in the template, in the worker and in the spare one."""
 COUNTED: Final = 16 << 20
-"""Bytes of `limits.loaded_bytes` beyond the plan's: what servers count for those (`processes.FAMILY`), and more."""
+"""Bytes of `limits.loaded_bytes` beyond the plan's: what servers count for those (`feeding.FAMILY`), and more."""
 SLACK: Final = 256 << 10
 """Bytes by which a room is rounded down, so that a configuration says a plain number."""
 USUAL: Final = 128

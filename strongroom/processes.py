@@ -28,7 +28,7 @@ import numpy as np
 
 from strongroom import frames, proc, records
 from strongroom.errors import AdmissionRefused, Error, Failure, InvalidRequest, LimitExceeded, SealRefused
-from strongroom.feeding import Feeding, Plan, Slots
+from strongroom.feeding import FAMILY, Feeding, Plan, Slots
 from strongroom.jobs import Source, too_long
 from strongroom.models.info import ModelInfo, TensorSpec
 from strongroom.oip import DATATYPES, Array
@@ -57,8 +57,6 @@ AT_ONCE: Final = 32 << 10
 """Bytes of a record that a socket takes without being read from: a sixth of what Linux gives it."""
 FIXED: Final = 4 << 20
 """Bytes that the smallest model is taken to occupy."""
-FAMILY: Final = 3 * FIXED
-"""Bytes of the processes of a model in stages: template, worker, and the spare one."""
 _CREDENTIALS: Final = struct.Struct("3i")
 _PAGE: Final = mmap.PAGESIZE
 

@@ -30,8 +30,8 @@ from strongroom_bench.tables import render
 import strongroom
 from strongroom import tokens
 from strongroom.cli import main
+from strongroom.feeding import FAMILY
 from strongroom.models.parting import stage_limit
-from strongroom.processes import FAMILY
 
 SCHEMA = json.loads((Path(strongroom_bench.__file__).parent / "result.schema.json").read_text())
 BUDGET = Budget("24MB", 24 * 10**6)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from strongroom.feeding import Plan
+from strongroom.feeding import FAMILY, Plan
 from strongroom.models.info import Admission, Room
 from strongroom.outlook import COUNTED, PROCESSES, SERVED, SLACK, Rates, request_of, room_of, staged, whole
-from strongroom.processes import FAMILY
 
 RATES = Rates(opened=1e9, loaded=5e8, session=0.0, operations=1e10, waiting=1.0, waiting_whole=1.0)
 
