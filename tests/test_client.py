@@ -653,7 +653,7 @@ def test_bytes_that_come_while_nobody_asks_are_nobodys(connect: Connect, server:
     def script(fake: FakeServer, got: Got, connection: ssl.SSLSocket) -> bool:
         if got.path != "/v1/models/m" or fake.handshakes > 1:
             return False
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else it waits for the other's delay
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # nothing waits
         send(connection, 200, json.dumps(stored("m")[0].info).encode())
         answered.wait(20)
         connection.sendall(OK + b"Content-Length: 2\r\n\r\n{}")
