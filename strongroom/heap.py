@@ -30,8 +30,8 @@ system, and go back to it."""
 _HOLE: Final = 32 << 10
 """Bytes from which on a hole that loading left is given up."""
 _HOLES: Final = 1 << 12
-_TRIM, _PAD, _LARGEST, _LARGE_BLOCKS = -1, -2, -3, -4
-"""M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX."""
+_TRIM, _PAD, _LARGEST, _LARGE_BLOCKS, _ARENAS = -1, -2, -3, -4, -8
+"""M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX."""
 _USUAL_LARGE_BLOCKS: Final = 1 << 16
 _HUGE, _PLAIN = 14, 15
 """MADV_HUGEPAGE, MADV_NOHUGEPAGE."""
@@ -104,10 +104,20 @@ def for_runs() -> None:
     if _libc is None:
         return
     spacious(RUN_BYTES)
-    for option, value in (
-        (_LARGE_BLOCKS, _USUAL_LARGE_BLOCKS),
-        (_LARGEST, LARGEST),
-        (_PAD, RUN_BYTES),
-        (_TRIM, 2 * RUN_BYTES),
-    ):
-        _libc.mallopt(option, value)
+    _libc.mallopt(_LARGE_BLOCKS, _USUAL_LARGE_BLOCKS)
+    _keep(_libc)
+
+
+def for_threads() -> None:
+    """In a server that runs models itself, before its threads begin: one heap for all of them, which keeps for the next
+    run what one has freed. Every tensor of a run would be mapped, filled and unmapped otherwise.
+    """
+    if _libc is None:
+        return
+    _libc.mallopt(_ARENAS, 1)  # others than the first cannot hold large blocks
+    _keep(_libc)
+
+
+def _keep(libc: ctypes.CDLL) -> None:
+    for option, value in ((_LARGEST, LARGEST), (_PAD, RUN_BYTES), (_TRIM, 2 * RUN_BYTES)):
+        libc.mallopt(option, value)

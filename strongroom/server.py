@@ -32,7 +32,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, cast
 
-from strongroom import boot, moving
+from strongroom import boot, heap, moving
 from strongroom.admission import Admit, ChildLimits, Examiner
 from strongroom.attest.keyset import SecurityConfiguration
 from strongroom.attesters import Machine, machine
@@ -364,6 +364,7 @@ def _host_of(ready: Boot, nursery: Nursery) -> Host:
         from strongroom.engine import Engine, InProcess
         from strongroom.staged_here import Here
 
+        heap.for_threads()
         return Here(InProcess(Engine())) if sys.platform == "linux" else InProcess(Engine())
     if isinstance(ready.group, str):
         log.info("no control group for the processes that run models: %s", ready.group)

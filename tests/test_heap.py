@@ -111,3 +111,25 @@ c.free(written(64 * MB))
 print(kept >= 6 * MB, resident() - before <= 2 * heap.RUN_BYTES + 4 * MB)
 """)
     assert found == "True True"
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_threads_find_what_others_have_freed(asked: bool) -> None:
+    """Without asking, each large block of each run is fresh memory: a fault for every page."""
+    found = run(f"""
+import resource, threading
+if {asked}:
+    heap.for_threads()
+faults = []
+def use():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for block in [written(8 * MB) for _ in range(2)]:
+        c.free(block)
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+for _ in range(3):
+    one = threading.Thread(target=use)
+    one.start()
+    one.join()
+print(faults[-1] < 1000)
+""")
+    assert found == str(asked)
