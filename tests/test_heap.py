@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from strongroom import heap
+from strongroom import heap, launch
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or heap._libc is None, reason="not exercised here: glibc on Linux"
@@ -40,11 +41,12 @@ MB = 1 << 20
 THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
-def run(body: str) -> str:
+def run(body: str, **environment: str) -> str:
     """What a fresh process prints."""
     done = subprocess.run(
-        [sys.executable, "-c", HEAD + body], capture_output=True, text=True, timeout=60, check=False
-    )
+        [sys.executable, "-c", HEAD + body], capture_output=True, text=True, timeout=60, check=False,
+        env=os.environ | environment,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -116,7 +118,8 @@ print(kept >= 6 * MB, resident() - before <= 2 * heap.RUN_BYTES + 4 * MB)
 @pytest.mark.parametrize("asked", [True, False])
 def test_threads_find_what_others_have_freed(asked: bool) -> None:
     """Without asking, each large block of each run is fresh memory: a fault for every page."""
-    found = run(f"""
+    found = run(
+        f"""
 import resource, threading
 if {asked}:
     heap.for_threads()
@@ -131,5 +134,11 @@ for _ in range(3):
     one.start()
     one.join()
 print(faults[-1] < 1000)
-""")
+""",
+        **{
+            name: value
+            for name, value in (launch.CHILD | launch.SERVER).items()
+            if name.startswith("MALLOC_")
+        },
+    )
     assert found == str(asked)

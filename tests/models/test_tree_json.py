@@ -178,6 +178,7 @@ def test_the_budget_of_values_holds_for_every_form() -> None:
 LONG = 40_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("space", ["", " ", "\n\t"])
 def test_long_arrays_become_typed_ones(space: str) -> None:
     """Longer than a piece: whole numbers in the narrowest type, others as float32, booleans as such, else a list."""

@@ -230,6 +230,7 @@ CODES = [
 ]
 
 
+@pytest.mark.slow
 def test_codes_that_were_never_seen_follow_xgboost() -> None:
     """Negative, unseen, huge and missing codes go where XGBoost sends them, in sets of any size and either default."""
     sets = [[0], [1, 4], [0, 31, 32, 33, 64], list(range(0, 200, 3)), [2**24 - 1]]
@@ -385,6 +386,7 @@ def test_gblinear_begins_every_output_with_the_first_base_score() -> None:
 leaf_values = st.floats(-1e3, 1e3, width=32)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     st.lists(st.tuples(st.booleans(), st.lists(leaf_values, min_size=3, max_size=3)), min_size=1, max_size=4),
