@@ -17,6 +17,7 @@ import numpy.typing as npt
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto
 
 from strongroom.errors import Failure
+from strongroom.models.wire import number
 
 DOMAIN: Final = "ai.onnx.ml"
 _SLICE: Final = 1 << 16
@@ -99,16 +100,6 @@ def model_bytes(
 _NODE: Final = 1
 """The field of a GraphProto that holds its nodes, which is the first."""
 _GRAPH: Final = 7
-
-
-def number(value: int) -> bytes:
-    """A whole number that is not negative, seven bits a byte."""
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
 
 
 def _key(field: int, kind: int) -> bytes:

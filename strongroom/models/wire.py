@@ -82,7 +82,7 @@ def written(model: Any) -> tuple[bytearray, int]:
             _write(head, model, field)
         elif field.number > _GRAPH:
             _write(tail, model, field)
-    head += _key(_GRAPH) + _number(len(parts) - _GAP)
+    head += _key(_GRAPH) + number(len(parts) - _GAP)
     start = _GAP - len(head)
     parts[start:_GAP] = head
     parts += tail
@@ -102,22 +102,23 @@ def _write(out: bytearray, message: Any, field: Any) -> None:
             return
         for entry in getattr(message, field.name) if field.is_repeated else (getattr(message, field.name),):
             data = entry.SerializeToString(deterministic=True)
-            out += _key(field.number) + _number(len(data))
+            out += _key(field.number) + number(len(data))
             out += data
     elif message.HasField(field.name):
         value = getattr(message, field.name)
         if isinstance(value, int):
-            out += _number(field.number << 3) + _number(value)
+            out += number(field.number << 3) + number(value)
         else:
             data = value.encode()
-            out += _key(field.number) + _number(len(data)) + data
+            out += _key(field.number) + number(len(data)) + data
 
 
-def _key(number: int) -> bytes:
-    return _number(number << 3 | 2)
+def _key(field: int) -> bytes:
+    return number(field << 3 | 2)
 
 
-def _number(value: int) -> bytes:
+def number(value: int) -> bytes:
+    """A whole number that is not negative, as protobuf writes it: seven bits a byte."""
     out = bytearray()
     while value > 0x7F:
         out.append(value & 0x7F | 0x80)
