@@ -26,7 +26,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 RECORD: Final = 16384
 """Bytes of data in a TLS record at most (RFC 8446 §5.1)."""
@@ -119,7 +119,8 @@ class Link(asyncio.Transport):
         self._loop = loop
         self._sock, self._tls = secured.sock, secured.tls
         self._incoming, self._outgoing = secured.incoming, secured.outgoing
-        self._read: Callable[[int, Any], int] = secured.tls.read  # type: ignore[assignment]  # typeshed: bytes
+        # Given a buffer it returns how many bytes it put there; typeshed knows it without one only.
+        self._read = cast("Callable[[int, Any], int]", secured.tls.read)
         self._fd = secured.sock.fileno()
         self._protocol = protocol
         self._waiting: deque[memoryview] = deque()

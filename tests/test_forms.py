@@ -294,7 +294,7 @@ def test_a_form_that_takes_anothers_place_during_a_load_stays(store: Store, nurs
             kept(store, nursery).make(model)
         return opened(model, form)
 
-    store.stages = late  # type: ignore[method-assign]
+    store.stages = late
     np.testing.assert_array_equal(
         answer(nursery, dataclasses.replace(source(store, forms, model), read=never)), plain(NETWORK)
     )
@@ -371,7 +371,7 @@ def test_the_log_names_no_model(store: Store, nursery: Nursery, caplog: pytest.L
         with forms.stages(model) as stages:
             forms.spoilt(model, stages, "seal_chunk")
         bad = Impostor(LIARS["dies"])
-        kept(store, bad).make(model)  # type: ignore[arg-type]
+        kept(store, bad).make(model)
     assert len(caplog.records) == 3
     assert "secret" not in caplog.text
 
@@ -497,12 +497,12 @@ def test_a_form_that_onnxruntime_does_not_take_is_done_without(store: Store, nur
     """Also in one process."""
     model = put(store, NETWORK)
     bad = Impostor(_give(bytes(8), GRAPH))
-    kept(store, bad).make(model)  # type: ignore[arg-type]
+    kept(store, bad).make(model)
     assert store.form(model) is not None
     forms = kept(store, nursery)
     np.testing.assert_array_equal(answer(nursery, source(store, forms, model)), plain(NETWORK))
     assert store.form(model) is None
-    kept(store, bad).make(model)  # type: ignore[arg-type]
+    kept(store, bad).make(model)
     alone = InProcess(Engine()).load(source(store, forms, model))
     np.testing.assert_array_equal(
         alone.run({"x": X}, outputs=(), job=Job(caller="a", seconds=30.0))["y"], plain(NETWORK)

@@ -200,7 +200,7 @@ def test_what_is_said_of_stages_is_what_runs(store: Store, nursery: Nursery) -> 
         first.close()
     other = Making(engine="engine/2 options 0", processor=MAKING.processor)
     for forms, verify in ((made, "sha256"), (kept(store, nursery, making=other), "tags")):
-        whole = runner(store, forms, nursery, verify)  # type: ignore[arg-type]
+        whole = runner(store, forms, nursery, verify)
         assert whole.stages(model) == 1
         whole.close()
 
@@ -257,7 +257,7 @@ def test_who_waits_for_a_model_in_stages_takes_no_place_from_other_models(
         await here.load(model)
         lease = here._cache.lease((model.name, model.version))
         assert lease is not None
-        with lease.session._feeding()._turn:  # type: ignore[attr-defined] # somebody's long run
+        with lease.session._feeding()._turn:  # somebody's long run
             waiting = [asyncio.ensure_future(run(model, caller)) for caller in "abc"]
             await asyncio.sleep(0.1)
             assert await asyncio.wait_for(run(other, "d"), 20) == WHOLE["y"].tobytes()
@@ -299,7 +299,7 @@ def test_auto_cuts_what_is_larger_than_memory_and_nothing_else(
     tight.make(off)
     assert [count(store, model) for model in (small, large, off)] == [1, 8, 1]
     # What is known before they are loaded, for room to be made: nothing of another engine's form.
-    plan = Plan([stage.length for stage in store.form(large).stages], BYTES)  # type: ignore[union-attr]
+    plan = Plan([stage.length for stage in store.form(large).stages], BYTES)
     assert tight.least_bytes(large) == plan.memory_bytes > 0 < tight.least_bytes(small) < 2 * BYTES
     other = kept(store, nursery, room=BYTES)
     other._making = dataclasses.replace(MAKING, engine="another")
@@ -565,7 +565,7 @@ class Opened:
 def served() -> Iterator[tuple[feeding.Feeding, feeding.Slots, socket.socket]]:
     """A worker's end, in its first run of a model of two stages."""
     made, slots = feeding.Feeding(Plan([5000, 5000], 0)), feeding.Slots(8192)
-    made._openings = (Opened(), Opened())  # type: ignore[assignment]
+    made._openings = (Opened(), Opened())
     ours, theirs = socket.socketpair()
     theirs.settimeout(10)
     with ours, theirs:

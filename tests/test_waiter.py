@@ -143,7 +143,7 @@ def test_whoever_is_cancelled_stops_it(told: Told, ready: bool) -> None:
 
 def test_what_cannot_be_watched_is_stopped(told: Told) -> None:
     """The kernel has no more of that: a worker that nobody waits for would be nobody's for ever."""
-    told.fileno = lambda: -1  # type: ignore[method-assign]
+    told.fileno = lambda: -1
 
     async def main() -> None:
         with pytest.raises(ValueError, match=r"."):
@@ -187,7 +187,7 @@ def test_deadlines_are_kept_in_order_by_one_timer() -> None:
             ("b", 0.05),
             ("never", float("inf")),
         ):
-            deadlines.add(name, seconds, lambda name=name: happened.append(name))  # type: ignore[misc]
+            deadlines.add(name, seconds, lambda name=name: happened.append(name))
         deadlines.drop("dropped")
         deadlines.drop("unknown")
         await asyncio.sleep(0.15)
@@ -213,7 +213,7 @@ def test_a_deadline_is_never_early_and_takes_no_other_along() -> None:
                 raise ValueError
 
         for name, seconds in (("a", 0.02), ("b", 0.024), ("c", 0.04)):
-            deadlines.add(name, seconds, lambda name=name, seconds=seconds: happens(name, seconds))  # type: ignore[misc]
+            deadlines.add(name, seconds, lambda name=name, seconds=seconds: happens(name, seconds))
         await asyncio.sleep(0.1)
 
     asyncio.run(main())
